@@ -1,0 +1,273 @@
+"""
+Every knob of an experiment, in one dataclass, and the grammar that sets them:
+
+    python train.py config/demo.py config/method/prealign.py --learning_rate=3e-4
+    python train.py --help                      # every knob, its default and what it does
+
+Config files are Python assignments (`learning_rate = 1e-3`), read in the order given; then `--key=value`; later wins.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+import os
+import re
+import signal
+import sys
+import typing
+from dataclasses import dataclass, field
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can mend. Printed as one line, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Config:
+    # where things are
+    data_dir: str = "data/demo"         # made by data.py, read by everything else
+    out_dir: str = "out/demo"           # runs go to OUT_DIR/METHOD/seedSEED
+    method: str = "joint"               # name of the run's folder and of its row in the report
+    seed: int = 1                       # of weights, row order, codeswitching and word sampling
+
+    # data
+    source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl, also .gz/.xz
+    pivot: str = "en"                   # the language most of the data is in
+    targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
+    tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
+    vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained
+    min_count: int = 20                 # a word must be seen more often than this to enter the alignment table
+    val_fraction: float = 0.02          # share of the text held out, by whole documents
+    workers: int = 0                    # processes of data.py; 0 = one per core. The result does not depend on it
+    fact_count: int = 128               # CLKA facts stated in the pivot's training data; 0 = none
+    fact_frequencies: tuple[int, ...] = (40,)  # how often each is stated; several values are dealt out in turn
+
+    # batches
+    mix: dict[str, float] = field(default_factory=lambda: {"en": 0.95, "clone": 0.05})  # share of rows per language
+    batch_size: int = 16                # rows per step, over all processes
+    micro_batch_size: int = 16          # rows per forward pass and process; the rest is gradient accumulation
+    block_size: int = 256               # tokens per row
+    codeswitch_ratio: float = 0.0       # share of the pivot's aligned words replaced by a translation
+    codeswitch_target: str = "input-only"  # "input-only" (Eq. 6), "vanilla" (Eq. 5) or "original" (first subword of the replaced word)
+
+    # model
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    tie_embeddings: bool = True         # one matrix for input and output embeddings
+    init_std: float = 0.02              # of weight matrices at initialisation
+    embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and keep their alignment longer
+    init_from: str = "scratch"          # "scratch", "align" (stage 1 of the same seed), "golden" (identical En-Clone embeddings) or a run's folder
+
+    # optimisation
+    max_steps: int = 1500               # language-model steps in all, stage 1's included
+    learning_rate: float = 1e-3         # peak of the cosine schedule
+    min_learning_rate_ratio: float = 0.1  # final learning rate / peak
+    warmup_ratio: float = 0.05          # share of a stage's steps in which the rate rises linearly
+    weight_decay: float = 0.1           # AdamW, on matrices and embeddings
+    beta1: float = 0.9
+    beta2: float = 0.99
+    grad_clip: float = 1.0              # global norm; 0 = off
+
+    # alignment (stage 1, and on-the-fly when align_weight > 0)
+    stage1_steps: int = 250             # each with a language-model batch, counted in max_steps
+    stage1_learning_rate: float = 1e-3
+    stage1_align_weight: float = 0.1    # of the contrastive loss (Eq. 4) in stage 1
+    align_weight: float = 0.0           # the same in stage 2
+    align_entries: int = 512            # table entries per step, over all processes
+    align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 3)
+    align_power: float = 0.5            # entries are drawn by frequency ** align_power
+
+    # running
+    device: str = "auto"                # "auto", "cpu", "cuda" or "cuda:N"
+    dtype: str = "auto"                 # "auto" (bf16 where the hardware multiplies it, else fp32), "bf16", "fp16", "fp32"
+    compile: str = "auto"               # torch.compile: "auto" (on CUDA), "on" or "off"
+    log_interval: int = 20              # steps
+    checkpoint_interval: int = 250      # steps
+
+    # evaluation
+    eval_tokens: int = 200_000          # held-out tokens per language; 0 = all
+    eval_batch_size: int = 32           # rows
+    eval_words: int = 2000              # table entries whose similarity is measured
+
+    @property
+    def run_dir(self) -> str:
+        return os.path.join(self.out_dir, self.method, f"seed{self.seed}")
+
+    @property
+    def stage1_dir(self) -> str:
+        return os.path.join(self.out_dir, "align", f"seed{self.seed}")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+
+CHOICES = {
+    "codeswitch_target": ("input-only", "vanilla", "original"),
+    "dtype": ("auto", "bf16", "fp16", "fp32"),
+    "compile": ("auto", "on", "off"),
+}
+POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
+            "learning_rate", "stage1_learning_rate", "align_entries", "align_tau", "init_std", "embedding_init_std",
+            "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words")
+NOT_NEGATIVE = ("seed", "min_count", "workers", "fact_count", "weight_decay", "grad_clip", "stage1_steps", "warmup_ratio",
+                "stage1_align_weight", "align_weight", "align_power", "eval_tokens", "min_learning_rate_ratio")
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+TYPES = typing.get_type_hints(Config)
+
+
+def _typed(key: str, value: object, where: str) -> object:
+    """`value` as the type of knob `key`, or a UserError that names the type expected and what was found."""
+    if key not in FIELDS:
+        close = difflib.get_close_matches(key, FIELDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; --help lists every knob"
+        raise UserError(f"{where}: there is no knob named {key!r}{hint}")
+    expected = TYPES[key]
+    good = False
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value, good = float(value), True
+    elif expected in (int, float, bool, str):
+        good = type(value) is expected
+    elif expected == tuple[str, ...] or expected == tuple[int, ...]:
+        item = str if expected == tuple[str, ...] else int
+        if type(value) is item:
+            value = (value,)
+        good = isinstance(value, (tuple, list)) and len(value) > 0 and all(type(v) is item for v in value)
+        value = tuple(value) if good else value
+    elif expected == dict[str, float]:
+        good = isinstance(value, dict) and len(value) > 0 and all(
+            isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
+        value = {k: float(v) for k, v in value.items()} if good else value
+    if not good:
+        name = expected.__name__ if isinstance(expected, type) and not typing.get_args(expected) else str(expected)
+        raise UserError(f"{where}: {key} must be of type {name}, found {value!r}")
+    return value
+
+
+def _read_file(path: str) -> dict[str, object]:
+    """The assignments of a config file. Literals only, so that reading a config never runs code."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            tree = ast.parse(f.read(), filename=path)
+    except OSError as e:
+        raise UserError(f"cannot read config file {path}: {e.strerror}; the ones that come with the project are in config/") from e
+    except (SyntaxError, ValueError) as e:
+        raise UserError(f"{path}:{getattr(e, 'lineno', None) or 1}: not a config file ({getattr(e, 'msg', e)}); expected lines like `learning_rate = 1e-3`") from e
+    values: dict[str, object] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        where = f"{path}:{node.lineno}"
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            raise UserError(f"{where}: expected `knob = value`, found {ast.unparse(node).splitlines()[0]!r}")
+        try:
+            value = ast.literal_eval(node.value)
+        except (ValueError, TypeError, MemoryError, RecursionError) as e:
+            raise UserError(f"{where}: {node.targets[0].id} must be a plain value, found {ast.unparse(node.value)!r}") from e
+        values[node.targets[0].id] = _typed(node.targets[0].id, value, where)
+    return values
+
+
+def _read_override(argument: str) -> tuple[str, object]:
+    key, equals, text = argument[2:].partition("=")
+    if not equals:
+        raise UserError(f"{argument}: expected --key=value")
+    expected = TYPES.get(key)
+    if expected is str:
+        return key, text
+    if expected is bool and text.lower() in ("true", "false"):
+        return key, text.lower() == "true"
+    if expected in (tuple[str, ...], tuple[int, ...]) and not text.startswith(("(", "[")):
+        items = [part.strip() for part in text.split(",") if part.strip()]
+        if expected == tuple[int, ...]:
+            if not all(re.fullmatch(r"-?\d+", item) for item in items):
+                raise UserError(f"--{key}: expected whole numbers separated by commas, found {text!r}")
+            return key, _typed(key, tuple(int(item) for item in items), f"--{key}")
+        return key, _typed(key, tuple(items), f"--{key}")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text  # _typed says what was expected instead
+    return key, _typed(key, value, f"--{key}")
+
+
+def _check(config: Config) -> None:
+    for key, choices in CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise UserError(f"{key} must be one of {', '.join(choices)}; found {getattr(config, key)!r}")
+    for key in POSITIVE:
+        if not getattr(config, key) > 0:
+            raise UserError(f"{key} must be greater than 0, found {getattr(config, key)}")
+    for key in NOT_NEGATIVE:
+        if not getattr(config, key) >= 0:
+            raise UserError(f"{key} must not be negative, found {getattr(config, key)}")
+    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
+        if not low <= getattr(config, key) <= high:
+            raise UserError(f"{key} must be between {low} and {high}, found {getattr(config, key)}")
+    if config.n_embd % config.n_head:
+        raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
+    languages = (config.pivot, *config.targets)
+    if len(set(languages)) != len(languages):
+        raise UserError(f"pivot and targets must be different languages, found {', '.join(languages)}")
+    for language in languages:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", language):
+            raise UserError(f"language names are letters, digits and hyphens, found {language!r}")
+    for language, weight in config.mix.items():
+        if language not in languages:
+            raise UserError(f"mix names {language!r}, which is neither the pivot nor a target ({', '.join(languages)})")
+        if weight < 0:
+            raise UserError(f"mix: the weight of {language} must not be negative, found {weight}")
+    if not sum(config.mix.values()) > 0:
+        raise UserError(f"mix: some language needs a weight above 0, found {config.mix}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", config.method):
+        raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
+
+
+def help_text() -> str:
+    """Every knob with its default and the comment beside it in this file."""
+    lines = []
+    for line in open(__file__, encoding="utf-8").read().split("class Config:")[1].split("@property")[0].splitlines():
+        if re.match(r"    # ", line):
+            lines.append("\n" + line.strip(" #"))
+        elif match := re.match(r"    (\w+): (.+?) = (.+?)(?:\s+# (.*))?$", line):
+            name, kind, _, comment = match.groups()
+            default = json.dumps(getattr(Config(), name))
+            lines.append(f"  --{name}={default}  ({kind})" + (f"\n        {comment}" if comment else ""))
+    return "\n".join(lines)
+
+
+def load(arguments: list[str], usage: str = "") -> Config:
+    """
+    The config that config files and `--key=value` arguments make, checked.
+
+    Raises UserError for an unknown knob (naming the closest), a wrong type (naming the one expected), a missing file
+    or an impossible value. `--help` prints `usage` and every knob, and exits.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        print(f"{usage.strip()}\n{help_text()}")
+        raise SystemExit(0)
+    values: dict[str, object] = {}
+    overrides = [a for a in arguments if a.startswith("--")]
+    for path in (a for a in arguments if not a.startswith("--")):
+        values |= _read_file(path)
+    for argument in overrides:
+        key, value = _read_override(argument)
+        values[key] = _typed(key, value, f"--{key}")
+    config = Config(**values)
+    _check(config)
+    return config
+
+
+def run(main: typing.Callable[[list[str]], None]) -> None:
+    """Call `main(arguments)`; a UserError becomes one line and exit code 1, Ctrl-C exit code 130."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,3 @@
+method = "joint"
+init_from = "scratch"
+codeswitch_ratio = 0.0

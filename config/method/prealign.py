@@ -1,0 +1,3 @@
+method = "prealign"
+init_from = "align"
+codeswitch_ratio = 0.05

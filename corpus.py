@@ -1,0 +1,237 @@
+"""
+Text in, documents out.
+
+A source is a file, a folder or a glob pattern of .txt (blank lines end a document) and .jsonl (one document per line, field
+"text"), each also .gz or .xz. Or it is "builtin", which needs no download: the documentation inside the Python standard
+library and the packages of requirements.txt, cleaned to English prose. Its wording follows the installed versions;
+`fingerprint` tells two of them apart.
+
+Every document is NFC-normalised, has no blank lines, no spaces at the end of a line, and "\\n" for line ends.
+"""
+
+import ast
+import glob
+import gzip
+import hashlib
+import importlib.util
+import inspect
+import json
+import lzma
+import multiprocessing
+import os
+import re
+import sysconfig
+import unicodedata
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+from config import UserError
+
+# ---- files ----
+
+COMPRESSION = {".gz": gzip.open, ".xz": lzma.open}
+READABLE = tuple(kind + packed for kind in (".txt", ".jsonl") for packed in ("", *COMPRESSION))
+
+
+def _unreadable(path: str, e: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); check that it is complete and yours to open")
+
+
+def _files(source: str) -> list[str]:
+    """The files that `source` stands for, sorted. In a folder only those that can be read count; hidden ones do not."""
+    if os.path.isdir(source):
+        def stop(e: OSError) -> None:
+            raise _unreadable(e.filename, e) from e
+
+        paths = []
+        for folder, folders, names in os.walk(source, onerror=stop):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths += [os.path.join(folder, name) for name in names
+                      if name.lower().endswith(READABLE) and not name.startswith(".")]
+        if not paths:
+            raise UserError(f"{source}: nothing in this folder can be read; expected files named *{', *'.join(READABLE)}")
+        return sorted(paths)
+    matches = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
+    paths = sorted(path for path in matches if not os.path.isdir(path))
+    if not paths:
+        raise UserError(f'{source}: no such file or folder, and no file matches it as a pattern; source may also be "builtin"')
+    for path in paths:
+        if not path.lower().endswith(READABLE):
+            raise UserError(f"{path}: cannot tell how to read this file; expected a name like *{', *'.join(READABLE)}")
+    return paths
+
+
+def _lines(path: str, bar: tqdm) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1; `bar` advances by bytes on disk."""
+    try:
+        with open(path, "rb") as file:
+            extension = os.path.splitext(path)[1].lower()
+            position = 0
+            for number, line in enumerate(COMPRESSION[extension](file) if extension in COMPRESSION else file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which some editors write
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as e:
+                    raise UserError(f"{path}:{number}: byte {e.start + 1} of the line (0x{line[e.start]:02x}) is not UTF-8; "
+                                    "convert the file first: iconv -f ITS-ENCODING -t UTF-8") from e
+                bar.update(file.tell() - position)
+                position = file.tell()
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:  # missing, forbidden, cut off or corrupt
+        raise _unreadable(path, e) from e
+
+
+def _document(lines: Iterable[str]) -> str:
+    return unicodedata.normalize("NFC", "\n".join(line.rstrip() for line in lines if line.strip()))
+
+
+def _read_txt(path: str, bar: tqdm) -> Iterator[str]:
+    lines = []
+    for _, line in _lines(path, bar):
+        if line.strip():
+            lines.append(line)
+        else:
+            yield _document(lines)
+            lines = []
+    yield _document(lines)
+
+
+def _read_jsonl(path: str, bar: tqdm) -> Iterator[str]:
+    for number, line in _lines(path, bar):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            text.encode()  # "\ud800" is JSON but no character
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            raise UserError(f'{path}:{number}: expected a line like {{"text": "..."}}, found {line.strip()[:60]!r} '
+                            f"({type(e).__name__}: {e}); one document per line") from e
+        yield _document(text.split("\n"))
+
+
+# ---- builtin: the prose inside documentation ----
+
+# What requirements.txt installs and nothing else, so that other packages beside them do not change the corpus.
+PACKAGES = (
+    "_pytest", "charset_normalizer", "click", "cloudpickle", "defusedxml", "filelock", "fsspec", "functorch", "idna", "iniconfig",
+    "jinja2", "joblib", "markupsafe", "mpmath", "networkx", "nltk", "numpy", "packaging", "pluggy", "pygments", "regex", "requests",
+    "setuptools", "sympy", "tiktoken", "torch", "torchgen", "tqdm", "typing_extensions", "urllib3")
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+COMPOUND = (*FUNCTION, ast.ClassDef, ast.If, ast.Try, ast.ExceptHandler)  # statements that hold others
+FULL_LINE = 60  # characters; a shorter line before an indented one is a header, a longer one was wrapped
+
+UNDERLINE = re.compile(r"([-=~^*#\"'])\1{2,}")
+NOT_TEXT = r"(code |usage )?(examples?|references?|see also|usage|synopsis|doctests?|signature|shapes?)\b.{0,20}"
+HIDDEN_TITLE = re.compile(NOT_TEXT, re.I)                               # a title whose whole section is left out
+HIDDEN_HEADER = re.compile(                                             # a line whose indented block is left out
+    rf"{NOT_TEXT}:|.*::|\.\. ?(?!(note|warning|tip|caution|important|attention|hint|danger|admonition|topic|version\w+|deprecated|seealso)::).*", re.I)
+MARKER = re.compile(r"\.\. ?\w+::\s*(v?\d[\w.]*)?\s*|:[^:`]+:(\s+|$)|@\w+(\s\w+:)?\s*|([-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\)|\[\d+\])\s+|")
+NAME = re.compile(r"([`*\"']*[\w.]+[`*\"']*\s*(\(.*?\))?\s*(:|--|-)\s+)?")   # x (int): description
+MARKUP = (
+    (re.compile(r":[\w:+.-]+:`~[\w.]*?(\w+)`"), r"\1"),                         # :func:`~torch.relu` is shown as relu
+    (re.compile(r"(?::[\w:+.-]+:)?`([^`<>]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),      # :ref:`text <target>` and `text <url>`_
+    (re.compile(r"(?::[\w:+.-]+:)?(``?)([^`]+)\1_{0,2}"), r"\2"),               # :math:`n`, ``x`` and `x`
+    (re.compile(r"(?<![\w*])(\*\*?)(\w[^*]*?)\1(?![\w*])"), r"\2"),             # *x* and **x**
+    (re.compile(r"(\[[\w-]+\])_"), r"\1"),                                       # [1]_
+    (re.compile(r"\s+"), " "),
+)
+CODE = re.compile(r"[\\{}|$^<>=@~`*]|://|%[sdr(.]|[+/-]{2}|\w[(\[]\w*[,)\]]|\.\.\. ")
+PLAIN_WORD = re.compile(r"[(\"']*[A-Za-z][a-z]*(['’/-][A-Za-z]?[a-z]+)*[)\"'.,;:!?]*")
+COMMON_WORDS = frozenset("a an and are as at be by can for from has if in is it not of on or that the then this to was when which will with".split())
+
+
+def _is_prose(text: str) -> bool:
+    words = text.split(" ")
+    return (len(words) >= 8 and re.match(r"[\"'(]?\w", text) is not None and re.search(r"[.!?][\"')]*$", text) is not None
+            and not CODE.search(text)
+            and sum(c.isalpha() or c == " " for c in text) >= 0.85 * len(text)
+            and sum(PLAIN_WORD.fullmatch(word) is not None for word in words) >= 0.8 * len(words)
+            and sum(word.lower() in COMMON_WORDS for word in words) >= 0.15 * len(words))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _visible(lines: list[str]) -> Iterator[str]:
+    """`lines` with an empty one in place of each that belongs to code, a title, a directive or a section of references."""
+    hidden_below = None  # the indentation of a header whose block is left out
+    hidden_section = doctest = False
+    for line, after in zip(lines, lines[1:] + [""]):
+        content = line.strip()
+        if content and hidden_below is not None and _indent(line) <= hidden_below:
+            hidden_below = None
+        doctest = bool(content) and (doctest or content.startswith((">>>", "$ ")))
+        title = not UNDERLINE.fullmatch(content) and UNDERLINE.fullmatch(after.strip())
+        if content and title:
+            hidden_section = HIDDEN_TITLE.fullmatch(content)
+        if title or doctest or hidden_section or hidden_below is not None or UNDERLINE.fullmatch(content):
+            yield ""
+        elif HIDDEN_HEADER.fullmatch(content):
+            hidden_below = _indent(line)
+            yield ""
+        else:
+            yield line
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Wrapped lines joined; bullets, parameter names and the headers of indented descriptions taken off."""
+    paragraph: list[str] = []
+    start = body = 0        # the indentation of the first line, and of the others (-1: there is none yet)
+    named = short = False   # what the first line is
+    for line in [*lines, ""]:
+        content, indent = line.strip(), _indent(line)
+        marker = MARKER.match(content).end()
+        name = NAME.match(content, marker).end()
+        if body >= 0:
+            fits = indent == body
+        elif indent == start:
+            fits = name == 0 or not (named or short)
+        else:
+            fits = indent > start and not short
+        if paragraph and content and fits and not marker:
+            paragraph.append(content)
+            body = indent
+            continue
+        if paragraph and not re.search(r"\S {3,}\S", "\n".join(paragraph)):  # columns of a table
+            yield "\n".join(paragraph)
+        paragraph = [content[name:]] if content[name:] else []
+        start, body, named, short = indent, -1, name > 0, len(line) < FULL_LINE
+
+
+def prose(docstring: str) -> list[str]:
+    """The paragraphs of a docstring (reStructuredText, numpydoc or Google style) that are English sentences, one line each."""
+    kept = []
+    for text in _paragraphs(_visible(inspect.cleandoc(docstring).split("\n"))):
+        for pattern, replacement in MARKUP:
+            text = pattern.sub(replacement, text)
+        if _is_prose(text.strip()):
+            kept.append(text.strip())
+    return kept
+
+
+def _strings(node: ast.AST) -> Iterator[str]:
+    """The docstrings below `node`, and every string outside functions: numpy and torch pass documentation to calls."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(node, FUNCTION) and not isinstance(child, (ast.Expr, ast.ClassDef, *FUNCTION)):
+            continue
+        if isinstance(child, COMPOUND):
+            yield from _strings(child)
+        elif isinstance(child, ast.stmt):
+            parts = [part for part in ast.walk(child) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            yield from (part.value for part in sorted(parts, key=lambda part: (part.lineno, part.col_offset)))
+
+
+def _module_prose(path: str) -> list[str]:
+    with open(path, "rb") as file:
+        source = file.read()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in other people's strings
+            return [paragraph for text in _strings(ast.parse(source.decode())) if " " in text for paragraph in prose(text)]
+    except (SyntaxError, ValueError, RecursionError):
+        return []

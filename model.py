@@ -1,0 +1,164 @@
+"""
+The GPT: GPT-2's architecture (learned positions, pre-norm, GELU, biases), written to be read. Imports nothing of ours.
+
+    tokens (B, T) -> wte + wpe -> n_layer x [x + attention(ln(x)); x + mlp(ln(x))] -> ln_f -> lm_head -> logits (B, T, V)
+
+The loss never holds the logits of a whole batch: see LinearCrossEntropy.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Attention(nn.Module):
+    def __init__(self, n_embd: int, n_head: int):
+        super().__init__()
+        self.n_head = n_head
+        self.qkv = nn.Linear(n_embd, 3 * n_embd)
+        self.proj = nn.Linear(n_embd, n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C/n_head)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, n_embd: int):
+        super().__init__()
+        self.fc = nn.Linear(n_embd, 4 * n_embd)
+        self.proj = nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(F.gelu(self.fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, n_embd: int, n_head: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(n_embd)
+        self.attention = Attention(n_embd, n_head)
+        self.ln_2 = nn.LayerNorm(n_embd)
+        self.mlp = MLP(n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int,
+                 tie_embeddings: bool = True, init_std: float = 0.02, embedding_init_std: float = 0.02):
+        super().__init__()
+        self.block_size = block_size
+        self.wte = nn.Embedding(vocab_size, n_embd)
+        self.wpe = nn.Embedding(block_size, n_embd)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))
+        self.ln_f = nn.LayerNorm(n_embd)
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name in ("wte.weight", "lm_head.weight"):
+                nn.init.normal_(parameter, std=embedding_init_std)
+            elif name.endswith("proj.weight"):  # 2 * n_layer branches add up in the residual stream (GPT-2)
+                nn.init.normal_(parameter, std=init_std / math.sqrt(2 * n_layer))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=init_std)
+        if tie_embeddings:
+            self.lm_head.weight = self.wte.weight
+
+    def layers(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """
+        Layers 0..L of every token: its word embedding, then each block's output. What stage 1 aligns (with the output
+        embedding, layer L+1, beside them).
+
+        ids (B, T) int64 -> L + 1 tensors (B, T, C)
+        """
+        embedding = self.wte(ids)  # (B, T, C)
+        x = embedding + self.wpe.weight[: ids.shape[1]]
+        layers = [embedding]
+        for block in self.blocks:
+            x = block(x)
+            layers.append(x)
+        return layers
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """
+        With targets (B, T) int64, where -1 is not predicted: (sum of the losses, losses (B, T)), both float32, in nats;
+        gradients flow through the sum. Without: final hidden states (B, T, C), after ln_f.
+        """
+        hidden = self.ln_f(self.layers(ids)[-1])  # (B, T, C)
+        if targets is None:
+            return hidden
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """AdamW groups: matrices and embeddings are decayed, biases and norms are not."""
+        decay = [p for p in self.parameters() if p.dim() >= 2]
+        no_decay = [p for p in self.parameters() if p.dim() < 2]
+        return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one training token: 6 per matrix weight, and the attention products (PaLM, appendix B)."""
+        matrices = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "wpe" not in name and "wte" not in name)
+        if self.lm_head.weight is self.wte.weight:
+            matrices += self.lm_head.weight.numel()  # named_parameters lists the shared matrix as wte only
+        return 6 * matrices + 12 * len(self.blocks) * self.wte.embedding_dim * self.block_size
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """
+    Cross-entropy of `hidden @ weight.T`, a chunk of tokens at a time, with both gradients taken in the same pass: only
+    (chunk, V) logits are ever held, and none are computed twice.
+
+    The gradient of a *sum* of losses needs nothing from upstream but one factor, which is why the backward pass has
+    only a multiplication left to do.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor):
+        N, V = hidden.shape[0], weight.shape[0]
+        losses = torch.empty(N, dtype=torch.float32, device=hidden.device)
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        if needs_grad:
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight = torch.zeros(V, hidden.shape[1], dtype=torch.float32, device=hidden.device)
+        # A chunk of logits that stays in a CPU's cache, or one large enough to fill a GPU.
+        chunk = max(64, (2**21 if hidden.device.type == "cpu" else 2**28) // V)
+        for start in range(0, N, chunk):
+            h = hidden[start:start + chunk]  # (n, C)
+            target = targets[start:start + chunk]  # (n,)
+            predicted = target >= 0
+            index = target.clamp(min=0).unsqueeze(1)  # (n, 1)
+            log_p = F.log_softmax(F.linear(h, weight).float(), dim=-1)  # (n, V)
+            losses[start:start + chunk] = -log_p.gather(1, index).squeeze(1) * predicted
+            if needs_grad:  # d loss / d logits = softmax - one-hot
+                grad = log_p.exp_()
+                grad.scatter_add_(1, index, torch.full_like(index, -1.0, dtype=grad.dtype))
+                grad = (grad * predicted.unsqueeze(1)).to(h.dtype if not torch.is_autocast_enabled(h.device.type)
+                                                           else torch.get_autocast_dtype(h.device.type))
+                grad_hidden[start:start + chunk] = grad @ weight
+                grad_weight += grad.T @ h
+        if needs_grad:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad_sum: torch.Tensor, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_sum, grad_weight * grad_sum, None
+
+
+def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output
+    embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0.
+    """
+    total, losses = LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
+    return total, losses.view_as(targets)

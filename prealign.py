@@ -1,0 +1,153 @@
+"""
+Stage 1: multilingual alignment before pretraining (paper, section 3.2), and the contrastive loss it is made of.
+
+    python prealign.py config/demo.py           # -> out/demo/align/seed1
+    torchrun --standalone --nproc_per_node=8 prealign.py config/demo.py
+
+A batch is N entries of the alignment table; each of their words, in every language, is one row, encoded alone. In every
+layer, rows of the same entry are pulled together and all others apart (Eq. 3). The loop, and the language-model loss
+beside it (Eq. 4), are train.py's.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import config as configs
+from batches import ENTRY, uniform
+from config import Config
+from data import Table
+from model import GPT
+
+
+@dataclass(frozen=True)
+class Words:
+    """A batch of words as rows, padded to the longest."""
+
+    ids: np.ndarray     # (R, W) int64
+    length: np.ndarray  # (R,) int64, tokens of each word
+    entry: np.ndarray   # (R,) int64; -1 = a row of padding
+
+
+def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
+    """All words of `entries` (N,), in every language, as rows; padded to a number of rows that `multiple_of` divides."""
+    L = len(table.languages)
+    first, end = table.groups[entries * L], table.groups[(entries + 1) * L]
+    number = end - first
+    word = np.repeat(first - np.cumsum(number) + number, number) + np.arange(number.sum())  # (R,) every word of every entry
+    length = table.offsets[word + 1] - table.offsets[word]
+    column = np.arange(length.max())
+    ids = np.where(column < length[:, None], table.tokens[np.minimum(table.offsets[word][:, None] + column, len(table.tokens) - 1)], 0)
+    extra = -len(word) % multiple_of
+    return Words(np.pad(ids, ((0, extra), (0, 0))).astype(np.int64), np.pad(length, (0, extra), constant_values=1),
+                 np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
+
+
+def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
+    """
+    The distinct entries (N,) of step `step`, drawn without replacement by frequency ** align_power.
+
+    Keys -log(u) / weight in increasing order are such a draw (Efraimidis and Spirakis, 2006), a function of (seed, step).
+    """
+    weight = table.frequency.astype(np.float64) ** config.align_power
+    key = -np.log1p(-uniform(config.seed, ENTRY, step, np.arange(len(table)))) / weight
+    N = min(config.align_entries, len(table))
+    return np.sort(np.argpartition(key, N - 1)[:N])
+
+
+def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """
+    The representation of words at layers 0..L+1: word embedding, each block's output, output embedding; the mean over the
+    word's tokens, padding excluded (paper, section 3.2).
+
+    ids (R, W) int64, length (R,) -> (L + 2, R, C) float32
+    """
+    valid = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]).float() / length[:, None]  # (R, W), rows sum to 1
+    layers = model.layers(ids) + [F.embedding(ids, model.lm_head.weight)]  # L + 2 of (R, W, C)
+    return torch.stack([torch.einsum("rwc,rw->rc", layer.float(), valid) for layer in layers])
+
+
+class SupervisedContrastive(torch.autograd.Function):
+    """
+    Eq. 3 of one layer for some of its rows, with its gradient taken in the same pass, so that no rows x rows matrix
+    outlives its layer.
+
+    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,), -1 = padding.
+    """
+
+    @staticmethod
+    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, first: int, tau: float) -> torch.Tensor:
+        number = (entry >= 0).sum()
+        mine = entry[first:first + len(anchors)]  # (A,)
+        itself = torch.arange(first, first + len(anchors), device=rows.device)[:, None] == torch.arange(len(rows), device=rows.device)
+        positive = ((mine[:, None] == entry) & ~itself & (mine[:, None] >= 0)).float()  # (A, R)
+        similarity = anchors @ rows.T / tau  # (A, R) cosines over tau
+        similarity.masked_fill_(itself | (entry < 0), float("-inf"))  # only other words stand in the denominator
+        log_p = F.log_softmax(similarity, dim=1)
+        loss = -(torch.where(positive > 0, log_p, 0.0)).sum() / number
+        # d loss / d similarity: each anchor's softmax once per positive, minus the positives.
+        grad = (log_p.exp_() * positive.sum(1, keepdim=True) - positive) / (number * tau)
+        ctx.save_for_backward(grad @ rows, grad.T @ anchors)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor):
+        grad_anchors, grad_rows = ctx.saved_tensors
+        return grad_anchors * upstream, grad_rows * upstream, None, None, None
+
+
+class GatherRows(torch.autograd.Function):
+    """All processes' rows along dim 1, with gradients flowing back to the process each row came from."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = x.shape[1]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        first = dist.get_rank() * ctx.rows
+        return grad[:, first:first + ctx.rows]
+
+
+def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float) -> torch.Tensor:
+    """
+    This process's share of the multilingual contrastive loss (Eq. 3), summed over layers; the shares add up to the whole.
+
+    Supervised contrastive (Khosla et al., 2020): the positives of a word are the other words of its entry, and its
+    denominator holds every other word of the global batch. Divided by the number of words in the batch, so that the
+    weight beside the language-model loss means the same at every batch size; otherwise as printed.
+
+    representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) -> scalar, nats
+    """
+    anchors = F.normalize(representations, dim=-1)
+    distributed = dist.is_initialized()
+    rows = GatherRows.apply(anchors) if distributed else anchors
+    first = dist.get_rank() * anchors.shape[1] if distributed else 0
+    return sum(SupervisedContrastive.apply(anchors[layer], rows[layer], entry, first, tau) for layer in range(len(rows)))
+
+
+def stage1_config(config: Config) -> Config:
+    """What stage 1 is in terms of train.py's loop: its first steps, with the contrastive loss and no codeswitching."""
+    return replace(config, method="align", init_from="scratch", align_weight=config.stage1_align_weight,
+                   learning_rate=config.stage1_learning_rate, codeswitch_ratio=0.0)
+
+
+def main(arguments: list[str]) -> None:
+    from train import train  # train.py imports this file for the loss
+
+    config = configs.load(arguments, __doc__)
+    if config.stage1_steps == 0:
+        raise configs.UserError("stage1_steps is 0: there is no stage 1 to run")
+    train(stage1_config(config), 0, config.stage1_steps)
+
+
+if __name__ == "__main__":
+    configs.run(main)

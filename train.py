@@ -1,0 +1,439 @@
+"""
+Stage 2: language-model pretraining with input-only codeswitching. And the one training loop, which stage 1 uses too.
+
+    python train.py config/demo.py config/method/joint.py
+    torchrun --standalone --nproc_per_node=8 train.py config/demo.py config/method/prealign.py --learning_rate=3e-4
+
+Writes OUT_DIR/METHOD/seedSEED/: run.json (config, versions), metrics.jsonl, checkpoint.pt. Run the same command again and
+it goes on where it stopped; a finished run is left alone. On several nodes, start the same torchrun on each with
+--nnodes, --node_rank and --master_addr.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import config as configs
+from batches import Batch, Sampler, prefetch
+from config import Config, UserError
+from data import Dataset
+from model import GPT
+from prealign import Words, contrastive_loss, draw_entries, word_representations, word_rows
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hardware
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: torch.device
+    dtype: torch.dtype   # of the matrix products; weights and optimizer are float32
+    rank: int
+    world: int           # number of processes
+    control: object      # gloo group for small integers on the CPU, so that counting never waits for the GPU
+
+    @property
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 matrices itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def start(config: Config) -> Hardware:
+    """Device, precision, and the process group when torchrun started several processes."""
+    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={config.device}: this torch sees no CUDA device; use --device=cpu")
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}") from e
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    control = None
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        control = dist.new_group(backend="gloo")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
+             "auto": torch.bfloat16 if bf16_pays(device) else torch.float32}[config.dtype]
+    return Hardware(device, dtype, rank, world, control)
+
+
+def matmul_rate(hardware: Hardware) -> float:
+    """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
+    n = 8192 if hardware.device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(8):
+        if hardware.device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        a @ b
+        if hardware.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
+def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
+    """torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not."""
+    if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
+        return model
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=hardware.device))
+    except Exception as e:  # a missing compiler, Triton or header: each has an exception of its own
+        if hardware.rank == 0:
+            print(f"torch.compile does not work here ({type(e).__name__}: {str(e).splitlines()[0]}); going on without it")
+        return model
+    return torch.compile(model)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model and checkpoints
+
+
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
+# Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
+FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval", "checkpoint_interval",
+        "eval_tokens", "eval_batch_size", "eval_words")
+
+
+def make_model(config: Config, vocab_size: int) -> GPT:
+    return GPT(vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd, config.tie_embeddings,
+               config.init_std, config.embedding_init_std)
+
+
+@torch.no_grad()
+def make_golden(model: GPT, data: Dataset) -> None:
+    """Give every token of En-Clone the embeddings of its English twin: perfect alignment, the upper bound of stage 1."""
+    for language in data.languages[1:]:
+        offset = data.offsets[language]
+        for weight in {model.wte.weight, model.lm_head.weight}:
+            weight[offset:offset + data.V] = weight[:data.V]
+
+
+def save_checkpoint(path: str, state: dict) -> None:
+    """Write `state` so that whatever happens there is a whole checkpoint at `path`: this one or the one before."""
+    try:
+        with open(path + ".tmp", "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + ".tmp", path)
+    except (OSError, RuntimeError) as e:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same command again") from e
+
+
+def load_checkpoint(path: str) -> dict:
+    """A checkpoint, on the CPU. Never runs code from the file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        missing = {"model", "optimizer", "step", "last_step", "config", "data", "vocab_size"} - set(state)
+    except FileNotFoundError as e:
+        raise UserError(f"there is no checkpoint {path}") from e
+    except Exception as e:  # torch.load raises what its unpickler and zip reader raise
+        raise UserError(f"{path}: not a readable checkpoint ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from e
+    if missing:
+        raise UserError(f"{path}: not a checkpoint of this project; it lacks {', '.join(sorted(missing))}")
+    return state
+
+
+def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: tuple[str, ...]) -> None:
+    """Refuse a checkpoint made from other data, or with other values of `knobs`."""
+    if state["data"] != data.fingerprint or state["vocab_size"] != data.vocab_size:
+        raise UserError(f"{path} was made from other data than {data.dir}; delete its folder to train anew, or point data_dir to its own data")
+    mine, theirs = json.loads(config.to_json()), json.loads(json.dumps(state["config"]))
+    different = [f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in knobs if theirs.get(k) != mine[k]]
+    if different:
+        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values, another --method name, or delete its folder")
+
+
+def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
+    """The model of a finished run, in eval mode, and its checkpoint. Raises UserError when it is unfinished or of other data."""
+    path = os.path.join(run_dir, "checkpoint.pt")
+    state = load_checkpoint(path)
+    if state["step"] < state["last_step"]:
+        raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command again to finish it")
+    try:
+        config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
+    except TypeError as e:
+        raise UserError(f"{path}: its config is of another version ({e})") from e
+    check_matches(state, path, config, data, ())
+    model = make_model(config, data.vocab_size)
+    load_weights(model, state, path)
+    return model.to(device).eval(), state
+
+
+def load_weights(model: GPT, state: dict, path: str) -> None:
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as e:
+        raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
+
+
+def initial_weights(model: GPT, config: Config, data: Dataset) -> None:
+    """Set the weights as init_from says."""
+    if config.init_from == "scratch":
+        return
+    if config.init_from == "golden":
+        return make_golden(model, data)
+    run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
+    path = os.path.join(run_dir, "checkpoint.pt")
+    if not os.path.exists(path):
+        hint = "run `python prealign.py` with the same config first" if config.init_from == "align" else \
+            'expected "scratch", "align", "golden" or the folder of a run'
+        raise UserError(f"init_from={config.init_from}: there is no checkpoint {path}; {hint}")
+    state = load_checkpoint(path)
+    if state["step"] < state["last_step"]:
+        raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
+    check_matches(state, path, config, data, SHAPE + (("seed", "stage1_steps", "batch_size") if config.init_from == "align" else ()))
+    load_weights(model, state, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def learning_rate(step: int, first: int, last: int, config: Config) -> float:
+    """Linear warm-up over warmup_ratio of the steps first..last, then a cosine to min_learning_rate_ratio of the peak."""
+    done, steps = step - first, last - first
+    warmup = math.ceil(config.warmup_ratio * steps)
+    if done < warmup:
+        return config.learning_rate * (done + 1) / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup)))
+    return config.learning_rate * (config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * cosine)
+
+
+def rows_of(step: int, config: Config, hardware: Hardware) -> np.ndarray:
+    """The global rows of a step that are this process's."""
+    return np.array_split(np.arange(step * config.batch_size, (step + 1) * config.batch_size), hardware.world)[hardware.rank]
+
+
+def train(config: Config, first_step: int, last_step: int) -> None:
+    """
+    Steps first_step..last_step - 1 of a run, resumed from its checkpoint if it has one. Steps number the rows of the data:
+    stage 2 of PreAlign begins where stage 1 stopped, and at the same step every method sees the same rows.
+    """
+    hardware = start(config)
+    try:
+        run(config, first_step, last_step, hardware)
+    finally:
+        if hardware.world > 1:
+            dist.destroy_process_group()
+
+
+def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> None:
+    device, main_process = hardware.device, hardware.rank == 0
+    if config.batch_size % hardware.world:
+        raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({hardware.world})")
+    torch.manual_seed(config.seed)
+    data = Dataset(config.data_dir)
+    sampler = Sampler(data, config)
+    model = make_model(config, data.vocab_size)
+    path = os.path.join(config.run_dir, "checkpoint.pt")
+    state = load_checkpoint(path) if os.path.exists(path) else None
+    step = first_step
+    if state is None:
+        initial_weights(model, config, data)
+    else:
+        check_matches(state, path, config, data, tuple(k for k in configs.FIELDS if k not in FREE))
+        load_weights(model, state, path)
+        step = state["step"]
+        if step == last_step:
+            if main_process:
+                print(f"{config.run_dir} is finished ({step} steps)")
+            return
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate,
+                                  betas=(config.beta1, config.beta2), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=hardware.dtype == torch.float16)
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        del state
+    network = compiled(model, config, hardware)
+    if hardware.world > 1:
+        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+
+    log = Log(config, hardware, model, sampler.streams, step, last_step) if main_process else None
+
+    def make_batch(step: int) -> tuple[Batch, Words | None]:
+        batch = sampler.batch(rows_of(step, config, hardware))
+        words = word_rows(data.table, draw_entries(data.table, config, step), hardware.world) if config.align_weight > 0 else None
+        return batch, words
+
+    stop = StopSignal()
+    batches = prefetch(make_batch, range(step, last_step))
+    for batch, words in batches:
+        lr = learning_rate(step, first_step, last_step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        # What all processes must know of the step: how many tokens are predicted, and whether someone was told to stop.
+        shared = torch.tensor([(batch.targets >= 0).sum(), stop.asked])
+        if hardware.world > 1:
+            dist.all_reduce(shared, group=hardware.control)
+        predicted, stopping = shared.tolist()
+
+        # Eq. 4: the contrastive loss and the language-model loss, each weighted so that DDP's mean over processes is
+        # the loss of the global batch.
+        align_loss = None
+        no_sync = network.no_sync if hardware.world > 1 else contextlib.nullcontext
+        if words is not None:
+            mine = np.array_split(np.arange(len(words.ids)), hardware.world)[hardware.rank]
+            ids, length, entry = (to_device(x, device) for x in (words.ids[mine], words.length[mine], words.entry))
+            with no_sync():
+                with hardware.autocast:
+                    representations = word_representations(model, ids, length)
+                align_loss = contrastive_loss(representations, entry, config.align_tau)
+                scaler.scale(config.align_weight * hardware.world * align_loss).backward()
+        stream_sums = torch.zeros(2, len(sampler.streams), device=device)  # of losses and of predicted tokens
+        micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
+        for begin in micro_batches:
+            rows = slice(begin, begin + config.micro_batch_size)
+            inputs, targets, stream = (to_device(x[rows], device) for x in (batch.inputs, batch.targets, batch.stream))
+            with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
+                with hardware.autocast:
+                    loss, losses = network(inputs, targets)
+                scaler.scale(loss * (hardware.world / predicted)).backward()
+            stream_sums[0].index_add_(0, stream, losses.sum(1))
+            stream_sums[1].index_add_(0, stream, (targets >= 0).sum(1).float())
+        scaler.unscale_(optimizer)
+        if config.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+
+        if step % config.log_interval == 0 or step == last_step or step == first_step + 1:
+            sums = torch.cat([stream_sums.flatten(), (align_loss.detach() if align_loss is not None else torch.zeros((), device=device))[None]])
+            if hardware.world > 1:
+                dist.all_reduce(sums)
+            sums = sums.tolist()  # the only place where the loop waits for the GPU
+            if main_process:
+                log.line(step, lr, sums[:len(sampler.streams)], sums[len(sampler.streams):-1], sums[-1] if words is not None else None)
+            if not all(math.isfinite(x) for x in sums):
+                raise UserError(f"the loss is not finite at step {step}; the last checkpoint is {path}; try a smaller learning_rate")
+        elif main_process:
+            log.tick(step)
+        if main_process and (step % config.checkpoint_interval == 0 or step == last_step or stopping):
+            save_checkpoint(path, {
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
+                "step": step, "last_step": last_step, "config": json.loads(config.to_json()), "data": data.fingerprint,
+                "vocab_size": data.vocab_size})
+        if stopping and step < last_step:
+            if main_process:
+                print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
+            batches.close()
+            raise SystemExit(stop.exit_code)
+    if main_process:
+        log.close()
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class StopSignal:
+    """Remembers that SIGTERM or Ctrl-C came, so that the step under way can be finished and saved."""
+
+    def __init__(self):
+        self.asked, self.exit_code = False, 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _) -> None:
+        self.asked, self.exit_code = True, 128 + number
+
+
+class Log:
+    """run.json, metrics.jsonl, the progress bar, and a line a person can read."""
+
+    def __init__(self, config: Config, hardware: Hardware, model: GPT, streams: tuple[str, ...], step: int, last_step: int):
+        os.makedirs(config.run_dir, exist_ok=True)
+        self.config, self.streams, self.world = config, streams, hardware.world
+        self.flops = model.flops_per_token()
+        self.peak = matmul_rate(hardware) * hardware.world
+        with open(os.path.join(config.run_dir, "run.json"), "w", encoding="utf-8") as f:
+            json.dump({
+                "config": config.to_dict(), "command": sys.argv, "device": str(hardware.device), "dtype": str(hardware.dtype), "world": hardware.world,
+                "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": matmul_rate(hardware),
+                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            }, f, indent=1)
+        self.metrics = os.path.join(config.run_dir, "metrics.jsonl")
+        self._drop_after(step)
+        self.file = open(self.metrics, "a", encoding="utf-8")
+        self.bar = tqdm(total=last_step, initial=step, unit="step", desc=config.method, disable=None)
+        self.step, self.time, self.last_step = step, time.perf_counter(), last_step
+
+    def _drop_after(self, step: int) -> None:
+        """Forget the lines of steps that a killed run made after its last checkpoint: they come again."""
+        if os.path.exists(self.metrics):
+            with open(self.metrics, encoding="utf-8") as f:
+                lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
+            with open(self.metrics + ".tmp", "w", encoding="utf-8") as f:
+                f.writelines(lines)
+            os.replace(self.metrics + ".tmp", self.metrics)
+
+    def tick(self, step: int) -> None:
+        self.bar.update(step - self.bar.n)
+
+    def line(self, step: int, lr: float, losses: list[float], counts: list[float], align_loss: float | None) -> None:
+        now, T = time.perf_counter(), self.config.block_size
+        speed = (step - self.step) * self.config.batch_size * T / (now - self.time)
+        self.step, self.time = step, now
+        record = {"step": step, "tokens": step * self.config.batch_size * T, "lr": lr, "loss": sum(losses) / max(1, sum(counts))}
+        record |= {f"loss_{name}": loss / count for name, loss, count in zip(self.streams, losses, counts) if count}
+        if align_loss is not None:
+            record["align_loss"] = align_loss
+        record |= {"tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        parts = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_") or k == "align_loss"]
+        self.tick(step)
+        tqdm.write(f"{self.config.method} step {step}/{self.last_step} | loss {record['loss']:.3f} ({', '.join(parts)}) | lr {lr:.2e} | "
+                   f"{speed:,.0f} tok/s | mfu {100 * record['mfu']:.1f}%")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+
+
+def main(arguments: list[str]) -> None:
+    config = configs.load(arguments, __doc__)
+    first_step = config.stage1_steps if config.init_from == "align" else 0  # stage 1's tokens are part of the budget
+    if first_step >= config.max_steps:
+        raise UserError(f"max_steps ({config.max_steps}) counts stage 1's steps too and must exceed stage1_steps ({config.stage1_steps})")
+    train(config, first_step, config.max_steps)
+
+
+if __name__ == "__main__":
+    configs.run(main)
