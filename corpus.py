@@ -104,11 +104,14 @@ def _read_jsonl(path: str, bar: tqdm) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-            text.encode()  # "\ud800" is JSON but no character
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-            raise UserError(f'{path}:{number}: expected a line like {{"text": "..."}}, found {line.strip()[:60]!r} '
-                            f"({type(e).__name__}: {e}); one document per line") from e
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise UserError(f'{path}:{number}: not JSON ({getattr(e, "msg", e)}); expected {{"text": "..."}} on each line, '
+                            f"found {line.strip()[:60]!r}") from e
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):  # half of a pair, which is JSON but no character
+            raise UserError(f'{path}:{number}: expected {{"text": "..."}} on each line, with a string of Unicode characters, '
+                            f"found {line.strip()[:60]!r}")
         yield _document(text.split("\n"))
 
 
@@ -125,10 +128,10 @@ COMPOUND = (*FUNCTION, ast.ClassDef, ast.If, ast.Try, ast.ExceptHandler)  # stat
 FULL_LINE = 60  # characters; a shorter line before an indented one is a header, a longer one was wrapped
 
 UNDERLINE = re.compile(r"([-=~^*#\"'])\1{2,}")
-NOT_TEXT = r"(code |usage )?(examples?|references?|see also|usage|synopsis|doctests?|signature|shapes?)\b.{0,20}"
-HIDDEN_TITLE = re.compile(NOT_TEXT, re.I)                               # a title whose whole section is left out
-HIDDEN_HEADER = re.compile(                                             # a line whose indented block is left out
-    rf"{NOT_TEXT}:|.*::|\.\. ?(?!(note|warning|tip|caution|important|attention|hint|danger|admonition|topic|version\w+|deprecated|seealso)::).*", re.I)
+NOT_TEXT = r"(code |usage )?(examples?|references?|see also|usage|synopsis|doctests?)\b.{0,20}"
+HIDDEN_TITLE = re.compile(NOT_TEXT, re.I)   # a title whose whole section is left out
+ADMONITIONS = "note|warning|tip|caution|important|attention|hint|danger|admonition|topic|version\\w+|deprecated|seealso"
+HIDDEN_HEADER = re.compile(rf"{NOT_TEXT}:|.*::|\.\. ?(?!({ADMONITIONS})::).*", re.I)  # a line whose indented block is left out
 MARKER = re.compile(r"\.\. ?\w+::\s*(v?\d[\w.]*)?\s*|:[^:`]+:(\s+|$)|@\w+(\s\w+:)?\s*|([-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\)|\[\d+\])\s+|")
 NAME = re.compile(r"([`*\"']*[\w.]+[`*\"']*\s*(\(.*?\))?\s*(:|--|-)\s+)?")   # x (int): description
 MARKUP = (
@@ -139,14 +142,17 @@ MARKUP = (
     (re.compile(r"(\[[\w-]+\])_"), r"\1"),                                       # [1]_
     (re.compile(r"\s+"), " "),
 )
-CODE = re.compile(r"[\\{}|$^<>=@~`*]|://|%[sdr(.]|[+/-]{2}|\w[(\[]\w*[,)\]]|\.\.\. ")
+CODE = re.compile(r"[\\{}|$^<>=@~`*]|://|%[sdr(.]|--\w|[+/]{2}|\w[(\[]\w*[,)\]]|\.\.\. ")
 PLAIN_WORD = re.compile(r"[(\"']*[A-Za-z][a-z]*(['’/-][A-Za-z]?[a-z]+)*[)\"'.,;:!?]*")
-COMMON_WORDS = frozenset("a an and are as at be by can for from has if in is it not of on or that the then this to was when which will with".split())
+FIRST_WORD = re.compile(r"[\"'(]?([A-Z0-9]|(an?|the|if|when|whether) )")     # other small letters are mostly the middle of a sentence
+LAST_WORD = re.compile(r"[.!?][\"')]*$")
+COMMON_WORDS = frozenset("a an and are as at be by can for from has if in is it not of on or that the then this to was when which "
+                         "will with".split())
 
 
 def _is_prose(text: str) -> bool:
     words = text.split(" ")
-    return (len(words) >= 8 and re.match(r"[\"'(]?\w", text) is not None and re.search(r"[.!?][\"')]*$", text) is not None
+    return (len(words) >= 6 and FIRST_WORD.match(text) is not None and LAST_WORD.search(text) is not None
             and not CODE.search(text)
             and sum(c.isalpha() or c == " " for c in text) >= 0.85 * len(text)
             and sum(PLAIN_WORD.fullmatch(word) is not None for word in words) >= 0.8 * len(words)
@@ -235,3 +241,100 @@ def _module_prose(path: str) -> list[str]:
             return [paragraph for text in _strings(ast.parse(source.decode())) if " " in text for paragraph in prose(text)]
     except (SyntaxError, ValueError, RecursionError):
         return []
+
+
+def _modules(place: str) -> list[str]:
+    """The Python files of a package's folder (or of a module that is one file), in the same order on every machine."""
+    if not os.path.isdir(place):
+        return [place]
+    paths = []
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        paths += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+    return sorted(paths, key=lambda path: path.split(os.sep))
+
+
+def harvest(places: list[str], progress: bool = False, workers: int = 0) -> list[str]:
+    """
+    The English prose in the documentation of Python packages: one document per module, one paragraph per line.
+
+    No paragraph occurs twice, letters being all that counts. `places` are folders or files, read by `workers` processes
+    (0 = one per core); the result does not depend on how many.
+    """
+    paths = [path for place in places for path in _modules(place)]
+    workers = workers or os.cpu_count() or 1
+    bar = {"desc": "builtin corpus", "unit": " files", "total": len(paths), "disable": None if progress else True}
+    if workers > 1:
+        with multiprocessing.Pool(workers) as pool:
+            found = list(tqdm(pool.imap(_module_prose, paths, chunksize=16), **bar))
+    else:
+        found = list(tqdm(map(_module_prose, paths), **bar))
+    result, seen = [], set()
+    for paragraphs in found:
+        kept = []
+        for paragraph in paragraphs:
+            key = re.sub("[^a-z]", "", paragraph.lower())
+            if key not in seen:
+                seen.add(key)
+                kept.append(paragraph)
+        if len(kept) >= 2 and sum(map(len, kept)) >= 200:
+            result.append(_document(kept))
+    return result
+
+
+_harvested: list[str] = []  # once per process: who asks for the documents asks for the fingerprint too
+
+
+def _builtin(progress: bool, workers: int) -> list[str]:
+    if not _harvested:
+        specs = [spec for spec in map(importlib.util.find_spec, PACKAGES) if spec is not None]
+        places = [spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin for spec in specs]
+        _harvested.extend(harvest([sysconfig.get_path("stdlib"), *places], progress, workers))
+    return _harvested
+
+
+# ---- both ----
+
+def documents(source: str, progress: bool = False, workers: int = 0) -> Iterator[str]:
+    """
+    The documents of `source` in a fixed order: files sorted by name, documents as they stand in them.
+
+    Files are streamed, so that memory holds one document at a time; "builtin" (about 6 MB) is made by `workers` processes.
+    Raises UserError, while iterating, for a source that does not exist, cannot be read, is not UTF-8 or not the JSON
+    expected (naming file and line), and for one without any document.
+    """
+    def read() -> Iterator[str]:
+        paths = _files(source)
+        size = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+        with tqdm(desc="reading", unit="B", unit_scale=True, total=size, disable=None if progress else True) as bar:
+            for path in paths:
+                is_json = path.lower().removesuffix(".gz").removesuffix(".xz").endswith(".jsonl")
+                yield from _read_jsonl(path, bar) if is_json else _read_txt(path, bar)
+
+    empty = True
+    for document in _builtin(progress, workers) if source == "builtin" else read():
+        if document:
+            empty = False
+            yield document
+    if empty:
+        raise UserError(f"{source}: there is no text in it; expected at least one document")
+
+
+def fingerprint(source: str, progress: bool = False, workers: int = 0) -> dict[str, str]:
+    """
+    {path: sha256 of the file's bytes} for the files of `source`, in the order `documents` reads them, or
+    {"builtin": sha256 of all its documents}. Raises UserError for files that cannot be found or read.
+    """
+    if source == "builtin":
+        return {source: hashlib.sha256("\n\n".join(_builtin(progress, workers)).encode()).hexdigest()}
+    digests = {}
+    for path in _files(source):
+        digest = hashlib.sha256()
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            raise _unreadable(path, e) from e
+        digests[path] = digest.hexdigest()
+    return digests

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# All tests, in a virtual environment made here if there is none. Arguments go to pytest: bash runs/test.sh -k codeswitch
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+python -m pytest -q tests "$@"
