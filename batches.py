@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import Config, UserError
-from data import Dataset, Table
+from data import Dataset
+from table import Table
 
 # What a random number is for. Part of its key, so that no two uses share one.
 PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)

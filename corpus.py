@@ -131,7 +131,7 @@ UNDERLINE = re.compile(r"([-=~^*#\"'])\1{2,}")
 NOT_TEXT = r"(code |usage )?(examples?|references?|see also|usage|synopsis|doctests?)\b.{0,20}"
 HIDDEN_TITLE = re.compile(NOT_TEXT, re.I)   # a title whose whole section is left out
 ADMONITIONS = "note|warning|tip|caution|important|attention|hint|danger|admonition|topic|version\\w+|deprecated|seealso"
-HIDDEN_HEADER = re.compile(rf"{NOT_TEXT}:|.*::|\.\. ?(?!({ADMONITIONS})::).*", re.I)  # a line whose indented block is left out
+HIDDEN_HEADER = re.compile(rf"(?!\.\. ?({ADMONITIONS})::)({NOT_TEXT}:|.*::|\.\..*)", re.I)  # a line whose indented block is left out
 MARKER = re.compile(r"\.\. ?\w+::\s*(v?\d[\w.]*)?\s*|:[^:`]+:(\s+|$)|@\w+(\s\w+:)?\s*|([-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\)|\[\d+\])\s+|")
 NAME = re.compile(r"([`*\"']*[\w.]+[`*\"']*\s*(\(.*?\))?\s*(:|--|-)\s+)?")   # x (int): description
 MARKUP = (
@@ -154,7 +154,6 @@ def _is_prose(text: str) -> bool:
     words = text.split(" ")
     return (len(words) >= 6 and FIRST_WORD.match(text) is not None and LAST_WORD.search(text) is not None
             and not CODE.search(text)
-            and sum(c.isalpha() or c == " " for c in text) >= 0.85 * len(text)
             and sum(PLAIN_WORD.fullmatch(word) is not None for word in words) >= 0.8 * len(words)
             and sum(word.lower() in COMMON_WORDS for word in words) >= 0.15 * len(words))
 
@@ -187,16 +186,17 @@ def _visible(lines: list[str]) -> Iterator[str]:
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Wrapped lines joined; bullets, parameter names and the headers of indented descriptions taken off."""
     paragraph: list[str] = []
-    start = body = 0        # the indentation of the first line, and of the others (-1: there is none yet)
-    named = short = False   # what the first line is
+    start = body = 0        # the indentation of the first line, and of the others (-1: there are none yet)
+    named = short = False   # the first line began with NAME; it is too short to have been wrapped
     for line in [*lines, ""]:
         content, indent = line.strip(), _indent(line)
         marker = MARKER.match(content).end()
-        name = NAME.match(content, marker).end()
+        text = content[NAME.match(content, marker).end():]
+        has_name = len(text) < len(content) - marker
         if body >= 0:
             fits = indent == body
         elif indent == start:
-            fits = name == 0 or not (named or short)
+            fits = not has_name or not (named or short)
         else:
             fits = indent > start and not short
         if paragraph and content and fits and not marker:
@@ -205,8 +205,9 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
             continue
         if paragraph and not re.search(r"\S {3,}\S", "\n".join(paragraph)):  # columns of a table
             yield "\n".join(paragraph)
-        paragraph = [content[name:]] if content[name:] else []
-        start, body, named, short = indent, -1, name > 0, len(line) < FULL_LINE
+        paragraph = [text] if text else []
+        start, body, named = indent, -1, has_name
+        short = len(line) < FULL_LINE and (has_name or not marker)
 
 
 def prose(docstring: str) -> list[str]:

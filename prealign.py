@@ -19,8 +19,9 @@ import torch.nn.functional as F
 import config as configs
 from batches import ENTRY, uniform
 from config import Config
-from data import Table
+
 from model import GPT
+from table import Table
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     """
     valid = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]).float() / length[:, None]  # (R, W), rows sum to 1
     layers = model.layers(ids) + [F.embedding(ids, model.lm_head.weight)]  # L + 2 of (R, W, C)
-    return torch.stack([torch.einsum("rwc,rw->rc", layer.float(), valid) for layer in layers])
+    return torch.stack([(layer.float() * valid[:, :, None]).sum(1) for layer in layers])
 
 
 class SupervisedContrastive(torch.autograd.Function):

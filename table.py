@@ -1,0 +1,139 @@
+"""
+Words as they stand in text, and the alignment table: pivot words and their translations, as flat arrays.
+
+A word's *surface form* carries the space before it, if there is one: " house" and "house" are different token sequences,
+so they are different entries, each with the translation that can stand in its place.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from nltk.tokenize import NLTKWordTokenizer
+
+from config import UserError
+
+CHUNK = re.compile(r"\n+| ?\S+|\s")  # every character falls in exactly one chunk
+_nltk = NLTKWordTokenizer()
+
+
+def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
+    """
+    The words of one whitespace-delimited chunk of text, as (first byte, byte after the last, surface form).
+
+    Words are NLTK's (paper, section 3.1), found one chunk at a time, so that no sentence splitter has to be downloaded
+    and each distinct chunk is split once. A surface form is the word as it stands in text: with the space before it,
+    if there is one. A run of line ends is a word too: En-Clone translates everything that stands in the text.
+    """
+    if chunk[0] == "\n":
+        return [(0, len(chunk), chunk)]
+    if chunk.isspace():
+        return []
+    space = chunk[0] == " "
+    bare = chunk[space:]
+    try:
+        spans = list(_nltk.span_tokenize(bare))
+    except ValueError:  # NLTK cannot place the quotation marks it rewrote: the chunk is one word
+        spans = [(0, len(bare))]
+    byte_at = np.cumsum([0] + [len(c.encode()) for c in bare])  # byte offset of every character
+    words = []
+    for start, end in spans:
+        surface = (" " if space and start == 0 else "") + bare[start:end]
+        first = 0 if start == 0 else space + int(byte_at[start])
+        words.append((first, space + int(byte_at[end]), surface))
+    return words
+
+
+def count_chunks(texts: list[str]) -> Counter:
+    """How often each chunk stands in the texts."""
+    counts: Counter = Counter()
+    for text in texts:
+        counts.update(CHUNK.findall(text))
+    return counts
+
+
+def count_surfaces(chunks: Counter) -> Counter:
+    """How often each surface form stands in the text that `chunks` counts."""
+    surfaces: Counter = Counter()
+    for chunk, count in chunks.items():
+        for _, _, surface in words_of_chunk(chunk):
+            surfaces[surface] += count
+    return surfaces
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    The alignment table as flat arrays. Entry k (0-based here; k + 1 in alignment bins) has one pivot word, language 0,
+    and any number of translations in languages 1..len(languages) - 1. The words of entry k in language l are
+
+        groups[k * L + l] : groups[k * L + l + 1]      with L = len(languages)
+
+    and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
+    """
+
+    languages: tuple[str, ...]  # pivot first
+    frequency: np.ndarray       # (K,) int64, how often the pivot word stands in the corpus in this form
+    groups: np.ndarray          # (K * L + 1,) int64
+    offsets: np.ndarray         # (words + 1,) int64
+    tokens: np.ndarray          # int32
+
+    def __len__(self) -> int:
+        return len(self.frequency)
+
+    def word(self, w: int) -> np.ndarray:
+        return self.tokens[self.offsets[w]:self.offsets[w + 1]]
+
+    def words(self, entry: int, language: int) -> range:
+        """The words of an entry in a language, for `word`."""
+        group = entry * len(self.languages) + language
+        return range(int(self.groups[group]), int(self.groups[group + 1]))
+
+    def save(self, path: str) -> None:
+        np.savez(path, languages=np.array(self.languages), frequency=self.frequency, groups=self.groups,
+                 offsets=self.offsets, tokens=self.tokens)
+
+    @staticmethod
+    def load(path: str) -> "Table":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                table = Table(tuple(str(name) for name in arrays["languages"]), arrays["frequency"], arrays["groups"],
+                              arrays["offsets"], arrays["tokens"])
+        except (OSError, ValueError, KeyError, EOFError) as e:
+            raise UserError(f"{path}: not an alignment table ({e}); run data.py again") from e
+        except Exception as e:  # zipfile raises its own for a damaged archive
+            raise UserError(f"{path}: damaged alignment table ({type(e).__name__}: {e}); run data.py again") from e
+        sizes = (len(table.groups) == len(table) * len(table.languages) + 1 and len(table.offsets) == table.groups[-1] + 1
+                 and len(table.tokens) == table.offsets[-1])
+        if not sizes or (np.diff(table.groups) < 0).any() or (np.diff(table.offsets) <= 0).any():
+            raise UserError(f"{path}: the arrays of the alignment table do not fit each other; run data.py again")
+        return table
+
+
+def make_table(words: list[list[list[np.ndarray]]], frequency: list[int], languages: tuple[str, ...]) -> Table:
+    """The table whose entry k has in language l the words `words[k][l]`, each an array of token ids."""
+    flat = [word for entry in words for group in entry for word in group]
+    return Table(
+        languages=languages,
+        frequency=np.array(frequency, dtype=np.int64),
+        groups=np.cumsum([0] + [len(group) for entry in words for group in entry], dtype=np.int64),
+        offsets=np.cumsum([0] + [len(word) for word in flat], dtype=np.int64),
+        tokens=np.concatenate(flat).astype(np.int32),
+    )
+
+
+def aligned_surfaces(surfaces: Counter, min_count: int) -> list[str]:
+    """
+    The surface forms of every word seen more than `min_count` times, all its forms counted together, most frequent
+    form first. Raises UserError when there is none.
+    """
+    words: Counter = Counter()
+    for surface, count in surfaces.items():
+        words[surface.removeprefix(" ")] += count
+    kept = sorted((s for s in surfaces if words[s.removeprefix(" ")] > min_count), key=lambda s: (-surfaces[s], s))
+    if not kept:
+        word, count = max(words.items(), key=lambda item: item[1], default=("", 0))
+        raise UserError(f"no word of the corpus is seen more than min_count={min_count} times (the most frequent, {word!r}, {count} times); "
+                        "use a larger corpus or a smaller --min_count")
+    return kept
