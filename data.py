@@ -233,7 +233,7 @@ def prepare(config: Config) -> None:
     for language in config.targets:
         if language != "clone":
             raise UserError(f"targets: {language!r} needs text and a dictionary of its own; the target that needs neither is \"clone\"")
-    inputs = corpus.fingerprint(config.source)
+    inputs = corpus.fingerprint(config.source, progress=True, workers=config.workers)
     made_from = {"format": FORMAT, "settings": _settings(config), "inputs": inputs}
     try:
         if read_meta(config.data_dir)["made_from"] == made_from:

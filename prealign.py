@@ -19,7 +19,6 @@ import torch.nn.functional as F
 import config as configs
 from batches import ENTRY, uniform
 from config import Config
-
 from model import GPT
 from table import Table
 

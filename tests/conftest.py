@@ -1,0 +1,59 @@
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import Config  # noqa: E402
+from data import prepare  # noqa: E402
+
+
+def make_text(documents: int = 60, seed: int = 0) -> str:
+    """Small English-like text: a few hundred words by Zipf's law, quotes, contractions, numbers, capitals, line ends."""
+    rng = random.Random(seed)
+    syllables = ["ba", "der", "in", "lo", "mer", "ta", "ost", "u", "ri", "ken", "so", "al"]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(300)]
+    weights = [1 / (i + 1) for i in range(len(words))]
+
+    def sentence() -> str:
+        s = rng.choices(words, weights, k=rng.randint(4, 12))
+        s[0] = s[0].capitalize()
+        extra = rng.choice(["", ", " + s[1], f" {rng.randint(1, 3000)}", " don't", " (" + s[1] + ")", ' "' + s[2] + '"', " it's"])
+        return " ".join(s) + extra + rng.choice(".?!")
+
+    def document() -> str:
+        return "\n".join(" ".join(sentence() for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 4)))
+
+    return "\n\n".join(document() for _ in range(documents))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Config:
+    """A prepared data folder and a config for runs of a few seconds; tests use replace(tiny, ...) and an out_dir of their own."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "text.txt").write_text(make_text(), encoding="utf-8")
+    config = Config(
+        data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"), vocab_size=400, min_count=3,
+        val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,), mix={"en": 0.75, "clone": 0.25}, batch_size=8,
+        micro_batch_size=4, block_size=32, n_layer=2, n_head=2, n_embd=32, embedding_init_std=0.1, max_steps=40, stage1_steps=4,
+        align_entries=16, device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_words=50)
+    prepare(config)
+    return config
+
+
+def run_command(*command: str, env: dict | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+    """A command of ours in the repository root, one thread, output captured."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+
+def overrides(config: Config, **changes) -> list[str]:
+    """The --key=value arguments that make `config` (with changes) from the defaults."""
+    default, config = Config(), replace(config, **changes)
+    return [f"--{k}={v}" for k, v in config.to_dict().items() if v != getattr(default, k)]
