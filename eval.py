@@ -151,7 +151,7 @@ def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
             first = [sum(len(table.words(k, m)) for m in range(side)) for k in chosen]
             begin = np.searchsorted(words.entry, chosen) if (np.diff(chosen) > 0).all() else _first_rows(words.entry, chosen)
             at = begin + np.array(first)
-            sides.append(word_representations(model, torch.from_numpy(words.ids[at]).to(device), torch.from_numpy(words.length[at]).to(device)))
+            sides.append(word_representations(model, torch.from_numpy(words.ids[at]), torch.from_numpy(words.length[at])))
         alone = F.cosine_similarity(*sides, dim=-1).mean(1)  # (L + 2,)
         other = F.cosine_similarity(sides[0], sides[1].roll(1, dims=1), dim=-1).mean(1)
         text = running_text(model, data, language, config) if language == "clone" else [None] * len(alone)

@@ -63,40 +63,58 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     The representation of words at layers 0..L+1: word embedding, each block's output, output embedding; the mean over the
     word's tokens, padding excluded (paper, section 3.2).
 
-    ids (R, W) int64, length (R,) -> (L + 2, R, C) float32
+    ids (R, W) int64, length (R,), on the CPU -> (L + 2, R, C) float32, on the model's device
     """
-    valid = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]).float() / length[:, None]  # (R, W), rows sum to 1
-    layers = model.layers(ids) + [F.embedding(ids, model.lm_head.weight)]  # L + 2 of (R, W, C)
-    return torch.stack([(layer.float() * valid[:, :, None]).sum(1) for layer in layers])
+    device = model.wte.weight.device
+    # Most words are far shorter than the longest: encode them in groups of 1, 2, 3-4, 5-8, ... tokens.
+    group_of = (length - 1).clamp(min=0).float().add(1).log2().ceil().long()
+    order, parts = [], []
+    for group in group_of.unique().tolist():
+        rows = (group_of == group).nonzero().squeeze(1)
+        word, n = to_device(ids[rows, : 2**group], device), to_device(length[rows], device)  # (r, w), (r,)
+        valid = (torch.arange(word.shape[1], device=device) < n[:, None]) / n[:, None]  # (r, w), rows sum to 1
+        layers = model.layers(word) + [F.embedding(word, model.lm_head.weight)]  # L + 2 of (r, w, C)
+        parts.append(torch.stack([(layer.float() * valid[:, :, None]).sum(1) for layer in layers]))
+        order.append(rows)
+    return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy from the CPU without waiting for the GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class SupervisedContrastive(torch.autograd.Function):
     """
-    Eq. 3 of one layer for some of its rows, with its gradient taken in the same pass, so that no rows x rows matrix
-    outlives its layer.
+    Eq. 3 of one layer for some of its rows, summed, with its gradient taken in the same pass, so that no rows x rows
+    matrix outlives its layer.
 
-    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,), -1 = padding.
+    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. pairs (2, P): anchor and row of
+    every positive. padding (R,) bool: rows that are no words.
     """
 
     @staticmethod
-    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, first: int, tau: float) -> torch.Tensor:
-        number = (entry >= 0).sum()
-        mine = entry[first:first + len(anchors)]  # (A,)
-        itself = torch.arange(first, first + len(anchors), device=rows.device)[:, None] == torch.arange(len(rows), device=rows.device)
-        positive = ((mine[:, None] == entry) & ~itself & (mine[:, None] >= 0)).float()  # (A, R)
-        similarity = anchors @ rows.T / tau  # (A, R) cosines over tau
-        similarity.masked_fill_(itself | (entry < 0), float("-inf"))  # only other words stand in the denominator
-        log_p = F.log_softmax(similarity, dim=1)
-        loss = -(torch.where(positive > 0, log_p, 0.0)).sum() / number
-        # d loss / d similarity: each anchor's softmax once per positive, minus the positives.
-        grad = (log_p.exp_() * positive.sum(1, keepdim=True) - positive) / (number * tau)
-        ctx.save_for_backward(grad @ rows, grad.T @ anchors)
+    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor, first: int, tau: float) -> torch.Tensor:
+        anchor, positive = pairs
+        index = torch.arange(len(anchors), device=rows.device)
+        similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
+        positive_similarity = similarity[anchor, positive]  # (P,)
+        similarity[index, first + index] = float("-inf")  # only other words stand in the denominator
+        similarity.masked_fill_(padding, float("-inf"))
+        log_denominator = similarity.logsumexp(1)  # (A,)
+        loss = (log_denominator[anchor] - positive_similarity).sum()
+        # d loss / d similarity: each anchor's softmax once per positive, minus the positives themselves.
+        p = similarity.sub_(log_denominator[:, None]).exp_()
+        positives = torch.zeros(len(anchors), device=rows.device).index_add_(0, anchor, torch.ones_like(positive_similarity))[:, None]
+        grad_anchors = (positives * (p @ rows)).index_add_(0, anchor, rows[positive], alpha=-1) / tau
+        grad_rows = (p.T @ (positives * anchors)).index_add_(0, positive, anchors[anchor], alpha=-1) / tau
+        ctx.save_for_backward(grad_anchors, grad_rows)
         return loss
 
     @staticmethod
     def backward(ctx, upstream: torch.Tensor):
         grad_anchors, grad_rows = ctx.saved_tensors
-        return grad_anchors * upstream, grad_rows * upstream, None, None, None
+        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None
 
 
 class GatherRows(torch.autograd.Function):
@@ -125,13 +143,19 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     denominator holds every other word of the global batch. Divided by the number of words in the batch, so that the
     weight beside the language-model loss means the same at every batch size; otherwise as printed.
 
-    representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) -> scalar, nats
+    representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) on the CPU, -1 = padding
+    -> scalar, nats
     """
     anchors = F.normalize(representations, dim=-1)
     distributed = dist.is_initialized()
     rows = GatherRows.apply(anchors) if distributed else anchors
     first = dist.get_rank() * anchors.shape[1] if distributed else 0
-    return sum(SupervisedContrastive.apply(anchors[layer], rows[layer], entry, first, tau) for layer in range(len(rows)))
+    mine, device = entry[first:first + anchors.shape[1]], anchors.device
+    same = (mine[:, None] == entry) & (mine >= 0)[:, None]
+    same.diagonal(first).fill_(False)
+    pairs, padding = to_device(same.nonzero().T.contiguous(), device), to_device(entry < 0, device)
+    total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
+    return total / (entry >= 0).sum().item()
 
 
 def stage1_config(config: Config) -> Config:

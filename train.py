@@ -31,7 +31,7 @@ from batches import Batch, Sampler, prefetch
 from config import Config, UserError
 from data import Dataset
 from model import GPT
-from prealign import Words, contrastive_loss, draw_entries, word_representations, word_rows
+from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hardware
@@ -289,6 +289,8 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         words = word_rows(data.table, draw_entries(data.table, config, step), hardware.world) if config.align_weight > 0 else None
         return batch, words
 
+    # Since the last log line, on the device: per stream the sum of losses and of predicted tokens; the alignment loss.
+    sums = torch.zeros(2 * len(sampler.streams) + 1, device=device)
     stop = StopSignal()
     batches = prefetch(make_batch, range(step, last_step))
     for batch, words in batches:
@@ -303,27 +305,25 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
 
         # Eq. 4: the contrastive loss and the language-model loss, each weighted so that DDP's mean over processes is
         # the loss of the global batch.
-        align_loss = None
         no_sync = network.no_sync if hardware.world > 1 else contextlib.nullcontext
         if words is not None:
             mine = np.array_split(np.arange(len(words.ids)), hardware.world)[hardware.rank]
-            ids, length, entry = (to_device(x, device) for x in (words.ids[mine], words.length[mine], words.entry))
             with no_sync():
                 with hardware.autocast:
-                    representations = word_representations(model, ids, length)
-                align_loss = contrastive_loss(representations, entry, config.align_tau)
+                    representations = word_representations(model, torch.from_numpy(words.ids[mine]), torch.from_numpy(words.length[mine]))
+                align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), config.align_tau)
                 scaler.scale(config.align_weight * hardware.world * align_loss).backward()
-        stream_sums = torch.zeros(2, len(sampler.streams), device=device)  # of losses and of predicted tokens
+            sums[-1] += align_loss.detach()
         micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
         for begin in micro_batches:
             rows = slice(begin, begin + config.micro_batch_size)
-            inputs, targets, stream = (to_device(x[rows], device) for x in (batch.inputs, batch.targets, batch.stream))
+            inputs, targets, stream = (to_device(torch.from_numpy(x[rows]), device) for x in (batch.inputs, batch.targets, batch.stream))
             with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
                 with hardware.autocast:
                     loss, losses = network(inputs, targets)
                 scaler.scale(loss * (hardware.world / predicted)).backward()
-            stream_sums[0].index_add_(0, stream, losses.sum(1))
-            stream_sums[1].index_add_(0, stream, (targets >= 0).sum(1).float())
+            sums.index_add_(0, 2 * stream, losses.sum(1))
+            sums.index_add_(0, 2 * stream + 1, (targets >= 0).sum(1).float())
         scaler.unscale_(optimizer)
         if config.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -332,18 +332,18 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         optimizer.zero_grad(set_to_none=True)
         step += 1
 
-        if step % config.log_interval == 0 or step == last_step or step == first_step + 1:
-            sums = torch.cat([stream_sums.flatten(), (align_loss.detach() if align_loss is not None else torch.zeros((), device=device))[None]])
+        save = step % config.checkpoint_interval == 0 or step == last_step or stopping
+        if step % config.log_interval == 0 or save:
             if hardware.world > 1:
                 dist.all_reduce(sums)
-            sums = sums.tolist()  # the only place where the loop waits for the GPU
-            if main_process:
-                log.line(step, lr, sums[:len(sampler.streams)], sums[len(sampler.streams):-1], sums[-1] if words is not None else None)
-            if not all(math.isfinite(x) for x in sums):
+            if not torch.isfinite(sums).all():  # here and in the next lines, only, does the loop wait for the GPU
                 raise UserError(f"the loss is not finite at step {step}; the last checkpoint is {path}; try a smaller learning_rate")
+            if main_process:
+                log.line(step, lr, sums.tolist(), with_alignment=words is not None)
+            sums.zero_()
         elif main_process:
             log.tick(step)
-        if main_process and (step % config.checkpoint_interval == 0 or step == last_step or stopping):
+        if main_process and save:
             save_checkpoint(path, {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
                 "step": step, "last_step": last_step, "config": json.loads(config.to_json()), "data": data.fingerprint,
@@ -355,11 +355,6 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             raise SystemExit(stop.exit_code)
     if main_process:
         log.close()
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class StopSignal:
@@ -406,14 +401,15 @@ class Log:
     def tick(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
 
-    def line(self, step: int, lr: float, losses: list[float], counts: list[float], align_loss: float | None) -> None:
-        now, T = time.perf_counter(), self.config.block_size
-        speed = (step - self.step) * self.config.batch_size * T / (now - self.time)
+    def line(self, step: int, lr: float, sums: list[float], with_alignment: bool) -> None:
+        now, T, steps = time.perf_counter(), self.config.block_size, step - self.step
+        speed = steps * self.config.batch_size * T / (now - self.time)
         self.step, self.time = step, now
+        losses, counts = sums[0:-1:2], sums[1::2]
         record = {"step": step, "tokens": step * self.config.batch_size * T, "lr": lr, "loss": sum(losses) / max(1, sum(counts))}
         record |= {f"loss_{name}": loss / count for name, loss, count in zip(self.streams, losses, counts) if count}
-        if align_loss is not None:
-            record["align_loss"] = align_loss
+        if with_alignment:
+            record["align_loss"] = sums[-1] / steps
         record |= {"tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()

@@ -1,0 +1,197 @@
+"""The GPT against the same sums written out: attention, loss and gradients, initialisation, FLOPs."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import GPT, Attention, linear_cross_entropy
+
+
+def small(seed: int = 0, **changes) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(**{"vocab_size": 50, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 8, "init_std": 0.3, "embedding_init_std": 1.0} | changes)
+
+
+# ---- forward ----
+
+def test_shapes():
+    model, ids = small(), torch.randint(50, (3, 11))
+    assert model(ids).shape == (3, 11, 8)
+    total, losses = model(ids, ids)
+    assert total.shape == () and losses.shape == (3, 11) and total.dtype == losses.dtype == torch.float32
+    torch.testing.assert_close(total, losses.sum())
+
+
+def test_layers_are_the_plain_word_embedding_and_every_block():
+    model, ids = small(n_layer=3), torch.randint(50, (2, 5))
+    layers = model.layers(ids)
+    assert len(layers) == 4 and all(layer.shape == (2, 5, 8) for layer in layers)
+    assert torch.equal(layers[0], model.wte.weight[ids])  # no position in it
+    x = layers[0] + model.wpe.weight[:5]
+    for block, layer in zip(model.blocks, layers[1:]):
+        x = block(x)
+        torch.testing.assert_close(layer, x)
+    torch.testing.assert_close(model(ids), model.ln_f(layers[-1]))
+
+
+def test_a_later_token_changes_nothing_before_it():
+    model, ids = small(), torch.randint(50, (1, 16))
+    for changed in (1, 8, 15):
+        other = ids.clone()
+        other[0, changed] = (ids[0, changed] + 1) % 50
+        for before, after in zip(model.layers(ids), model.layers(other)):
+            assert torch.equal(before[:, :changed], after[:, :changed])
+            assert not torch.equal(before[:, changed:], after[:, changed:])
+
+
+def test_attention_is_the_sum_written_out():
+    torch.manual_seed(0)
+    attention, x = Attention(n_embd=6, n_head=3), torch.randn(2, 4, 6)
+    q, k, v = attention.qkv(x).split(6, dim=-1)
+    expected = torch.zeros(2, 4, 6)
+    for b in range(2):
+        for head in (slice(0, 2), slice(2, 4), slice(4, 6)):
+            for t in range(4):
+                weight = torch.softmax(torch.stack([q[b, t, head] @ k[b, s, head] / math.sqrt(2) for s in range(t + 1)]), 0)
+                expected[b, t, head] = sum(weight[s] * v[b, s, head] for s in range(t + 1))
+    torch.testing.assert_close(attention(x), attention.proj(expected))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_an_untrained_model_knows_nothing(tie):
+    model = small(vocab_size=1000, n_embd=64, init_std=0.02, embedding_init_std=0.02, tie_embeddings=tie)
+    ids, targets = torch.randint(1000, (2, 8, 16))
+    assert model(ids, targets)[1].mean().item() == pytest.approx(math.log(1000), abs=0.05)
+
+
+# ---- loss ----
+
+def many_chunks(C: int = 8, V: int = 40_000):
+    """Hidden states, output embeddings and targets, a third of them -1, in more than one chunk of tokens."""
+    torch.manual_seed(0)
+    targets = torch.randint(V, (2, 80)).where(torch.rand(2, 80) > 0.3, -1)
+    assert targets.numel() > 2 * max(64, 2**21 // V)
+    return torch.randn(2, 80, C, requires_grad=True), torch.randn(V, C, requires_grad=True), targets
+
+
+def slow_cross_entropy(hidden, weight, targets):
+    losses = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
+    return losses.sum(), losses
+
+
+def gradients(loss, hidden, weight):
+    return torch.autograd.grad(loss, (hidden, weight))
+
+
+def test_loss_and_gradients_are_those_of_the_full_logits():
+    hidden, weight, targets = many_chunks()
+    (total, losses), (expected, each) = linear_cross_entropy(hidden, weight, targets), slow_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(losses, each)
+    torch.testing.assert_close(total, expected)
+    assert (losses[targets < 0] == 0).all() and not losses.requires_grad
+    for mine, slow in zip(gradients(0.37 * total, hidden, weight), gradients(0.37 * expected, hidden, weight)):
+        torch.testing.assert_close(mine, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_without_gradients_is_the_same():
+    hidden, weight, targets = many_chunks()
+    with torch.no_grad():
+        total, losses = linear_cross_entropy(hidden, weight, targets)
+    assert not total.requires_grad
+    assert torch.equal(losses, linear_cross_entropy(hidden, weight, targets)[1])
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    hidden, weight, targets = many_chunks()
+    expected = gradients(slow_cross_entropy(hidden, weight, targets)[0], hidden, weight)
+    to_hidden, = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets)[0], hidden)
+    to_weight, = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, targets)[0], weight)
+    torch.testing.assert_close(to_hidden, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(to_weight, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_loss_under_bf16_autocast():
+    hidden, weight, targets = many_chunks(V=35_000)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses = linear_cross_entropy(hidden, weight, targets)
+    expected, each = slow_cross_entropy(hidden, weight, targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, each, rtol=0.01, atol=0.05)  # bf16 has 8 bits
+    for mine, slow in zip(gradients(total, hidden, weight), gradients(expected, hidden, weight)):
+        assert mine.dtype == torch.float32
+        assert (mine - slow).norm() < 0.02 * slow.norm()
+
+
+def test_nothing_to_predict_costs_nothing():
+    hidden, weight, targets = many_chunks()
+    total, _ = linear_cross_entropy(hidden, weight, torch.full_like(targets, -1))
+    assert total.item() == 0 and all((g == 0).all() for g in gradients(total, hidden, weight))
+
+
+def test_two_tokens_and_three_words_by_hand():
+    ln2, ln3 = math.log(2), math.log(3)
+    hidden = torch.tensor([[[1.0, 0], [0, 2]]], requires_grad=True)
+    weight = torch.tensor([[0, 0], [ln2, 0], [0, ln3 / 2]], requires_grad=True)
+    # logits 0, ln 2, 0 and 0, 0, ln 3: probabilities 1/4, 1/2, 1/4 and 1/5, 1/5, 3/5
+    total, losses = linear_cross_entropy(hidden, weight, torch.tensor([[1, 0]]))
+    torch.testing.assert_close(losses, torch.tensor([[ln2, math.log(5)]]))
+    torch.testing.assert_close(total.item(), math.log(10))
+    # probabilities minus one-hot: 1/4, -1/2, 1/4 and -4/5, 1/5, 3/5
+    to_hidden, to_weight = gradients(total, hidden, weight)
+    torch.testing.assert_close(to_hidden, torch.tensor([[[-ln2 / 2, ln3 / 8], [ln2 / 5, 0.3 * ln3]]]))
+    torch.testing.assert_close(to_weight, torch.tensor([[0.25, -1.6], [-0.5, 0.4], [0.25, 1.2]]))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_whole_model_has_the_gradients_of_the_full_logits(tie):
+    model = small(tie_embeddings=tie)
+    ids, targets = torch.randint(50, (2, 3, 16))
+    mine = torch.autograd.grad(model(ids, targets)[0], list(model.parameters()))
+    slow = torch.autograd.grad(slow_cross_entropy(model(ids), model.lm_head.weight, targets)[0], list(model.parameters()))
+    for a, b in zip(mine, slow):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# ---- parameters ----
+
+def test_tied_embeddings_are_one_tensor():
+    tied, untied = small(tie_embeddings=True), small(tie_embeddings=False)
+    assert tied.lm_head.weight is tied.wte.weight
+    assert untied.lm_head.weight is not untied.wte.weight and not torch.equal(untied.lm_head.weight, untied.wte.weight)
+    assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == 50 * 8
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_matrices_are_decayed_and_every_parameter_is_in_one_group(tie):
+    model = small(tie_embeddings=tie)
+    decayed, others = model.parameter_groups(0.1)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert sorted(id(p) for group in (decayed, others) for p in group["params"]) == sorted(id(p) for p in model.parameters())
+    names = {id(p): name for name, p in model.named_parameters()}
+    for name in (names[id(p)] for p in others["params"]):
+        assert name.endswith(".bias") or name.split(".")[-2].startswith("ln_")
+    for name in (names[id(p)] for p in decayed["params"]):
+        assert name.endswith(".weight") and not name.split(".")[-2].startswith("ln_")
+
+
+def test_initialisation():
+    model = small(vocab_size=2000, block_size=512, n_layer=8, n_embd=64, init_std=0.02, embedding_init_std=0.5, tie_embeddings=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            assert (parameter == 0).all(), name
+        elif name.split(".")[-2].startswith("ln_"):
+            assert (parameter == 1).all(), name
+        else:
+            expected = 0.5 if name in ("wte.weight", "lm_head.weight") else 0.02 / math.sqrt(16) if "proj" in name else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
+            assert abs(parameter.mean().item()) < 0.1 * expected, name
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_flops_by_hand(tie):
+    model = small(vocab_size=10, block_size=16, n_layer=2, n_embd=8, tie_embeddings=tie)
+    block = 8 * 24 + 8 * 8 + 8 * 32 + 32 * 8  # qkv, proj, fc, proj
+    # Forward 2 operations a weight, backward twice that; queries x keys and weights x values of 16 positions, the same.
+    assert model.flops_per_token() == 6 * (2 * block + 10 * 8) + 6 * 2 * (2 * 16 * 8)

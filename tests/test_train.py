@@ -1,0 +1,573 @@
+"""The training loop: one step by hand, schedules, resume to the bit, several processes, checkpoints that fail, initialisations."""
+
+import json
+import os
+import pickle
+import platform
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import prealign
+import train as training
+from batches import Sampler
+from config import Config, UserError
+from conftest import make_text, overrides, run_command
+from data import Dataset, prepare
+from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
+from train import Hardware, initial_weights, learning_rate, load_checkpoint, load_trained, make_model, save_checkpoint, train
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch):
+    """One thread, so that sums are added in the same order everywhere; signal handlers as they were; no measuring of the machine."""
+    threads, handlers = torch.get_num_threads(), {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    torch.set_num_threads(1)
+    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def small(tiny, tmp_path) -> Config:
+    """Eight steps of stage 1 and eight of stage 2, in a folder of the test's own."""
+    return replace(tiny, out_dir=str(tmp_path / "out"), max_steps=16, stage1_steps=8)
+
+
+def stage1(config: Config, **changes) -> Config:
+    """Run the command; the config of what it ran."""
+    prealign.main(overrides(config, **changes))
+    return stage1_config(replace(config, **changes))
+
+
+def stage2(config: Config, method: str = "joint", **changes) -> Config:
+    training.main(overrides(config, method=method, **changes))
+    return replace(config, method=method, **changes)
+
+
+PREALIGN = dict(method="prealign", init_from="align", codeswitch_ratio=0.3)
+
+
+def state_of(config: Config) -> dict:
+    return load_checkpoint(os.path.join(config.run_dir, "checkpoint.pt"))
+
+
+def metrics_of(config: Config) -> list[dict]:
+    return [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(config: Config) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "mfu")} for line in metrics_of(config)]
+
+
+def assert_same_run(a: Config, b: Config) -> None:
+    """Equal to the bit: weights, optimizer, losses."""
+    mine, theirs = state_of(a), state_of(b)
+    assert mine["step"] == theirs["step"]
+    for name, weight in mine["model"].items():
+        assert torch.equal(weight, theirs["model"][name]), name
+    for number, moments in mine["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, theirs["optimizer"]["state"][number][name]), (number, name)
+    assert losses_of(a) == losses_of(b)
+
+
+def assert_close_run(a: Config, b: Config) -> None:
+    """Equal but for the order in which sums were added."""
+    for mine, theirs in zip(losses_of(a), losses_of(b), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    mine, theirs = state_of(a)["model"], state_of(b)["model"]
+    for name in mine:
+        x, y = mine[name], theirs[name]
+        if name.endswith("qkv.bias"):  # a bias of all keys changes no attention: its gradient is rounding only, which Adam makes steps of
+            x, y = (torch.cat([q, v]) for q, _, v in (x.chunk(3), y.chunk(3)))
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4, msg=lambda m: f"{name}: {m}")
+
+
+# ---- schedule and arithmetic of a step ----
+
+def test_learning_rate_by_hand():
+    config = Config(learning_rate=2.0, warmup_ratio=0.1, min_learning_rate_ratio=0.1)
+    lr = [learning_rate(step, 50, 150, config) for step in range(50, 151)]
+    assert lr[0] == pytest.approx(0.2) and lr[4] == pytest.approx(1.0)  # a tenth of the peak more at each of 10 steps
+    assert lr[9] == lr[10] == 2.0
+    assert lr[55] == pytest.approx(1.1)  # half way down: between 2 and 0.2
+    assert lr[99] == pytest.approx(0.2, rel=0.01) and lr[100] == pytest.approx(0.2)
+    assert all(a > b for a, b in zip(lr[10:], lr[11:]))
+
+
+def test_learning_rate_without_warm_up_begins_at_the_peak():
+    config = Config(learning_rate=2.0, warmup_ratio=0.0, min_learning_rate_ratio=0.0)
+    assert learning_rate(0, 0, 10, config) == 2.0 and learning_rate(5, 0, 10, config) == pytest.approx(1.0)
+
+
+def test_gradient_of_a_step_is_that_of_equation_4(small):
+    """Mean cross-entropy and the weighted contrastive loss, with full logits and in one piece, clipped."""
+    config = replace(small, stage1_steps=0, align_weight=0.1, align_tau=0.5, codeswitch_ratio=0.3, micro_batch_size=3, grad_clip=0.5)
+    train(config, 0, 1)
+
+    data = Dataset(config.data_dir)
+    torch.manual_seed(config.seed)
+    model = make_model(config, data.vocab_size)
+    batch = Sampler(data, config).batch(np.arange(8))
+    inputs, targets, stream = (torch.from_numpy(x) for x in (batch.inputs, batch.targets, batch.stream))
+    assert (targets < 0).any()
+    losses = F.cross_entropy((model(inputs) @ model.lm_head.weight.T).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view(8, -1)
+    words = word_rows(data.table, draw_entries(data.table, config, 0))
+    representations = word_representations(model, torch.from_numpy(words.ids), torch.from_numpy(words.length))
+    align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), 0.5)
+    loss = losses.sum() / (targets >= 0).sum()
+    (loss + 0.1 * align_loss).backward()
+
+    line = metrics_of(config)[0]
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-5) and line["align_loss"] == pytest.approx(align_loss.item(), rel=1e-5)
+    for s, name in enumerate(("en", "clone")):
+        mean = losses[stream == s].sum() / (targets[stream == s] >= 0).sum()
+        assert line[f"loss_{name}"] == pytest.approx(mean.item(), rel=1e-5)
+
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    assert norm > 0.5  # so that clipping had something to do
+    moments = state_of(config)["optimizer"]["state"]
+    parameters = [p for group in model.parameter_groups(0.1) for p in group["params"]]
+    assert len(moments) == len(parameters)
+    for number, p in enumerate(parameters):  # after one step, Adam's first moment is (1 - beta1) times the gradient
+        torch.testing.assert_close(moments[number]["exp_avg"], (1 - config.beta1) * p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_gradient_accumulation_changes_nothing(small):
+    assert_close_run(stage1(small, micro_batch_size=2), stage1(replace(small, out_dir=small.out_dir + "2"), micro_batch_size=8))
+    assert_close_run(stage2(small, "two", micro_batch_size=2, codeswitch_ratio=0.3), stage2(small, "eight", micro_batch_size=8, codeswitch_ratio=0.3))
+
+
+def test_loss_goes_down(small):
+    losses = [line["loss"] for line in metrics_of(stage2(small, max_steps=40))]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+
+
+def test_alignment_loss_goes_down(small):
+    losses = [line["align_loss"] for line in metrics_of(stage1(small, stage1_steps=30, max_steps=40, stage1_align_weight=1.0))]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 3
+
+
+# ---- what a run leaves behind ----
+
+def test_run_json_and_metrics(small, monkeypatch):
+    monkeypatch.undo()  # with the machine's speed measured
+    config = stage1(small)
+    about = json.loads(Path(config.run_dir, "run.json").read_text())
+    assert about["config"] == json.loads(config.to_json()) and about["config"]["seed"] == 1
+    assert about["versions"] == {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    assert about["parameters"] == sum(p.numel() for p in load_trained(config.run_dir, Dataset(config.data_dir))[0].parameters())
+    lines = metrics_of(config)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
+        assert set(line) == {"step", "tokens", "lr", "loss", "loss_en", "loss_clone", "align_loss", "tokens_per_s", "mfu"}
+        assert line["tokens"] == line["step"] * 8 * 32
+        assert min(line["loss_en"], line["loss_clone"]) <= line["loss"] <= max(line["loss_en"], line["loss_clone"])
+        assert line["tokens_per_s"] > 0 and line["mfu"] > 0
+
+
+def test_a_line_is_the_mean_since_the_line_before(small):
+    every, fifth = (metrics_of(stage2(small, f"every{n}", align_weight=0.1, log_interval=n)) for n in (1, 5))
+    assert [line["step"] for line in every] == list(range(1, 17))
+    assert [line["step"] for line in fifth] == [5, 10, 15, 16]
+    for first, line in zip((0, 5, 10, 15), fifth):
+        since = every[first:line["step"]]
+        assert line["align_loss"] == pytest.approx(np.mean([one["align_loss"] for one in since]), rel=1e-5)
+        assert line["loss"] == pytest.approx(np.mean([one["loss"] for one in since]), rel=1e-5)  # every step predicts as many tokens
+        assert line["lr"] == since[-1]["lr"]
+
+
+def test_facts_are_in_stage_2_only(small):
+    assert not any("loss_facts" in line for line in metrics_of(stage1(small)))
+    assert any("loss_facts" in line for line in metrics_of(stage2(small, **PREALIGN)))
+
+
+def test_finished_run_is_left_alone(small, capsys):
+    config = stage2(small)
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(config.run_dir).iterdir()}
+    stage2(small)
+    assert "is finished (16 steps)" in capsys.readouterr().out
+    assert files == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(config.run_dir).iterdir()}
+
+
+# ---- resume ----
+
+class Killed(Exception):
+    """In place of SIGKILL: nothing after it is run."""
+
+
+def killed_after(step: int, monkeypatch, how=Killed):
+    """From here on, runs are interrupted when the line of `step` has been written."""
+    write = training.Log.line
+
+    def line(self, at, *rest, **more):
+        write(self, at, *rest, **more)
+        if at == step:
+            if how is Killed:
+                raise Killed
+            os.kill(os.getpid(), how)
+    monkeypatch.setattr(training.Log, "line", line)
+
+
+def run_stage(number: int, config: Config) -> Config:
+    """Stage 1, or stage 2 with codeswitching, from the stage 1 that is there."""
+    return stage1(config) if number == 1 else stage2(config, **PREALIGN)
+
+
+@pytest.mark.parametrize("stage, step", [(1, 6), (2, 14)])  # checkpoints are at 5, 8, 10, 15 and 16
+@pytest.mark.parametrize("how", [Killed, signal.SIGTERM, signal.SIGINT])
+def test_interrupted_run_goes_on_as_if_nothing_had_happened(small, monkeypatch, capsys, stage, step, how):
+    broken = replace(small, out_dir=small.out_dir + "-broken")
+    for earlier in range(1, stage):
+        run_stage(earlier, small), run_stage(earlier, broken)
+    straight = run_stage(stage, small)
+    with monkeypatch.context() as patch:
+        killed_after(step, patch, how)
+        with pytest.raises(Killed if how is Killed else SystemExit) as stopped:
+            run_stage(stage, broken)
+    if how is not Killed:
+        assert stopped.value.code == 128 + how
+        assert f"stopped at step {step + 1} of {8 * stage}, saved to " in capsys.readouterr().out
+    resumed = run_stage(stage, broken)
+    assert_same_run(straight, resumed)
+    assert [line["step"] for line in metrics_of(resumed)] == list(range(8 * stage - 7, 8 * stage + 1))
+
+
+COMMAND_THAT_IS_KILLED = """
+import os, config, train
+write = train.Log.line
+
+def line(self, step, *rest, **more):
+    write(self, step, *rest, **more)
+    if step == 13:
+        os.kill(os.getpid(), {})
+
+train.Log.line = line
+config.run(train.main)
+"""
+
+
+@pytest.mark.parametrize("how, code, last_line", [(signal.SIGTERM, 143, 14), (signal.SIGKILL, -9, 13)])
+def test_killed_command_goes_on_as_if_nothing_had_happened(small, how, code, last_line):
+    straight, broken = stage2(small, codeswitch_ratio=0.3), replace(small, method="broken", codeswitch_ratio=0.3)
+    result = run_command("-c", COMMAND_THAT_IS_KILLED.format(int(how)), *overrides(broken))
+    assert result.returncode == code and "Traceback" not in result.stderr
+    assert metrics_of(broken)[-1]["step"] == last_line
+    if how == signal.SIGTERM:
+        assert "stopped at step 14 of 16, saved to " in result.stdout.splitlines()[-1]
+    assert_same_run(straight, stage2(broken, "broken"))
+
+
+def test_half_a_line_of_metrics_is_dropped(small, monkeypatch):
+    straight = stage2(small)
+    with monkeypatch.context() as patch:
+        killed_after(13, patch)
+        with pytest.raises(Killed):
+            stage2(small, "broken")
+    with open(Path(small.out_dir, "broken", "seed1", "metrics.jsonl"), "a") as f:
+        f.write('{"step": 14, "tok')
+    assert_same_run(straight, stage2(small, "broken"))
+
+
+def test_knobs_that_do_not_change_the_result_may_differ_on_resume(small, monkeypatch):
+    straight = stage2(small)
+    with monkeypatch.context() as patch:
+        killed_after(13, patch)
+        with pytest.raises(Killed):
+            stage2(small, "broken")
+    changes = dict(micro_batch_size=2, checkpoint_interval=3, eval_tokens=5, eval_words=7, eval_batch_size=9, workers=3)
+    assert_close_run(straight, stage2(small, "broken", **changes))
+
+
+# ---- several processes ----
+
+def in_two_processes(program: str, config: Config) -> Config:
+    result = run_command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program, *overrides(config))
+    assert result.returncode == 0, result.stderr
+    return config
+
+
+def test_two_processes_compute_what_one_does(small):
+    """Rows, accumulated gradients, and words of the contrastive loss spread over processes: 2 of each process's 4 rows at a time."""
+    one = replace(small, micro_batch_size=2, codeswitch_ratio=0.3, stage1_align_weight=0.5, align_weight=0.5, align_entries=17)
+    two = in_two_processes("prealign.py", replace(one, out_dir=small.out_dir + "2"))
+    assert_close_run(stage1(one), stage1_config(two))
+    assert_close_run(stage2(two, "one", init_from="align"), in_two_processes("train.py", replace(two, method="two", init_from="align")))
+
+
+def test_batch_that_cannot_be_shared_evenly_is_an_error(small):
+    with pytest.raises(UserError, match=r"batch_size \(8\) must be a multiple of the number of processes \(3\)"):
+        training.run(small, 0, 1, Hardware(torch.device("cpu"), torch.float32, 0, 3, None))
+
+
+# ---- what a run begins with ----
+
+def initial(config: Config) -> torch.nn.Module:
+    data = Dataset(config.data_dir)
+    torch.manual_seed(config.seed)
+    model = make_model(config, data.vocab_size)
+    initial_weights(model, config, data)
+    return model
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_golden_initialisation_makes_a_sentence_and_its_clone_alike(small, tie):
+    data, model = Dataset(small.data_dir), initial(replace(small, init_from="golden", tie_embeddings=tie))
+    ids = torch.from_numpy(data.tokens("en", "val")[:64].astype(np.int64)).view(2, 32)
+    for en, clone in zip(model.layers(ids), model.layers(ids + data.V)):
+        assert torch.equal(en, clone)
+    assert torch.equal(model.lm_head.weight[:data.V], model.lm_head.weight[data.V:])
+    assert torch.equal(model.wte.weight[:data.V], initial(small).wte.weight[:data.V])  # English is as from scratch
+
+
+def test_stage_2_begins_with_the_weights_of_stage_1(small):
+    aligned = state_of(stage1(small))["model"]
+    for name, weight in initial(replace(small, init_from="align")).state_dict().items():
+        assert torch.equal(weight, aligned[name]), name
+
+
+def test_init_from_the_folder_of_another_run(small):
+    joint = stage2(small)
+    for name, weight in initial(replace(small, init_from=joint.run_dir)).state_dict().items():
+        assert torch.equal(weight, state_of(joint)["model"][name]), name
+    post = stage2(small, "post", init_from=joint.run_dir, align_weight=0.1, max_steps=20)
+    assert [line["step"] for line in metrics_of(post)] == list(range(1, 21))  # the other run's steps are not counted
+
+
+def test_seeds_differ_and_repeat(small):
+    a, b = initial(small).wte.weight, initial(replace(small, seed=2)).wte.weight
+    assert not torch.equal(a, b) and torch.equal(a, initial(small).wte.weight)
+
+
+def test_every_method_sees_the_same_rows_at_the_same_step(small, monkeypatch):
+    seen = {}
+
+    class Recorder(Sampler):
+        def batch(self, rows):
+            seen[self.config.method, rows[0] // 8] = super().batch(rows)
+            return seen[self.config.method, rows[0] // 8]
+
+    monkeypatch.setattr(training, "Sampler", Recorder)
+    stage1(small), stage2(small, "prealign", init_from="align"), stage2(small, "joint")
+    steps = {method: sorted(step for m, step in seen if m == method) for method in ("align", "prealign", "joint")}
+    assert steps == {"align": list(range(8)), "prealign": list(range(8, 16)), "joint": list(range(16))}
+    for step in range(16):
+        mine = seen["align" if step < 8 else "prealign", step]
+        assert np.array_equal(mine.inputs, seen["joint", step].inputs) and np.array_equal(mine.targets, seen["joint", step].targets)
+
+
+def test_alignment_on_the_fly(small):
+    lines = metrics_of(stage2(small, "on-the-fly", align_weight=0.1))
+    assert len(lines) == 16 and all(line["align_loss"] > 0 for line in lines)
+    assert not any("align_loss" in line for line in metrics_of(stage2(small)))
+
+
+# ---- runs that cannot be ----
+
+@pytest.mark.parametrize("changes", [dict(learning_rate=2e-3), dict(codeswitch_ratio=0.1), dict(max_steps=20), dict(stage1_steps=4), dict(dtype="bf16"),
+                                     dict(n_layer=1), dict(tie_embeddings=False), dict(mix={"en": 0.5, "clone": 0.5}), dict(batch_size=4)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_value_of_a_knob_names_it(small, monkeypatch, changes, finished):
+    with monkeypatch.context() as patch:
+        killed_after(16 if finished else 7, patch, signal.SIGTERM)
+        stage2(small) if finished else pytest.raises(SystemExit, stage2, small)
+    (knob, value), = changes.items()
+    with pytest.raises(UserError) as error:
+        stage2(small, **changes)
+    here, there = (json.loads(json.dumps(v)) for v in (value, getattr(small, knob)))
+    assert f"was made with another {knob} (there {there!r}, here {here!r});" in str(error.value)
+    assert str(Path(small.run_dir, "checkpoint.pt")) in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def other_data(tiny, tmp_path_factory) -> Config:
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "text.txt").write_text(make_text(seed=1), encoding="utf-8")
+    config = replace(tiny, data_dir=str(folder / "data"), source=str(folder / "text.txt"))
+    prepare(config)
+    return config
+
+
+def test_other_data_is_an_error(small, other_data):
+    joint = stage2(small)
+    with pytest.raises(UserError, match="made from other data than"):
+        stage2(small, data_dir=other_data.data_dir)
+    with pytest.raises(UserError, match="made from other data than"):
+        load_trained(joint.run_dir, Dataset(other_data.data_dir))
+    stage1(small)
+    with pytest.raises(UserError, match="made from other data than"):
+        stage2(small, "prealign", init_from="align", data_dir=other_data.data_dir)
+
+
+def test_stage_2_needs_a_finished_stage_1_of_the_same_model(small, monkeypatch):
+    with pytest.raises(UserError, match=r"there is no checkpoint .*align/seed1/checkpoint.pt; run `python prealign.py`"):
+        stage2(small, **PREALIGN)
+    with monkeypatch.context() as patch:
+        killed_after(4, patch, signal.SIGTERM)
+        pytest.raises(SystemExit, stage1, small)
+    with pytest.raises(UserError, match="stopped at step 5 of 8; finish that run first"):
+        stage2(small, **PREALIGN)
+    stage1(small)
+    for knob, value in (("n_embd", 16), ("block_size", 16), ("stage1_steps", 4)):
+        with pytest.raises(UserError, match=f"made with another {knob} "):
+            stage2(small, **PREALIGN, **{knob: value})
+    with pytest.raises(UserError, match="there is no checkpoint .*align/seed2/checkpoint.pt"):
+        stage2(small, seed=2, **PREALIGN)
+    stage2(small, **PREALIGN)
+
+
+def test_init_from_nowhere_says_what_it_may_be(small, tmp_path):
+    with pytest.raises(UserError, match='expected "scratch", "align", "golden" or the folder of a run'):
+        stage2(small, init_from=str(tmp_path / "nowhere"))
+
+
+def test_stage_2_without_steps_is_an_error(small):
+    with pytest.raises(UserError, match=r"max_steps \(8\) counts stage 1's steps too and must exceed stage1_steps \(8\)"):
+        stage2(small, max_steps=8, init_from="align")
+
+
+def test_a_users_mistake_is_one_line(small):
+    result = run_command("train.py", *overrides(small, **PREALIGN))
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: init_from=align: there is no checkpoint") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("device, message", [("cuda", "this torch sees no CUDA device"), ("gpu", "expected auto, cpu, cuda or cuda:N, found 'gpu'")])
+def test_a_device_that_is_not_there_is_an_error(small, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        stage2(small, device=device)
+
+
+def test_a_loss_that_explodes_stops_the_run_and_is_not_saved(small):
+    with pytest.raises(UserError, match="the loss is not finite at step .*smaller learning_rate"):
+        stage2(small, learning_rate=1e30, checkpoint_interval=3, log_interval=100)
+    path = Path(small.run_dir, "checkpoint.pt")
+    assert not path.exists() or all(weight.isfinite().all() for weight in load_checkpoint(str(path))["model"].values())
+
+
+# ---- checkpoints ----
+
+class Code:
+    """Unpickled, this makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def spoil(path: Path, how: str, marker: Path) -> None:
+    whole = path.read_bytes()
+    if how == "zip with code":
+        torch.save({**torch.load(path), "config": Code(marker)}, path)
+    elif how == "another program's":
+        torch.save({"model": {}, "step": 3}, path)
+    elif how == "a list":
+        torch.save([1, 2, 3], path)
+    else:
+        path.write_bytes({"empty": b"", "garbage": b"not a checkpoint\n" * 99, "half": whole[:len(whole) // 2], "but the last byte": whole[:-1],
+                          "pickle with code": pickle.dumps(Code(marker))}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "garbage", "half", "but the last byte", "pickle with code", "zip with code", "another program's", "a list"])
+def test_a_spoiled_checkpoint_is_an_error_and_runs_no_code(small, tmp_path, how):
+    config, marker = stage2(small, max_steps=9, stage1_steps=2), tmp_path / "code was run"
+    path = Path(config.run_dir, "checkpoint.pt")
+    spoil(path, how, marker)
+    spoiled = path.read_bytes()
+    for read in (lambda: stage2(config), lambda: load_trained(config.run_dir, Dataset(config.data_dir)),
+                 lambda: stage2(config, "other", init_from=config.run_dir)):
+        with pytest.raises(UserError) as error:
+            read()
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not marker.exists()
+    assert path.read_bytes() == spoiled  # nobody's work is written over
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(small, monkeypatch):
+    straight = stage2(small, "straight")
+
+    def full_disk(state, file):
+        if state["step"] < 10:
+            return save(state, file)
+        file.write(b"PK" * 1000)
+        raise OSError(28, "No space left on device")
+
+    save = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_disk)
+        with pytest.raises(UserError, match="cannot write .*No space left on device.*the checkpoint before it is whole"):
+            stage2(small)
+    assert sorted(os.listdir(small.run_dir)) == ["checkpoint.pt", "metrics.jsonl", "run.json"]
+    assert state_of(small)["step"] == 5
+    assert_same_run(straight, stage2(small))
+
+
+def test_a_checkpoint_is_replaced_in_one_go(tmp_path, monkeypatch):
+    """Whatever is at the path while another one is written can be read."""
+    path, save, seen = str(tmp_path / "checkpoint.pt"), torch.save, []
+
+    def watched(state, file):
+        save(state, file)
+        seen.append(torch.load(path)["n"] if os.path.exists(path) else None)
+
+    monkeypatch.setattr(torch, "save", watched)
+    for n in range(3):
+        save_checkpoint(path, {"n": n})
+    assert seen == [None, 0, 1] and torch.load(path)["n"] == 2 and os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_load_trained_gives_the_model_in_eval_mode(small):
+    config = stage2(small)
+    model, state = load_trained(config.run_dir, Dataset(config.data_dir))
+    assert not model.training and state["step"] == 16
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, state["model"][name])
+
+
+def test_load_trained_refuses_an_unfinished_run(small, monkeypatch):
+    data = Dataset(small.data_dir)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load_trained(small.run_dir, data)
+    killed_after(7, monkeypatch, signal.SIGTERM)
+    pytest.raises(SystemExit, stage2, small)
+    with pytest.raises(UserError, match="the run stopped at step 8 of 16; run its command again"):
+        load_trained(small.run_dir, data)
+
+
+# ---- precision and compilation ----
+
+@pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.02), ("fp16", 0.005)])
+def test_half_precision_trains_like_full_precision(small, dtype, tolerance):
+    small = replace(small, stage1_steps=2, max_steps=9)
+    for run in (stage1, stage2):
+        full, half = run(small), run(replace(small, out_dir=small.out_dir + dtype), dtype=dtype)
+        assert [line["loss"] for line in metrics_of(half)] == pytest.approx([line["loss"] for line in metrics_of(full)], rel=tolerance)
+        assert all(weight.dtype == torch.float32 for weight in state_of(half)["model"].values())
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("no compiler\nin four lines"), AssertionError()])
+def test_without_a_compiler_training_goes_on(small, monkeypatch, capsys, reason):
+    def broken(*_, **__):
+        raise reason
+
+    monkeypatch.setattr(torch, "compile", broken)
+    plain, compiled = stage2(small), stage2(small, "compiled", compile="on")
+    assert f"torch.compile does not work here ({type(reason).__name__}" in capsys.readouterr().out
+    assert_same_run(plain, compiled)
+
+
+def test_measured_speed_is_that_of_a_matrix_product(monkeypatch):
+    monkeypatch.undo()
+    assert 1e8 < training.matmul_rate(Hardware(torch.device("cpu"), torch.float32, 0, 1, None)) < 1e14
