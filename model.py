@@ -133,17 +133,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, N, chunk):
             h = hidden[start:start + chunk]  # (n, C)
             target = targets[start:start + chunk]  # (n,)
-            predicted = target >= 0
-            index = target.clamp(min=0).unsqueeze(1)  # (n, 1)
-            log_p = F.log_softmax(F.linear(h, weight).float(), dim=-1)  # (n, V)
-            losses[start:start + chunk] = -log_p.gather(1, index).squeeze(1) * predicted
+            predicted = (target >= 0).unsqueeze(1)  # (n, 1)
+            index = target.clamp(min=0).unsqueeze(1)
+            logits = F.linear(h, weight)  # (n, V)
+            log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+            losses[start:start + chunk] = -(log_p.gather(1, index) * predicted).squeeze(1)
             if needs_grad:  # d loss / d logits = softmax - one-hot
-                grad = log_p.exp_()
-                grad.scatter_add_(1, index, torch.full_like(index, -1.0, dtype=grad.dtype))
-                grad = (grad * predicted.unsqueeze(1)).to(h.dtype if not torch.is_autocast_enabled(h.device.type)
-                                                           else torch.get_autocast_dtype(h.device.type))
-                grad_hidden[start:start + chunk] = grad @ weight
-                grad_weight += grad.T @ h
+                grad = log_p.exp_().scatter_add_(1, index, index.new_full(index.shape, -1, dtype=torch.float32)).to(logits.dtype)
+                grad_hidden[start:start + chunk] = (grad @ weight) * predicted
+                grad_weight += grad.T @ (h * predicted)
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)

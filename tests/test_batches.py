@@ -77,15 +77,16 @@ def test_permute_takes_keys_by_element():
     assert permute(np.arange(0), 50, 7).tolist() == []
 
 
-@pytest.mark.parametrize("n", [5, 10, 33])
+@pytest.mark.parametrize("n", [33, 100, 256])
 def test_every_place_is_as_likely_as_any_other(n):
-    orders = np.stack([permute(np.arange(n), n, seed) for seed in range(2000)])  # (2000, n)
-    expected = len(orders) / n
-    for i in range(n):
+    seeds = np.arange(4000)
+    orders = permute(np.tile(np.arange(n), len(seeds)), n, np.repeat(seeds, n)).reshape(len(seeds), n)
+    expected = len(seeds) / n
+    for i in range(0, n, 10):
         chi_square = ((np.bincount(orders[:, i], minlength=n) - expected) ** 2 / expected).sum()
-        assert chi_square < n - 1 + 5 * np.sqrt(2 * (n - 1)) + 5
-    steps = np.abs(np.diff(orders, axis=1)).mean()  # of a random order: (n + 1) / 3
-    assert abs(steps / ((n + 1) / 3) - 1) < 0.05
+        assert chi_square < (n - 1) + 5 * np.sqrt(2 * (n - 1))  # its mean and five standard deviations
+    steps = np.abs(np.diff(orders, axis=1)).mean()  # from one place to the next; (n + 1) / 3 in a random order
+    assert abs(steps / ((n + 1) / 3) - 1) < 0.01
 
 
 # ---- languages ----
@@ -116,22 +117,20 @@ def test_rows_far_on_are_dealt_out_too():
 
 def slow_codeswitch(tokens, align, table: Table, ratio, rows, seed, length, target, pad) -> tuple[np.ndarray, np.ndarray]:
     """The same, one row, one word and one token at a time."""
-    R, W = tokens.shape
-    draw = {use: uniform(seed, use, np.asarray(rows)[:, None], np.arange(W)).tolist() for use in (SWITCH, LANGUAGE, TRANSLATION)}
     inputs, labels = [], []
-    for r, (row, marks) in enumerate(zip(tokens.tolist(), align.tolist())):
-        new, new_labels, i = [], [], 0
+    for number, row, marks in zip(rows.tolist(), tokens.tolist(), align.tolist()):
+        new, new_labels, i, W = [], [], 0, len(row)
         while i < W:
             end = i + 1
             while marks[i] > 0 and end < W and marks[end] < 0:
                 end += 1
             choices = []
-            if marks[i] > 0 and end < W and draw[SWITCH][r][i] < ratio:
+            if marks[i] > 0 and end < W and uniform(seed, SWITCH, number, i) < ratio:
                 languages = [table.words(marks[i] - 1, l) for l in range(1, len(table.languages)) if len(table.words(marks[i] - 1, l))]
                 if languages:
-                    choices = languages[int(draw[LANGUAGE][r][i] * len(languages))]
+                    choices = languages[int(uniform(seed, LANGUAGE, number, i) * len(languages))]
             if choices:
-                translation = table.word(choices[int(draw[TRANSLATION][r][i] * len(choices))]).tolist()
+                translation = table.word(choices[int(uniform(seed, TRANSLATION, number, i) * len(choices))]).tolist()
                 new += translation
                 nothing = [-1] * len(translation)
                 new_labels += {"input-only": nothing, "vanilla": translation, "original": [row[i]] + nothing[1:]}[target]
@@ -273,18 +272,229 @@ def test_codeswitch_depends_on_seed_and_row_number_only():
     assert whole != switched(everything, seed=2) and whole != switched(everything, shift=40)
 
 
-def test_codeswitch_is_at_least_ten_times_as_fast_as_the_slow_one():
-    rng = np.random.default_rng(0)
-    table = random_table(rng, 1, entries=1000)
-    tokens, align = random_rows(rng, 256, 288, len(table))
+# ---- the sampler ----
 
-    def seconds_per_row(function, R: int) -> float:
+def sampler_of(tiny, **changes) -> Sampler:
+    return Sampler(Dataset(tiny.data_dir), replace(tiny, **changes))
+
+
+def whole_rows(batch) -> list[tuple[int, ...]]:
+    """The T + 1 tokens of every row, where targets are the inputs shifted by one."""
+    assert np.array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    return [tuple(row) for row in np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1).tolist()]
+
+
+def windows_of(ids: np.ndarray, T: int) -> list[tuple[int, ...]]:
+    """Every window of T tokens and the one after it, in the order of the text; in these tests no two are the same."""
+    windows = [tuple(ids[start:start + T + 1].tolist()) for start in range(0, len(ids) - T, T)]
+    assert len(set(windows)) == len(windows)
+    return windows
+
+
+def bins_of(tiny) -> list[np.ndarray]:
+    """The bins of the streams en, clone and facts."""
+    data = Dataset(tiny.data_dir)
+    return [data.tokens("en", "train"), data.tokens("clone", "train"), data.tokens("en", "facts")]
+
+
+def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
+    n = len(Dataset(tiny.data_dir).tokens("en", "train"))
+    divisor = next(T for T in range(20, 200) if n % T == 0)  # the last window would lack the one token after it
+    for changes in ({}, {"mix": {"clone": 0.6, "en": 0.4}}, {"seed": 5, "block_size": divisor}):
+        sampler = sampler_of(tiny, stage1_steps=40, **changes)  # no facts in stage 1
+        batch = sampler.batch(np.arange(1600))
+        assert batch.inputs.dtype == batch.targets.dtype == batch.stream.dtype == np.int64
+        rows = whole_rows(batch)
+        assert sampler.streams == tuple(sampler.config.mix)
+        for s, language in enumerate(sampler.streams):
+            windows = windows_of(Dataset(tiny.data_dir).tokens(language, "train"), sampler.config.block_size)
+            visited = [windows.index(row) for row, stream in zip(rows, batch.stream) if stream == s]
+            epochs = [visited[e:e + len(windows)] for e in range(0, len(visited), len(windows))]
+            assert len(epochs) > 2
+            for epoch in epochs[:-1]:
+                assert sorted(epoch) == list(range(len(windows)))
+            assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+
+
+def test_shares_of_languages(tiny):
+    sampler = sampler_of(tiny, stage1_steps=40)
+    for first in (0, 8, 808):
+        for rows in (8, 80, 800):
+            share = (sampler.batch(np.arange(first, first + rows)).stream == 0).mean()
+            assert abs(share - 0.75) < 1 / rows + 1e-9
+    assert set(sampler_of(tiny, mix={"en": 3.0, "clone": 0.0}).batch(np.arange(30)).stream.tolist()) == {0}
+
+
+def test_only_the_clone(tiny):
+    sampler = sampler_of(tiny, mix={"clone": 1.0}, codeswitch_ratio=1.0)
+    assert sampler.streams == ("clone",)  # facts are the pivot's
+    assert set(whole_rows(sampler.batch(np.arange(100)))) <= set(windows_of(bins_of(tiny)[1], 32))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_rows_do_not_depend_on_how_they_are_split(tiny, ratio):
+    sampler, rows = sampler_of(tiny, codeswitch_ratio=ratio), np.arange(24, 104)  # around the end of stage 1
+    whole = sampler.batch(rows)
+    splits = [rows.reshape(10, 8), [rows[:1], rows[1:3], rows[3:]], [rows[rank::4] for rank in range(4)], [rows[::-1]]]
+    for parts in splits:
+        again = sampler_of(tiny, codeswitch_ratio=ratio)  # another process knows nothing of this one
+        batches = [again.batch(part) for part in parts]
+        order = np.argsort(np.concatenate(parts))
+        for name in ("inputs", "targets", "stream"):
+            assert np.array_equal(np.concatenate([getattr(batch, name) for batch in batches])[order], getattr(whole, name))
+    other = sampler_of(tiny, codeswitch_ratio=ratio, seed=2).batch(rows)
+    assert not np.array_equal(whole.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("changes", [{}, {"stage1_steps": 0}, {"stage1_steps": 1, "max_steps": 7}, {"block_size": 17, "max_steps": 41},
+                                     {"mix": {"en": 1.0}, "batch_size": 3, "max_steps": 30}])
+def test_facts_are_stated_in_stage_2_once_through_and_evenly(tiny, changes):
+    config = replace(tiny, **changes)
+    sampler = sampler_of(tiny, **changes)
+    batch = sampler.batch(np.arange(config.max_steps * config.batch_size))
+    rows = whole_rows(batch)
+    at = np.flatnonzero(batch.stream == sampler.streams.index("facts"))
+    windows = windows_of(bins_of(tiny)[2], config.block_size)
+    assert sorted(rows[row] for row in at) == sorted(windows)
+    first, end = config.stage1_steps * config.batch_size, config.max_steps * config.batch_size
+    assert first <= at[0] and at[-1] == end - 1
+    gaps = np.diff([first - 1, *at])
+    assert gaps.max() - gaps.min() <= 1  # the same number of rows between two, up to one
+    for s, name in enumerate(config.mix):  # the other streams go on as if there were none
+        plain = sampler_of(tiny, **{**changes, "stage1_steps": config.max_steps}).batch(np.arange(end - len(at)))
+        assert [row for row, stream in zip(rows, batch.stream) if stream == s] == \
+            [row for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target):
+    data, rows = Dataset(tiny.data_dir), np.arange(320)
+    n = len(data.tokens("en", "train"))
+    T = next(T for T in range(24, 64) if (n - 1) % T < T // 8)  # the tokens that fill up the last window are not all there
+    slack, ends_of_bins = T // 8, 0
+    plain = sampler_of(tiny, block_size=T).batch(rows)
+    batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target).batch(rows)
+    assert np.array_equal(batch.stream, plain.stream)
+    for s, split in ((0, "train"), (2, "facts")):
+        here = np.flatnonzero(batch.stream == s)
+        ids, align = data.tokens("en", split).astype(np.int64), data.align(split)
+        starts = [T * windows_of(ids, T).index(row) for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
+        ends_of_bins += sum(start + T + 1 + slack > len(ids) for start in starts)
+        ids, align = np.append(ids, [data.end_of_text] * slack), np.append(align, [0] * slack)
+        at = np.array(starts)[:, None] + np.arange(T + 1 + slack)
+        inputs, labels = slow_codeswitch(ids[at], align[at], data.table, 0.4, rows[here], tiny.seed, T + 1, target, data.end_of_text)
+        assert np.array_equal(batch.inputs[here], inputs[:, :-1]) and np.array_equal(batch.targets[here], labels[:, 1:])
+        assert (inputs >= data.V).any()
+    assert ends_of_bins
+    clone = batch.stream == 1
+    assert np.array_equal(batch.inputs[clone], plain.inputs[clone]) and np.array_equal(batch.targets[clone], plain.targets[clone])
+
+
+def test_targets_of_codeswitched_rows(tiny):
+    V, rows = Dataset(tiny.data_dir).V, np.arange(320)
+    for target in TARGETS:
+        batch = sampler_of(tiny, codeswitch_ratio=0.5, codeswitch_target=target).batch(rows)
+        pivot = batch.stream != 1
+        inputs, targets = batch.inputs[pivot], batch.targets[pivot]
+        spliced = inputs[:, 1:] >= V
+        assert spliced.mean() > 0.2
+        assert np.array_equal(targets[:, :-1][~spliced], inputs[:, 1:][~spliced])
+        if target == "vanilla":
+            assert np.array_equal(targets[:, :-1], inputs[:, 1:])
+        else:
+            assert (targets < V).all()
+            assert ((targets[:, :-1] == -1)[spliced].all()) == (target == "input-only")
+
+
+def test_too_little_text_and_too_many_facts(tiny):
+    for changes, names in (({"block_size": 10_000}, "block_size"), ({"block_size": 600}, "facts"), ({"max_steps": 7}, "max_steps"),
+                           ({"mix": {"en": 0.5, "de": 0.5}, "targets": ("de",)}, "'de'")):
+        with pytest.raises(UserError) as e:
+            sampler_of(tiny, **changes)
+        assert names in str(e.value) and "\n" not in str(e.value)
+    T = len(bins_of(tiny)[0]) - 1
+    sampler = sampler_of(tiny, block_size=T, mix={"en": 1.0}, max_steps=1, stage1_steps=1)  # one window: all of the text
+    assert whole_rows(sampler.batch(np.array([0]))) == [tuple(bins_of(tiny)[0].tolist())]
+
+
+def test_the_sampler_is_at_least_ten_times_as_fast_as_the_slow_codeswitch(tiny):
+    data, rows, T = Dataset(tiny.data_dir), np.arange(512), 256
+    sampler = sampler_of(tiny, block_size=T, mix={"en": 1.0}, codeswitch_ratio=0.5, stage1_steps=40)
+    at = np.arange(8)[:, None] * T + np.arange(T + 1 + T // 8)
+    ids, align = data.tokens("en", "train")[at], data.align("train")[at]
+
+    def seconds(function, *arguments) -> float:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            function(tokens[:R], align[:R], table, 0.5, np.arange(R), 0, 257, "input-only", PAD)
+            function(*arguments)
             times.append(time.perf_counter() - start)
-        return min(times) / R
+        return min(times)
 
-    print(seconds_per_row(slow_codeswitch, 32) , seconds_per_row(codeswitch, 256))
-    assert seconds_per_row(slow_codeswitch, 32) > 10 * seconds_per_row(codeswitch, 256)
+    slow = seconds(slow_codeswitch, ids, align, data.table, 0.5, rows[:8], 1, T + 1, "input-only", data.end_of_text) / 8
+    fast = seconds(sampler.batch, rows) / len(rows)
+    assert slow > 10 * fast
+
+
+# ---- prefetching ----
+
+def no_new_threads(before: set, seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while set(threading.enumerate()) - before and time.monotonic() < end:
+        time.sleep(0.01)
+    return not set(threading.enumerate()) - before
+
+
+def test_prefetch_keeps_the_order_and_ends():
+    before = set(threading.enumerate())
+    assert list(prefetch(lambda step: step * step, range(3, 50))) == [step * step for step in range(3, 50)]
+    assert list(prefetch(lambda step: step, range(0))) == []
+    assert no_new_threads(before)
+
+
+def test_prefetch_computes_the_next_while_one_is_used():
+    made, next_made = [], threading.Event()
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 1:
+            next_made.set()
+        return step
+
+    batches = prefetch(make, range(1000))
+    assert next(batches) == 0
+    assert next_made.wait(5)  # without asking for it
+    time.sleep(0.1)
+    assert len(made) < 6  # but not many ahead: batches take memory
+    batches.close()
+
+
+@pytest.mark.parametrize("failure", [UserError("cannot read"), MemoryError(), KeyboardInterrupt()], ids=lambda failure: type(failure).__name__)
+def test_prefetch_raises_what_the_thread_raised_where_it_belongs(failure):
+    def make(step: int) -> int:
+        if step == 4:
+            raise failure
+        return step
+
+    before, found = set(threading.enumerate()), []
+    with pytest.raises(type(failure)) as e:
+        for item in prefetch(make, range(10)):
+            found.append(item)
+    assert found == [0, 1, 2, 3] and e.value is failure
+    assert no_new_threads(before)
+
+
+def test_the_thread_ends_when_the_consumer_stops_early():
+    before = set(threading.enumerate())
+    for item in prefetch(lambda step: step, range(10**6)):
+        if item == 3:
+            break
+    assert no_new_threads(before)
+    with pytest.raises(ZeroDivisionError):
+        for item in prefetch(lambda step: step, range(10**6)):
+            1 / 0
+    assert no_new_threads(before)
+    batches = prefetch(lambda step: step, range(10**6))
+    next(batches)
+    del batches
+    assert no_new_threads(before)

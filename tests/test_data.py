@@ -320,8 +320,13 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tiny, tmp_path, mon
         prepare(config)
         made.append(contents(config.data_dir))
     assert made[0] == made[1] == made[2] == contents(tiny.data_dir)
-    digests = json.loads(made[0]["meta.json"])["digests"]
-    assert set(digests) == set(made[0]) - {"meta.json"}
+
+
+def test_the_files_are_these_and_meta_has_the_digest_of_each(tiny):
+    names = {f"{language}_{split}.bin" for language in ("en", "clone") for split in ("train", "val")} | {"en_facts.bin"}
+    names |= {f"en_{split}.align.bin" for split in ("train", "val", "facts")} | {"table.npz", "table.tsv", "tokenizer.tiktoken"}
+    assert set(contents(tiny.data_dir)) == names | {"meta.json"}
+    assert Dataset(tiny.data_dir).meta["digests"] == {name: data.digest(f"{tiny.data_dir}/{name}") for name in names}
 
 
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
@@ -483,8 +488,7 @@ def another_table(folder: Path) -> None:
 
 
 DAMAGE = {
-    "no folder": ("meta.json", lambda f: shutil.rmtree(f)),
-    "no meta": ("meta.json", lambda f: (f / "meta.json").unlink()),
+    "no folder": ("", lambda f: shutil.rmtree(f)),
     "meta of another format": ("meta.json", lambda f: change_meta(f, format=0)),
     "meta not JSON": ("meta.json", lambda f: (f / "meta.json").write_text("format 1")),
     "meta cut short": ("meta.json", lambda f: change(f / "meta.json", lambda b: b[:-5])),
@@ -531,12 +535,25 @@ def test_a_damaged_folder_is_refused_and_what_the_message_says_mends_it(tiny, tm
     name, do = DAMAGE[damage]
     do(folder)
     message = error(read_everything, str(folder))
-    assert (name in message or damage in ("no folder", "no meta")) and str(folder) in message and "data.py" in message
+    assert name in message and str(folder) in message and "data.py" in message
     if "delete" in message:
         shutil.rmtree(folder)
     prepare(replace(tiny, data_dir=str(folder)))
     read_everything(str(folder))
     assert contents(str(folder)) == contents(tiny.data_dir)
+
+
+def test_a_bin_cut_short_says_how_many_bytes_there_should_be(tiny, tmp_path):
+    shutil.copytree(tiny.data_dir, tmp_path / "data")
+    size = (tmp_path / "data" / "en_train.bin").stat().st_size
+    change(tmp_path / "data" / "en_train.bin", lambda raw: raw[:-2])
+    assert f"expected {size} bytes by meta.json, found {size - 2}" in error(read_everything, f"{tmp_path}/data")
+
+
+def test_files_without_meta_are_no_prepared_data(tiny, tmp_path):
+    shutil.copytree(tiny.data_dir, tmp_path / "data")
+    (tmp_path / "data" / "meta.json").unlink()
+    assert error(Dataset, f"{tmp_path}/data").startswith(f"no prepared data in {tmp_path}/data")
 
 
 def test_a_text_that_is_not_there_names_those_that_are(tiny):

@@ -59,6 +59,19 @@ def test_attention_is_the_sum_written_out():
     torch.testing.assert_close(attention(x), attention.proj(expected))
 
 
+def test_a_block_adds_attention_and_mlp_of_what_it_has_normalised():
+    block, x = small().blocks[0], 3 + 5 * torch.randn(2, 4, 8)
+
+    def normalised(x):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    def gelu(x):  # the tanh approximation, as GPT-2 has it
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    middle = x + block.attention(normalised(x))
+    torch.testing.assert_close(block(x), middle + block.mlp.proj(gelu(block.mlp.fc(normalised(middle)))))
+
+
 @pytest.mark.parametrize("tie", [True, False])
 def test_an_untrained_model_knows_nothing(tie):
     model = small(vocab_size=1000, n_embd=64, init_std=0.02, embedding_init_std=0.02, tie_embeddings=tie)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 import prealign
 from config import Config, UserError
 from model import GPT
-from prealign import SupervisedContrastive, contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
+from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
 from table import Table, make_table
 
 TABLE = make_table([  # pivot, then two targets; translations of one to four tokens, some missing
@@ -170,12 +169,6 @@ def test_large_similarities_over_a_small_temperature_stay_finite():
     # The first word's positive is 2 / 0.001 below two negatives; the second's is level with them; the others' with one.
     assert loss.item() == pytest.approx((2000 + math.log(2) + math.log(3) + 2 * math.log(2)) / 4, rel=1e-6)
     assert torch.autograd.grad(loss, words)[0].isfinite().all()
-
-
-def test_parts_of_the_rows_add_up_to_the_whole():
-    words, entry = F.normalize(layers_of_words(1), dim=-1)[0], torch.tensor(ENTRY_OF_ROW)
-    parts = sum(SupervisedContrastive.apply(words[first:first + 5], words, entry, first, 0.1) for first in (0, 5))
-    torch.testing.assert_close(parts, SupervisedContrastive.apply(words, words, entry, 0, 0.1))
 
 
 def one_of_two_processes(rank: int, folder: str) -> None:

@@ -100,8 +100,8 @@ def test_a_chunk_that_nltk_cannot_place_is_one_word(monkeypatch):
 
 
 def test_surfaces_are_counted_as_they_stand():
-    counts = count_surfaces(count_chunks(["The house, the house.\nHouse", "house"]))
-    assert counts == {"The": 1, " house": 2, ",": 1, " the": 1, ".": 1, "\n": 1, "House": 1, "house": 1}
+    counts = count_surfaces(count_chunks(["The house, the house.\nHouse", "house", "house, the house."]))
+    assert counts == {"The": 1, " house": 3, ",": 2, " the": 2, ".": 2, "\n": 1, "House": 1, "house": 2}
 
 
 # ---- which enter the table ----

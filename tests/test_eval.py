@@ -1,0 +1,437 @@
+"""Every number of the evaluation against the same number computed word by word, and the report against the runs it reports."""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import eval as evaluation
+import prealign
+import train as training
+from config import Config, UserError
+from conftest import overrides, run_command
+from data import Dataset, encode
+from eval import evaluate, language_model, similarity, token_log_likelihoods, wilson, windows
+from knowledge import Fact, make_facts, statement
+from model import GPT
+from table import make_table
+from train import make_golden, make_model
+
+
+@pytest.fixture(scope="module")
+def data(tiny) -> Dataset:
+    return Dataset(tiny.data_dir)
+
+
+def untrained(config: Config, data: Dataset, seed: int = 0) -> GPT:
+    """A model with opinions, though nothing has taught it any."""
+    torch.manual_seed(seed)
+    return make_model(replace(config, init_std=0.3, embedding_init_std=0.5), data.vocab_size).eval()
+
+
+@torch.no_grad()
+def log_p(model: GPT, context: list[int], vocabulary: slice = slice(None)) -> torch.Tensor:
+    """log p of every token of the vocabulary after a context."""
+    logits = model.lm_head.weight @ model(torch.tensor([context]))[0, -1]
+    return torch.log_softmax(logits[vocabulary], dim=0)
+
+
+# ---- log-likelihoods ----
+
+@torch.no_grad()
+@pytest.mark.parametrize("vocabulary", [None, (0, 400), (400, 800)])
+def test_log_likelihoods_are_log_softmax_of_the_full_logits(tiny, data, vocabulary):
+    model = untrained(tiny, data)
+    first, end = vocabulary or (0, 800)
+    inputs, targets = torch.randint(800, (3, 20)), torch.randint(first, end, (3, 20))
+    targets[:, ::4] = -1
+    got = token_log_likelihoods(model, model(inputs), targets, vocabulary)
+    logits = (model(inputs) @ model.lm_head.weight.T)[:, :, first:end]
+    for b in range(3):
+        for t in range(20):
+            expected = torch.log_softmax(logits[b, t], dim=0)[targets[b, t] - first] if targets[b, t] >= 0 else torch.tensor(0.0)
+            torch.testing.assert_close(got[b, t], expected)
+
+
+# ---- perplexity ----
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 8, 9, 10, 16, 17, 18, 25, 60])
+def test_every_token_but_the_first_is_predicted_once_from_what_stands_before_it(block_size, length):
+    predicted = []
+    for inputs, targets in windows(np.arange(length), block_size, batch_size=3):
+        assert inputs.shape == targets.shape and inputs.shape[1] == block_size and len(inputs) <= 3
+        for context, target in zip(inputs, targets):
+            for t in np.flatnonzero(target >= 0):
+                p = int(target[t])  # tokens are their own positions
+                assert context[:t + 1].tolist() == list(range(p - t - 1, p))
+                assert t + 1 >= min(p, block_size / 2)
+                predicted.append(p)
+    assert sorted(predicted) == list(range(1, length))
+
+
+def nats_of_every_token(model: GPT, tokens: list[int], block_size: int, vocabulary: slice) -> float:
+    """One token at a time: from all before it in the first window, then in windows half a block apart."""
+    nats = 0.0
+    for p in range(1, len(tokens)):
+        start = 0
+        while p - start > block_size:
+            start += block_size // 2
+        nats -= log_p(model, tokens[start:p], vocabulary)[tokens[p] - (vocabulary.start or 0)].item()
+    return nats
+
+
+@pytest.mark.parametrize("language, number", [("en", 100), ("clone", 100), ("en", 12)])
+def test_perplexity_and_bits_per_byte_token_by_token(tiny, data, language, number):
+    config = replace(tiny, block_size=16, eval_tokens=number)
+    model, offset = untrained(config, data), data.offsets[language]
+    tokens = data.tokens(language, "val")[:number].tolist()
+    got = language_model(model, data, language, config)
+    nats = nats_of_every_token(model, tokens, 16, slice(None))
+    own = nats_of_every_token(model, tokens, 16, slice(offset, offset + data.V))
+    n_bytes = sum(len(data.encoding.decode_single_token_bytes(t - offset)) for t in tokens[1:] if t - offset != data.end_of_text)
+    assert got == {"ppl": pytest.approx(math.exp(nats / (number - 1)), rel=1e-4), "ppl_in_language": pytest.approx(math.exp(own / (number - 1)), rel=1e-4),
+                   "bpb": pytest.approx(nats / math.log(2) / n_bytes, rel=1e-4), "tokens": number - 1}
+    assert got["ppl_in_language"] < got["ppl"]
+
+
+def test_a_model_without_opinions_by_hand(tiny, data):
+    model = untrained(tiny, data)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    tokens = data.tokens("en", "val")
+    got = language_model(model, data, "en", replace(tiny, eval_tokens=0))
+    assert got["ppl"] == pytest.approx(800) and got["ppl_in_language"] == pytest.approx(400) and got["tokens"] == len(tokens) - 1
+    documents = data.encoding.decode(tokens[1:].tolist()).replace("<|endoftext|>", "")
+    assert got["bpb"] == pytest.approx((len(tokens) - 1) * math.log2(800) / len(documents.encode()))
+
+
+def test_perplexity_does_not_depend_on_the_batch_size(tiny, data):
+    model = untrained(tiny, data)
+    results = [language_model(model, data, "en", replace(tiny, eval_batch_size=n)) for n in (1, 3, 32)]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+
+
+def test_golden_model_reads_the_clone_as_well_as_english(tiny, data):
+    model = untrained(tiny, data)
+    make_golden(model, data)
+    assert language_model(model, data, "clone", tiny) == pytest.approx(language_model(model, data, "en", tiny), rel=1e-5)
+
+
+# ---- CLKA ----
+
+def rows_of_facts(data: Dataset, facts: list[Fact], language: str) -> list[list[int]]:
+    return [[t + data.offsets[language] for t in (data.end_of_text, *encode(data.encoding, statement(fact, "en")))] for fact in facts]
+
+
+def is_known(model: GPT, data: Dataset, fact: Fact, language: str) -> bool:
+    """The true sentence is more likely than each other one, token by token from the end of the text before it."""
+    likelihood = []
+    for object_ in (fact.object, *fact.distractors):
+        tokens = [int(t) + data.offsets[language] for t in (data.end_of_text, *encode(data.encoding, statement(fact, "en", object_)))]
+        likelihood.append(sum(log_p(model, tokens[:i])[tokens[i]].item() for i in range(1, len(tokens))))
+    return likelihood[0] > max(likelihood[1:])
+
+
+def clka(model: GPT, data: Dataset, facts: list[Fact], language: str, config: Config) -> dict:
+    return evaluation.knowledge(model, data, facts, language, config)
+
+
+@pytest.mark.parametrize("language", ["en", "clone"])
+def test_statements_are_scored_as_whole_sentences(tiny, data, language):
+    config, facts = replace(tiny, block_size=64), make_facts(24, (1,), 3)
+    model = untrained(config, data)
+    known = [is_known(model, data, fact, language) for fact in facts]
+    assert [clka(model, data, [fact], language, config)["accuracy"] == 1 for fact in facts] == known
+    assert 0 < sum(known) < 24
+    for batch_size in (1, 5, 200):  # sentences of other lengths beside them, and padding, change nothing
+        got = clka(model, data, facts, language, replace(config, eval_batch_size=batch_size))
+        assert got == {"accuracy": sum(known) / 24, "n": 24, "chance": 0.25, "interval": wilson(sum(known), 24)}
+
+
+@pytest.mark.parametrize("language", ["en", "clone"])
+def test_an_untrained_model_is_near_chance(tiny, data, language):
+    config = replace(tiny, block_size=64)
+    got = clka(untrained(config, data), data, make_facts(320, (1,), 0), language, config)
+    assert got["n"] == 320 and got["interval"][0] < 0.25 < got["interval"][1]
+
+
+@pytest.mark.parametrize("language, other", [("en", "clone"), ("clone", "en")])
+def test_a_model_that_has_learned_the_facts_knows_them_in_the_language_it_learned_them_in(tiny, data, language, other):
+    model = untrained(tiny, data)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    rows = rows_of_facts(data, data.facts, language)
+    ids = torch.tensor([row + [-1] * (max(map(len, rows)) - len(row)) for row in rows])
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(ids[:, :-1].clamp(min=0), ids[:, 1:])[0].backward()
+        optimizer.step()
+    assert len(data.facts) == 8
+    assert clka(model, data, data.facts, language, tiny)["accuracy"] == 1
+    assert clka(model, data, data.facts, other, tiny)["accuracy"] < 1
+
+
+def test_a_tie_is_wrong(tiny, data):
+    fact = replace(data.facts[0], distractors=(data.facts[0].object,) * 3)
+    assert clka(untrained(tiny, data), data, [fact], "en", tiny)["accuracy"] == 0
+
+
+def test_a_statement_longer_than_the_model_reads_is_an_error(tiny, data):
+    config = replace(tiny, block_size=8)  # the object comes last: cut off, the four would be the same
+    with pytest.raises(UserError, match="block_size"):
+        clka(untrained(config, data), data, data.facts, "en", config)
+
+
+@pytest.mark.parametrize("correct, n, low, high", [(8, 10, 0.4902, 0.9433), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (50, 100, 0.4038, 0.5962), (1, 1, 0.2065, 1)])
+def test_confidence_interval_by_hand(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_confidence_interval_stays_between_0_and_1():
+    for n in range(1, 200):
+        assert f"{wilson(0, n)[0]:.0f}" == "0" and wilson(n, n)[1] <= 1  # neither -0 nor 100.00000000000001%
+
+
+# ---- similarity ----
+
+@torch.no_grad()
+def layers_in_a_loop(model: GPT, ids) -> torch.Tensor:
+    """A word's vector in every layer, (L + 2, C)."""
+    ids = torch.as_tensor(np.asarray(ids), dtype=torch.long)[None]
+    return torch.stack([layer[0].mean(0) for layer in (*model.layers(ids), model.lm_head.weight[ids])])
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_similarity_of_words_entry_by_entry(tiny, tie):
+    table = make_table([  # pivot, German, Chinese; the second has no German, the third no Chinese
+        [[np.array([1, 2])], [np.array([11])], [np.array([21]), np.array([22, 23, 24, 25])]],
+        [[np.array([3])], [], [np.array([26])]],
+        [[np.array([4, 5, 6])], [np.array([12, 13]), np.array([14]), np.array([15, 16])], []],
+        [[np.array([7])], [np.array([17, 18])], [np.array([27])]],
+    ], [40, 10, 20, 30], ("en", "de", "zh"))
+    torch.manual_seed(0)
+    model = make_model(replace(tiny, tie_embeddings=tie, init_std=0.3, embedding_init_std=0.5), 30)
+    got = similarity(model, SimpleNamespace(table=table), replace(tiny, eval_words=50))
+    assert [(row["language"], row["layer"]) for row in got] == [
+        (language, layer) for language in ("de", "zh") for layer in ("word embedding", "block 1", "block 2", "output embedding")]
+    for l in (1, 2):
+        pairs = [(table.word(table.words(k, 0)[0]), table.word(table.words(k, l)[0])) for k in range(4) if len(table.words(k, l))]
+        sides = [(layers_in_a_loop(model, a), layers_in_a_loop(model, b)) for a, b in pairs]
+        for layer in range(4):
+            row = got[4 * (l - 1) + layer]
+            assert row["words"] == pytest.approx(np.mean([cosine(a[layer], b[layer]) for a, b in sides]), abs=1e-5)
+            assert row["text"] is None
+            others = [cosine(a[layer], b[layer]) for i, (a, _) in enumerate(sides) for j, (_, b) in enumerate(sides) if i != j]
+            assert min(others) - 1e-5 <= row["random"] <= max(others) + 1e-5
+
+
+def test_similarity_of_text_position_by_position(tiny, data):
+    model, T = untrained(tiny, data), tiny.block_size
+    tokens = data.tokens("en", "val").astype(np.int64)
+    sums, positions = np.zeros(4), 0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - T + 1, T):
+            en = torch.from_numpy(tokens[start:start + T])[None]
+            mine, clone = ([*model.layers(x), model(x)] for x in (en, en + data.V))
+            sums += [sum(cosine(a[0, t], b[0, t]) for t in range(T)) for a, b in zip(mine, clone)]
+            positions += T
+    got = similarity(model, data, tiny)
+    assert [row["text"] for row in got] == pytest.approx((sums / positions).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_golden_model_holds_words_and_their_clones_for_the_same(tiny, data, tie):
+    config = replace(tiny, tie_embeddings=tie)
+    model = untrained(config, data)
+    assert all(abs(row["words"]) < 0.9 for row in similarity(model, data, config))
+    make_golden(model, data)
+    for row in similarity(model, data, config):
+        assert row["words"] == pytest.approx(1, abs=1e-5) and row["text"] == pytest.approx(1, abs=1e-5)
+        assert row["random"] < 0.95
+
+
+def test_similarity_is_measured_on_as_many_words_as_asked_for(tiny, data, monkeypatch):
+    asked = []
+
+    def watched(model, ids, length):
+        asked.append(len(ids))
+        return prealign.word_representations(model, ids, length)
+
+    monkeypatch.setattr(evaluation, "word_representations", watched)
+    similarity(untrained(tiny, data), data, replace(tiny, eval_words=7))
+    similarity(untrained(tiny, data), data, replace(tiny, eval_words=10**6))
+    assert asked == [7, 7, len(data.table), len(data.table)]
+
+
+# ---- a run ----
+
+@pytest.fixture(scope="module")
+def out_dir(tiny, tmp_path_factory) -> Path:
+    """Three finished and evaluated runs: joint with two seeds, PreAlign with one."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = replace(tiny, out_dir=str(folder), max_steps=12)
+    for changes in (dict(method="joint"), dict(method="joint", seed=2), dict(method="prealign", init_from="align", codeswitch_ratio=0.3)):
+        if changes["method"] == "prealign":
+            prealign.main(overrides(config, **changes))
+        training.main(overrides(config, **changes))
+        evaluation.main(overrides(config, **changes))
+    return folder
+
+
+def result_of(folder: Path, method: str, seed: int) -> dict:
+    return json.loads((folder / method / f"seed{seed}" / "eval.json").read_text())
+
+
+def test_evaluation_of_a_run(tiny, data, out_dir):
+    config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="joint", seed=2)
+    result = evaluate(config)
+    assert result_of(out_dir, "joint", 2) == json.loads(json.dumps(result))
+    assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
+    model, _ = training.load_trained(config.run_dir, data)
+    assert result["lm"] == {language: language_model(model, data, language, config) for language in ("en", "clone")}
+    assert result["clka"] == {f"en->{language}": clka(model, data, data.facts, language, config) for language in ("en", "clone")}
+    assert result["similarity"] == similarity(model, data, config)
+
+
+def test_a_run_that_is_missing_or_unfinished_is_an_error(tiny, out_dir, tmp_path):
+    config = replace(tiny, out_dir=str(out_dir), max_steps=12)
+    with pytest.raises(UserError, match="there is no checkpoint .*never-run/seed1/checkpoint.pt"):
+        evaluate(replace(config, method="never-run"))
+    unfinished = replace(config, out_dir=str(tmp_path))
+    os.makedirs(unfinished.run_dir)
+    state = torch.load(Path(config.run_dir, "checkpoint.pt"))
+    torch.save({**state, "step": 11}, Path(unfinished.run_dir, "checkpoint.pt"))
+    with pytest.raises(UserError, match="the run stopped at step 11 of 12; run its command again"):
+        evaluate(unfinished)
+    assert not Path(unfinished.run_dir, "eval.json").exists()
+
+
+@pytest.mark.parametrize("changes", [dict(n_layer=3), dict(block_size=64), dict(batch_size=16)])
+def test_a_run_is_not_measured_as_if_it_were_another(tiny, out_dir, tmp_path, changes):
+    shutil.copytree(out_dir / "joint", tmp_path / "joint")
+    (knob,) = changes
+    with pytest.raises(UserError, match=f"another {knob} "):
+        evaluate(replace(tiny, out_dir=str(tmp_path), max_steps=12, **changes))
+
+
+# ---- the report ----
+
+def tables_of(markdown: str) -> list[list[list[str]]]:
+    """Tables, rows, cells; each table has its header, a rule, and rows with as many cells as the header."""
+    tables, lines = [], [*markdown.splitlines(), ""]
+    for before, line in zip(["", *lines], lines):
+        if line.startswith("|"):
+            assert line.endswith(" |")
+            cells = [cell.strip() for cell in line[2:-2].split(" | ")]
+            if not before.startswith("|"):
+                assert before == ""  # Markdown wants an empty line before a table
+                tables.append([])
+            tables[-1].append(cells)
+    for table in tables:
+        assert len({len(row) for row in table}) == 1 and len(table) > 2
+        assert all(set(cell) <= {"-", ":"} and "-" in cell for cell in table[1])
+    return [[table[0], *table[2:]] for table in tables]
+
+
+def test_report_has_the_numbers_of_the_runs(out_dir, capsys):
+    evaluation.main(["report", str(out_dir)])
+    printed = capsys.readouterr().out
+    runs = [result_of(out_dir, "joint", 1), result_of(out_dir, "joint", 2), result_of(out_dir, "prealign", 1)]
+    assert json.loads((out_dir / "report.json").read_text()) == {"runs": runs}
+    assert printed.strip() in (out_dir / "report.md").read_text()
+    header, *rows = tables_of(printed)[0]
+    assert len(rows) == 3
+    for run, row in zip(runs, rows):
+        cell = dict(zip(header, row))
+        assert (cell["method"], cell["seed"], cell["tokens"]) == (run["method"], str(run["seed"]), "0.00M")
+        for language in ("en", "clone"):
+            assert float(cell[f"ppl {language}"]) == pytest.approx(run["lm"][language]["ppl"], abs=0.051)
+            assert float(cell[f"bits/byte {language}"]) == pytest.approx(run["lm"][language]["bpb"], abs=0.00051)
+            assert int(cell[f"CLKA en->{language} (95%)"].split("%")[0]) == pytest.approx(100 * run["clka"][f"en->{language}"]["accuracy"], abs=0.51)
+        assert float(cell["ppl clone in language"]) == pytest.approx(run["lm"]["clone"]["ppl_in_language"], abs=0.051)
+
+
+def test_report_json_is_what_other_programs_expect(out_dir):
+    evaluation.report(str(out_dir))
+    runs = json.loads((out_dir / "report.json").read_text())["runs"]
+    for run in runs:
+        assert {"method": str, "seed": int, "tokens": int, "lm": dict, "clka": dict, "similarity": list} == {
+            key: type(run[key]) for key in ("method", "seed", "tokens", "lm", "clka", "similarity")}
+        assert list(run["lm"]) == ["en", "clone"] and list(run["clka"]) == ["en->en", "en->clone"]
+        for numbers in run["lm"].values():
+            assert all(type(numbers[key]) is float for key in ("ppl", "bpb", "ppl_in_language"))
+        for numbers in run["clka"].values():
+            assert 0 <= numbers["accuracy"] <= 1 and (numbers["n"], numbers["chance"]) == (8, 0.25)
+        for row in run["similarity"]:
+            assert {"language", "layer", "words", "random", "text"} == set(row)
+
+
+def write_result(folder: Path, method: str, seed: int, en: float, clone: float, accuracy: float) -> None:
+    """An eval.json with these numbers in it."""
+    run = {"method": method, "seed": seed, "tokens": 12_345_678,
+           "lm": {language: {"ppl": ppl, "bpb": 1.0, "ppl_in_language": ppl, "tokens": 100} for language, ppl in (("en", en), ("clone", clone))},
+           "clka": {pair: {"accuracy": accuracy, "n": 100, "chance": 0.25, "interval": [0.1, 0.9]} for pair in ("en->en", "en->clone")},
+           "similarity": [{"language": "clone", "layer": layer, "words": 0.5, "random": 0.1, "text": 0.4} for layer in ("word embedding", "output embedding")]}
+    (folder / method / f"seed{seed}").mkdir(parents=True)
+    (folder / method / f"seed{seed}" / "eval.json").write_text(json.dumps(run))
+
+
+def test_several_seeds_give_mean_and_standard_deviation(tmp_path, capsys):
+    for seed, clone, accuracy in ((1, 20, 0.2), (2, 30, 0.3), (3, 40, 0.7)):
+        write_result(tmp_path, "joint", seed, 10, clone, accuracy)
+    write_result(tmp_path, "golden", 1, 10, 12, 0.9)
+    evaluation.report(str(tmp_path))
+    text = capsys.readouterr().out
+    assert "Mean and standard deviation over seeds" in text
+    header, *rows = tables_of(text)[1]
+    assert header == ["method", "seeds", "ppl en", "ppl clone", "CLKA en->en %", "CLKA en->clone %"]
+    # deviations -10, 0, 10 and -20, -10, 30: variances 200 / 2 and 1400 / 2
+    assert rows == [["joint", "3", "10.0 ± 0.0", "30.0 ± 10.0", "40.0 ± 26.5", "40.0 ± 26.5"], ["golden", "1", "10.0", "12.0", "90.0", "90.0"]]
+
+
+def test_methods_are_compared_with_joint_of_the_same_seed(tmp_path, capsys):
+    write_result(tmp_path, "joint", 1, 20, 40, 0.3)
+    write_result(tmp_path, "joint", 2, 10, 30, 0.3)
+    write_result(tmp_path, "prealign", 1, 19, 25, 0.8)
+    evaluation.report(str(tmp_path))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "against joint" in line]
+    assert lines == ["- prealign against joint, seed 1: clone perplexity -37.5%, en perplexity -5.0%; 75% of the gap between joint's clone and en closed"]
+
+
+def test_a_single_run_needs_no_spread_and_no_comparison(tmp_path, capsys):
+    write_result(tmp_path, "prealign", 1, 19, 25, 0.8)
+    evaluation.report(str(tmp_path))
+    text = capsys.readouterr().out
+    assert "standard deviation" not in text and "against joint" not in text and "12.35M" in text
+    tables_of(text)
+
+
+def test_reports_that_cannot_be(out_dir, tmp_path):
+    with pytest.raises(UserError, match="no evaluated run in .*expected METHOD/seedN/eval.json"):
+        evaluation.report(str(tmp_path))
+    with pytest.raises(UserError, match="expected: python eval.py report OUT_DIR"):
+        evaluation.main(["report"])
+    shutil.copytree(out_dir, tmp_path / "runs")
+    damaged = tmp_path / "runs" / "prealign" / "seed1" / "eval.json"
+    damaged.write_text(damaged.read_text()[:50])
+    with pytest.raises(UserError, match="prealign/seed1/eval.json: not JSON .*run eval.py"):
+        evaluation.report(str(tmp_path / "runs"))
+
+
+def test_report_from_the_command_line(out_dir, tmp_path):
+    result = run_command("eval.py", "report", str(out_dir))
+    assert result.returncode == 0 and len(tables_of(result.stdout)) >= 4
+    result = run_command("eval.py", "report", str(tmp_path))
+    assert result.returncode == 1 and result.stderr.startswith("error: no evaluated run in ") and result.stderr.count("\n") == 1
