@@ -101,8 +101,7 @@ def codeswitch(tokens: np.ndarray, align: np.ndarray, table: Table, ratio: float
     first = align > 0
     later = align < 0
     # Each token's word begins at start (R, W); a row that begins inside a word has -1 there.
-    start = np.maximum.accumulate(np.where(align >= 0, np.where(first, position, -1), -1), axis=1)
-    last_of_row = np.zeros(R, dtype=bool)
+    start = np.maximum.accumulate(np.where(first, position, -1), axis=1)
     in_word = later & (start >= 0)
     # A word may go on past the row's end only if its last token here is the row's last: leave that one alone.
     last_of_row = first[:, -1] | later[:, -1]
@@ -164,7 +163,8 @@ class Batch:
 class Sampler:
     """
     The rows of every step. Windows of a language are visited without replacement: epoch after epoch, each in an order of
-    its own. A window is block_size tokens and the one after it; windows do not overlap but for that one.
+    its own. A window is block_size tokens and the one after it; windows do not overlap but for that one, and what is left
+    at a bin's end, less than a window, is not visited.
     """
 
     def __init__(self, data: Dataset, config: Config):
@@ -176,7 +176,7 @@ class Sampler:
         self.bins = {language: data.tokens(language, "train") for language in weights}
         self.align = {self.pivot: data.align("train")} if self.pivot in weights else {}
         self.weights = list(weights.values())
-        # Facts are stated in stage 2 only, once through, spread evenly over its rows.
+        # Facts are stated in stage 2 only, once through, spread evenly over its rows, and codeswitched like any pivot text.
         self.facts_from = config.stage1_steps * config.batch_size
         self.stage2_rows = max(0, config.max_steps - config.stage1_steps) * config.batch_size
         self.fact_rows = 0
@@ -220,12 +220,10 @@ class Sampler:
             switching = name in self.align and self.config.codeswitch_ratio > 0
             slack = T // 8 if switching else 0  # tokens to fill up with where translations are shorter than their words
             at = window[:, None] * T + np.arange(T + 1 + slack)  # (n, T + 1 + slack)
-            beyond = at >= len(bin_)
-            at = np.minimum(at, len(bin_) - 1)
+            at = np.minimum(at, len(bin_) - 1)  # beyond the end, more of the last token: end-of-text
             tokens = bin_[at].astype(np.int64)
             if switching:
-                tokens[beyond] = self.pad
-                align = np.where(beyond, 0, self.align[name][at])
+                align = self.align[name][at]
                 row, labels = codeswitch(tokens, align, self.table, self.config.codeswitch_ratio, rows[here], seed, T + 1,
                                          self.config.codeswitch_target, self.pad)
             else:

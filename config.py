@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import signal
@@ -128,7 +129,7 @@ def _typed(key: str, value: object, where: str) -> object:
         raise UserError(f"{where}: there is no knob named {key!r}{hint}")
     expected = TYPES[key]
     good = False
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected is float and type(value) is int and abs(value) < 2**1000:
         value, good = float(value), True
     elif expected in (int, float, bool, str):
         good = type(value) is expected
@@ -199,15 +200,24 @@ def _check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise UserError(f"{key} must be one of {', '.join(choices)}; found {getattr(config, key)!r}")
+    for key, kind in TYPES.items():
+        if kind is float and not math.isfinite(getattr(config, key)):
+            raise UserError(f"{key} must be finite, found {getattr(config, key)}")
     for key in POSITIVE:
         if not getattr(config, key) > 0:
             raise UserError(f"{key} must be greater than 0, found {getattr(config, key)}")
     for key in NOT_NEGATIVE:
         if not getattr(config, key) >= 0:
             raise UserError(f"{key} must not be negative, found {getattr(config, key)}")
-    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
+    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1)):
         if not low <= getattr(config, key) <= high:
             raise UserError(f"{key} must be between {low} and {high}, found {getattr(config, key)}")
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(config, key) < 1:
+            raise UserError(f"{key} must be at least 0 and less than 1, found {getattr(config, key)}")
+    for key in ("data_dir", "out_dir"):
+        if not getattr(config, key):
+            raise UserError(f"{key} must name a folder, found ''")
     if config.n_embd % config.n_head:
         raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
     languages = (config.pivot, *config.targets)
@@ -219,12 +229,14 @@ def _check(config: Config) -> None:
     for language, weight in config.mix.items():
         if language not in languages:
             raise UserError(f"mix names {language!r}, which is neither the pivot nor a target ({', '.join(languages)})")
-        if weight < 0:
+        if not 0 <= weight < math.inf:
             raise UserError(f"mix: the weight of {language} must not be negative, found {weight}")
     if not sum(config.mix.values()) > 0:
         raise UserError(f"mix: some language needs a weight above 0, found {config.mix}")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", config.method):
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method):
         raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
+    if config.method == "align" and config.init_from != "scratch":
+        raise UserError("method: the folder named \"align\" is stage 1's; use another name")
 
 
 def help_text() -> str:

@@ -72,10 +72,10 @@ def load_tokenizer(name: str, path: str) -> tiktoken.Encoding:
             for line in f:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
-        if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-            raise ValueError("ranks are not 0, 1, 2, ...")
+        if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError("ranks are not 0, 1, 2, ... or a byte is missing")
     except OSError as e:
-        raise UserError(f"cannot read tokenizer {path}: {e.strerror}; run data.py again") from e
+        raise UserError(f"{path}: cannot be read ({e.strerror}); run data.py again") from e
     except (ValueError, binascii.Error) as e:
         raise UserError(f"{path}: not a tiktoken vocabulary ({e}); delete its folder and run data.py again") from e
     return tiktoken.Encoding("trained", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
@@ -233,17 +233,27 @@ def prepare(config: Config) -> None:
     for language in config.targets:
         if language != "clone":
             raise UserError(f"targets: {language!r} needs text and a dictionary of its own; the target that needs neither is \"clone\"")
+    if config.tokenizer != "train":
+        load_tokenizer(config.tokenizer, "")  # before the long part, as it may not be there
     inputs = corpus.fingerprint(config.source, progress=True, workers=config.workers)
     made_from = {"format": FORMAT, "settings": _settings(config), "inputs": inputs}
     try:
-        if read_meta(config.data_dir)["made_from"] == made_from:
+        dataset = Dataset(config.data_dir)
+        if dataset.meta["made_from"] == made_from and all(dataset.intact(name) for name in dataset.meta["digests"]):
             print(f"{config.data_dir} is up to date")
             return
-    except UserError:
+    except (UserError, KeyError, TypeError, AttributeError):
         pass  # absent, of another version or damaged: make it anew
+    if os.path.lexists(config.data_dir) and not os.path.isdir(config.data_dir):
+        raise UserError(f"data_dir: {config.data_dir} is a file")
+    if os.path.isdir(config.data_dir) and os.listdir(config.data_dir) and not os.path.exists(os.path.join(config.data_dir, "meta.json")):
+        raise UserError(f"data_dir: {config.data_dir} holds files that data.py did not make; name another folder, or empty it")
     partial = config.data_dir.rstrip("/") + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
+    try:
+        os.makedirs(partial)
+    except OSError as e:
+        raise UserError(f"data_dir: cannot make {partial} ({e.strerror})") from e
     workers = config.workers or os.cpu_count() or 1
     tokenizer_path = os.path.join(partial, "tokenizer.tiktoken")
 
@@ -294,8 +304,12 @@ def prepare(config: Config) -> None:
         json.dump(meta, f, indent=1)
         f.flush()
         os.fsync(f.fileno())
-    shutil.rmtree(config.data_dir, ignore_errors=True)
+    old = config.data_dir.rstrip("/") + ".old"
+    shutil.rmtree(old, ignore_errors=True)
+    if os.path.isdir(config.data_dir):
+        os.replace(config.data_dir, old)  # a folder half deleted would look like someone else's
     os.replace(partial, config.data_dir)
+    shutil.rmtree(old, ignore_errors=True)
     train = splits["train"]
     print(f"{config.data_dir}: {train['documents']:,} documents, {train['bytes'] / 1e6:.1f} MB, {train['tokens']:,} training tokens, "
           f"{splits['val']['tokens']:,} held out, V = {V}, {len(surfaces):,} entries, {len(facts)} facts")
@@ -380,8 +394,14 @@ class Dataset:
             self.languages = tuple(self.offsets)
             self.pivot = self.languages[0]
             self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
-        except (KeyError, TypeError, AttributeError) as e:
+            self.meta["made_from"]["settings"]
+            {split: self.splits[split]["tokens"] + 0 for split in self.splits}
+        except (LookupError, TypeError, AttributeError) as e:
             raise UserError(f"{data_dir}/meta.json: {e} is missing or of the wrong kind; run `python data.py` with the same config") from e
+
+    def intact(self, name: str) -> bool:
+        path = os.path.join(self.dir, name)
+        return os.path.isfile(path) and digest(path) == self.meta["digests"].get(name)
 
     def _map(self, name: str, dtype: np.dtype, split: str) -> np.ndarray:
         path = os.path.join(self.dir, name)
@@ -398,7 +418,7 @@ class Dataset:
 
     def tokens(self, language: str, split: str) -> np.ndarray:
         """Token ids (n,), memory-mapped."""
-        if split not in self.splits or language not in self.offsets:
+        if split not in self.splits or language not in self.offsets or (split == "facts" and language != self.pivot):
             raise UserError(f"{self.dir} has no {split} text in {language!r}; it has {', '.join(self.languages)} and {', '.join(self.splits)}")
         return self._map(f"{language}_{split}.bin", self.dtype, split)
 
@@ -409,12 +429,16 @@ class Dataset:
     @functools.cached_property
     def table(self) -> Table:
         table = Table.load(os.path.join(self.dir, "table.npz"))
+        if not self.intact("table.npz"):
+            raise UserError(f"{self.dir}/table.npz: not the file that meta.json describes; run data.py again")
         if table.languages != self.languages or (len(table.tokens) and not 0 <= table.tokens.min() <= table.tokens.max() < self.vocab_size):
             raise UserError(f"{self.dir}/table.npz: its languages or token ids are not those of meta.json; run data.py again")
         return table
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:
+        if self.meta["tokenizer"] == "train" and not self.intact("tokenizer.tiktoken"):
+            raise UserError(f"{self.dir}/tokenizer.tiktoken: not the file that meta.json describes; run data.py again")
         return load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
 
     @functools.cached_property

@@ -34,7 +34,7 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
     bare = chunk[space:]
     try:
         spans = list(_nltk.span_tokenize(bare))
-    except ValueError:  # NLTK cannot place the quotation marks it rewrote: the chunk is one word
+    except (ValueError, RuntimeError):  # NLTK cannot place the quotation marks it rewrote: the chunk is one word
         spans = [(0, len(bare))]
     byte_at = np.cumsum([0] + [len(c.encode()) for c in bare])  # byte offset of every character
     words = []
@@ -104,9 +104,12 @@ class Table:
             raise UserError(f"{path}: not an alignment table ({e}); run data.py again") from e
         except Exception as e:  # zipfile raises its own for a damaged archive
             raise UserError(f"{path}: damaged alignment table ({type(e).__name__}: {e}); run data.py again") from e
-        sizes = (len(table.groups) == len(table) * len(table.languages) + 1 and len(table.offsets) == table.groups[-1] + 1
-                 and len(table.tokens) == table.offsets[-1])
-        if not sizes or (np.diff(table.groups) < 0).any() or (np.diff(table.offsets) <= 0).any():
+        flat = all(a.ndim == 1 and np.issubdtype(a.dtype, np.integer) for a in (table.frequency, table.groups, table.offsets, table.tokens))
+        fits = (flat and len(table.groups) == len(table) * len(table.languages) + 1 and len(table.offsets) == table.groups[-1] + 1
+                and len(table.tokens) == table.offsets[-1] and table.groups[0] == table.offsets[0] == 0
+                and (np.diff(table.groups) >= 0).all() and (np.diff(table.offsets) > 0).all()
+                and (np.diff(table.groups)[::len(table.languages)] == 1).all())
+        if not fits:
             raise UserError(f"{path}: the arrays of the alignment table do not fit each other; run data.py again")
         return table
 

@@ -86,7 +86,8 @@ def test_an_argument_has_the_type_of_its_knob(argument, value):
     ("learning_rate", "fast", "float"), ("learning_rate", "nan", "float"), ("learning_rate", "True", "float"), ("learning_rate", "[1]", "float"),
     ("tie_embeddings", "1", "bool"), ("tie_embeddings", "yes", "bool"),
     ("targets", "", "tuple[str, ...]"), ("targets", "(1, 2)", "tuple[str, ...]"),
-    ("fact_frequencies", "('a',)", "tuple[int, ...]"), ("fact_frequencies", "()", "tuple[int, ...]"), ("fact_frequencies", "[1.5]", "tuple[int, ...]"),
+    ("fact_frequencies", "('a',)", "tuple[int, ...]"), ("fact_frequencies", "()", "tuple[int, ...]"),
+    ("fact_frequencies", "[1.5]", "tuple[int, ...]"),
     ("mix", "0.5", "dict[str, float]"), ("mix", "{}", "dict[str, float]"), ("mix", "{'en': '1'}", "dict[str, float]"),
     ("mix", "{'en': True}", "dict[str, float]"), ("mix", "{1: 1.0}", "dict[str, float]"), ("mix", "{'en'", "dict[str, float]"),
 ])
