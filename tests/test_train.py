@@ -267,6 +267,15 @@ def test_killed_command_goes_on_as_if_nothing_had_happened(small, how, code, las
     assert_same_run(straight, stage2(broken, "broken"))
 
 
+def test_signals_are_the_callers_again_after_a_run(small, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    stage2(small)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    killed_after(7, monkeypatch, signal.SIGTERM)
+    pytest.raises(SystemExit, stage2, small, "stopped")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
 def test_half_a_line_of_metrics_is_dropped(small, monkeypatch):
     straight = stage2(small)
     with monkeypatch.context() as patch:
@@ -373,8 +382,9 @@ def test_alignment_on_the_fly(small):
 
 # ---- runs that cannot be ----
 
-@pytest.mark.parametrize("changes", [dict(learning_rate=2e-3), dict(codeswitch_ratio=0.1), dict(max_steps=20), dict(stage1_steps=4), dict(dtype="bf16"),
-                                     dict(n_layer=1), dict(tie_embeddings=False), dict(mix={"en": 0.5, "clone": 0.5}), dict(batch_size=4)])
+@pytest.mark.parametrize("changes", [
+    dict(learning_rate=2e-3), dict(codeswitch_ratio=0.1), dict(max_steps=20), dict(stage1_steps=4), dict(dtype="bf16"), dict(n_layer=1),
+    dict(tie_embeddings=False), dict(mix={"en": 0.5, "clone": 0.5}), dict(batch_size=4)])
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_value_of_a_knob_names_it(small, monkeypatch, changes, finished):
     with monkeypatch.context() as patch:

@@ -1,0 +1,6 @@
+"""Full target, the bound of En-Clone's perplexity: all tokens of the budget are En-Clone's. It learns no facts, stated in English."""
+
+method = "full_target"
+init_from = "scratch"
+codeswitch_ratio = 0.0
+mix = {"clone": 1.0}

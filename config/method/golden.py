@@ -1,0 +1,5 @@
+"""Golden alignment, the upper bound of stage 1: En-Clone's embeddings start as copies of English's."""
+
+method = "golden"
+init_from = "golden"
+codeswitch_ratio = 0.05
