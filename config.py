@@ -49,7 +49,7 @@ class Config:
     batch_size: int = 16                # rows per step, over all processes
     micro_batch_size: int = 16          # rows per forward pass and process; the rest is gradient accumulation
     block_size: int = 256               # tokens per row
-    codeswitch_ratio: float = 0.0       # share of the pivot's aligned words replaced by a translation
+    codeswitch_ratio: float = 0.05      # share of the pivot's aligned words replaced by a translation
     codeswitch_target: str = "input-only"  # "input-only" (Eq. 6), "vanilla" (Eq. 5) or "original" (first subword of the replaced word)
 
     # model

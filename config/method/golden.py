@@ -2,4 +2,4 @@
 
 method = "golden"
 init_from = "golden"
-codeswitch_ratio = 0.05
+codeswitch_target = "input-only"

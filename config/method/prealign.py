@@ -1,5 +1,5 @@
-"""PreAlign: from stage 1's weights, 5% of the aligned English words replaced in the input (paper, sections 3.2 and 3.3)."""
+"""PreAlign: from stage 1's weights, with input-only codeswitching (paper, sections 3.2 and 3.3)."""
 
 method = "prealign"
 init_from = "align"
-codeswitch_ratio = 0.05
+codeswitch_target = "input-only"
