@@ -27,7 +27,7 @@ from data import Dataset, encode, token_byte_lengths
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import word_representations, word_rows
-from train import load_trained, start
+from train import choose_device, load_trained
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
@@ -187,9 +187,8 @@ def running_text(model: GPT, data: Dataset, language: str, config: Config) -> li
 
 def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
-    hardware = start(config)
     data = Dataset(config.data_dir)
-    model, state = load_trained(config.run_dir, data, hardware.device)
+    model, state = load_trained(config.run_dir, data, choose_device(config))
     result = {
         "method": config.method, "seed": config.seed,
         "tokens": state["last_step"] * config.batch_size * config.block_size,

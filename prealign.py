@@ -105,7 +105,7 @@ class SupervisedContrastive(torch.autograd.Function):
         loss = (log_denominator[anchor] - positive_similarity).sum()
         # d loss / d similarity: each anchor's softmax once per positive, minus the positives themselves.
         p = similarity.sub_(log_denominator[:, None]).exp_()
-        positives = torch.zeros(len(anchors), device=rows.device).index_add_(0, anchor, torch.ones_like(positive_similarity))[:, None]
+        positives = anchors.new_zeros(len(anchors)).index_add_(0, anchor, torch.ones_like(positive_similarity))[:, None]
         grad_anchors = (positives * (p @ rows)).index_add_(0, anchor, rows[positive], alpha=-1) / tau
         grad_rows = (p.T @ (positives * anchors)).index_add_(0, positive, anchors[anchor], alpha=-1) / tau
         ctx.save_for_backward(grad_anchors, grad_rows)

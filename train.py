@@ -18,7 +18,7 @@ import platform
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,23 +57,25 @@ def bf16_pays(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def start(config: Config) -> Hardware:
-    """Device, precision, and the process group when torchrun started several processes."""
-    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+def choose_device(config: Config, local_rank: int = 0) -> torch.device:
+    """config.device, or for "auto" this process's GPU if there is one, else the CPU."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={config.device}: this torch sees no CUDA device; use --device=cpu")
-    if name == "cuda":
-        name = f"cuda:{local_rank}"
     try:
-        device = torch.device(name)
+        return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     except RuntimeError as e:
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}") from e
+
+
+def start(config: Config) -> Hardware:
+    """Device, precision, and the process group when torchrun started several processes."""
+    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    device = choose_device(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
     control = None
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -376,11 +378,12 @@ class Log:
         os.makedirs(config.run_dir, exist_ok=True)
         self.config, self.streams, self.world = config, streams, hardware.world
         self.flops = model.flops_per_token()
-        self.peak = matmul_rate(hardware) * hardware.world
+        peak = matmul_rate(hardware)
+        self.peak = peak * hardware.world
         with open(os.path.join(config.run_dir, "run.json"), "w", encoding="utf-8") as f:
             json.dump({
                 "config": config.to_dict(), "command": sys.argv, "device": str(hardware.device), "dtype": str(hardware.dtype), "world": hardware.world,
-                "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": matmul_rate(hardware),
+                "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": peak,
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             }, f, indent=1)
         self.metrics = os.path.join(config.run_dir, "metrics.jsonl")
