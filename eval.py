@@ -27,7 +27,7 @@ from data import Dataset, encode, token_byte_lengths
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import word_representations, word_rows
-from train import choose_device, load_trained
+from train import SHAPE, check_matches, choose_device, load_trained
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
@@ -96,7 +96,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95% confidence interval of a proportion (Wilson, 1927)."""
     z, p = 1.959964, correct / n
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
 @torch.no_grad()
@@ -108,9 +108,12 @@ def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, confi
     offset, device = data.offsets[language], model.wte.weight.device
     sentences = [statement(fact, data.pivot, object_) for fact in facts for object_ in (fact.object, *fact.distractors)]
     rows = [np.concatenate([[data.end_of_text], encode(data.encoding, sentence)]) + offset for sentence in sentences]
+    longest = max(map(len, rows))
+    if longest > config.block_size + 1:
+        raise UserError(f"CLKA: a statement has {longest - 1} tokens, more than block_size={config.block_size}; a larger vocab_size makes it shorter")
     likelihoods = []
     for i in tqdm(range(0, len(rows), config.eval_batch_size), desc=f"clka {language}", disable=None):
-        group = [row[:config.block_size + 1] for row in rows[i:i + config.eval_batch_size]]
+        group = rows[i:i + config.eval_batch_size]
         ids = np.full((len(group), max(map(len, group))), -1)
         for r, row in enumerate(group):
             ids[r, :len(row)] = row
@@ -189,6 +192,7 @@ def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
     data = Dataset(config.data_dir)
     model, state = load_trained(config.run_dir, data, choose_device(config))
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + ("seed", "batch_size"))
     result = {
         "method": config.method, "seed": config.seed,
         "tokens": state["last_step"] * config.batch_size * config.block_size,

@@ -101,7 +101,7 @@ class SupervisedContrastive(torch.autograd.Function):
         positive_similarity = similarity[anchor, positive]  # (P,)
         similarity[index, first + index] = float("-inf")  # only other words stand in the denominator
         similarity.masked_fill_(padding, float("-inf"))
-        log_denominator = similarity.logsumexp(1)  # (A,)
+        log_denominator = similarity.logsumexp(1).clamp(min=torch.finfo(rows.dtype).min)  # (A,); finite for a word alone
         loss = (log_denominator[anchor] - positive_similarity).sum()
         # d loss / d similarity: each anchor's softmax once per positive, minus the positives themselves.
         p = similarity.sub_(log_denominator[:, None]).exp_()
