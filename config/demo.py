@@ -7,6 +7,7 @@ Scaled down from the paper: 1.3M parameters for 150M, 4.9M tokens for 10.1B. Wha
   stage1_steps        a quarter of the steps: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   embedding_init_std  larger than GPT-2's 0.02: the embeddings turn more slowly in stage 2 and stay aligned.
+  fact_frequencies    every fact often enough that the vocabulary has its names whole, as a large vocabulary would.
   beta2               a long memory for the gradients of rare tokens, which most of En-Clone's are.
 """
 
@@ -16,8 +17,8 @@ out_dir = "out/demo"
 source = "builtin"
 vocab_size = 2048
 min_count = 5
-fact_count = 64
-fact_frequencies = 300
+fact_count = 48
+fact_frequencies = 450
 
 mix = {"en": 0.95, "clone": 0.05}
 batch_size = 16
