@@ -26,7 +26,7 @@ from config import Config, UserError
 from data import Dataset, encode, token_byte_lengths
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
-from prealign import word_representations, word_rows
+from prealign import padded, word_representations
 from train import SHAPE, check_matches, choose_device, load_trained
 
 
@@ -142,32 +142,23 @@ def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
     `text` (En-Clone): held-out text and its clone, position by position; its last layer is the final hidden state.
     `random`: words alone with the translation of another word, for scale.
     """
-    table, device, rows = data.table, model.wte.weight.device, []
+    table, rows = data.table, []
+    L = len(table.languages)
     weight = table.frequency.astype(np.float64) ** config.align_power
-    key = -np.log1p(-uniform(0, ENTRY, 2**62, np.arange(len(table)))) / weight
-    entries = np.argsort(key)[:config.eval_words]
+    drawn = np.argsort(-np.log1p(-uniform(0, ENTRY, 2**62, np.arange(len(table)))) / weight)  # as draw_entries draws
     for l, language in enumerate(table.languages[1:], 1):
-        chosen = np.array([k for k in entries if len(table.words(k, l))])
+        translated = np.diff(table.groups)[drawn * L + l] > 0
+        entries = drawn[translated][:config.eval_words]
         sides = []
         for side in (0, l):
-            words = word_rows(table, chosen)
-            first = [sum(len(table.words(k, m)) for m in range(side)) for k in chosen]
-            begin = np.searchsorted(words.entry, chosen) if (np.diff(chosen) > 0).all() else _first_rows(words.entry, chosen)
-            at = begin + np.array(first)
-            sides.append(word_representations(model, torch.from_numpy(words.ids[at]), torch.from_numpy(words.length[at])))
+            ids, length = padded(table, table.groups[entries * L + side])  # the first word of each entry in this language
+            sides.append(word_representations(model, torch.from_numpy(ids), torch.from_numpy(length)))
         alone = F.cosine_similarity(*sides, dim=-1).mean(1)  # (L + 2,)
         other = F.cosine_similarity(sides[0], sides[1].roll(1, dims=1), dim=-1).mean(1)
         text = running_text(model, data, language, config) if language == "clone" else [None] * len(alone)
         rows += [{"language": language, "layer": name, "words": float(a), "random": float(o), "text": t}
                  for name, a, o, t in zip(layer_names(config), alone, other, text)]
     return rows
-
-
-def _first_rows(entry: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    first = {}
-    for i, k in enumerate(entry):
-        first.setdefault(int(k), i)
-    return np.array([first[int(k)] for k in chosen])
 
 
 @torch.no_grad()

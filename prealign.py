@@ -32,17 +32,23 @@ class Words:
     entry: np.ndarray   # (R,) int64; -1 = a row of padding
 
 
+def padded(table: Table, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (R, W) int64 of words (R,) of the table, padded with 0 to the longest, and their lengths (R,)."""
+    length = table.offsets[word + 1] - table.offsets[word]
+    column = np.arange(length.max())
+    at = np.minimum(table.offsets[word][:, None] + column, len(table.tokens) - 1)
+    return np.where(column < length[:, None], table.tokens[at], 0).astype(np.int64), length
+
+
 def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
     """All words of `entries` (N,), in every language, as rows; padded to a number of rows that `multiple_of` divides."""
     L = len(table.languages)
     first, end = table.groups[entries * L], table.groups[(entries + 1) * L]
     number = end - first
     word = np.repeat(first - np.cumsum(number) + number, number) + np.arange(number.sum())  # (R,) every word of every entry
-    length = table.offsets[word + 1] - table.offsets[word]
-    column = np.arange(length.max())
-    ids = np.where(column < length[:, None], table.tokens[np.minimum(table.offsets[word][:, None] + column, len(table.tokens) - 1)], 0)
+    ids, length = padded(table, word)
     extra = -len(word) % multiple_of
-    return Words(np.pad(ids, ((0, extra), (0, 0))).astype(np.int64), np.pad(length, (0, extra), constant_values=1),
+    return Words(np.pad(ids, ((0, extra), (0, 0))), np.pad(length, (0, extra), constant_values=1),
                  np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
 
 

@@ -109,9 +109,17 @@ def test_learning_rate_without_warm_up_begins_at_the_peak():
     assert learning_rate(0, 0, 10, config) == 2.0 and learning_rate(5, 0, 10, config) == pytest.approx(1.0)
 
 
+def test_each_stage_has_a_schedule_of_its_own(small):
+    small = replace(small, warmup_ratio=0.5, stage1_learning_rate=4.0, learning_rate=8.0, min_learning_rate_ratio=0.5)
+    down = [4.0, 2 + 2 * (2 + 2**0.5) / 4, 3.0, 2 + 2 * (2 - 2**0.5) / 4]  # half a cosine, at 0, 45, 90 and 135 degrees
+    schedule = pytest.approx([1.0, 2.0, 3.0, 4.0, *down])
+    assert [line["lr"] for line in metrics_of(stage1(small, weight_decay=0.0))] == schedule
+    assert [line["lr"] / 2 for line in metrics_of(stage2(small, init_from="align", weight_decay=0.0))] == schedule
+
+
 def test_gradient_of_a_step_is_that_of_equation_4(small):
     """Mean cross-entropy and the weighted contrastive loss, with full logits and in one piece, clipped."""
-    config = replace(small, stage1_steps=0, align_weight=0.1, align_tau=0.5, codeswitch_ratio=0.3, micro_batch_size=3, grad_clip=0.5)
+    config = replace(small, seed=2, stage1_steps=0, align_weight=0.1, align_tau=0.5, codeswitch_ratio=0.3, micro_batch_size=3, grad_clip=0.5)
     train(config, 0, 1)
 
     data = Dataset(config.data_dir)
@@ -236,7 +244,9 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(small, monkeypatch, 
             run_stage(stage, broken)
     if how is not Killed:
         assert stopped.value.code == 128 + how
-        assert f"stopped at step {step + 1} of {8 * stage}, saved to " in capsys.readouterr().out
+        path = Path(broken.out_dir, "align" if stage == 1 else "prealign", "seed1", "checkpoint.pt")
+        assert f"stopped at step {step + 1} of {8 * stage}, saved to {path}; run the same command to go on" in capsys.readouterr().out
+        assert load_checkpoint(str(path))["step"] == step + 1
     resumed = run_stage(stage, broken)
     assert_same_run(straight, resumed)
     assert [line["step"] for line in metrics_of(resumed)] == list(range(8 * stage - 7, 8 * stage + 1))
