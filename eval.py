@@ -149,6 +149,8 @@ def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
     for l, language in enumerate(table.languages[1:], 1):
         translated = np.diff(table.groups)[drawn * L + l] > 0
         entries = drawn[translated][:config.eval_words]
+        if not len(entries):
+            continue
         sides = []
         for side in (0, l):
             ids, length = padded(table, table.groups[entries * L + side])  # the first word of each entry in this language
@@ -262,6 +264,8 @@ def comparison(runs: list[dict]) -> str:
             if r["seed"] != joint["seed"] or r is joint:
                 continue
             for language in targets:
+                if language not in r["lm"] or joint["lm"][language]["ppl"] <= joint["lm"][pivot]["ppl"]:
+                    continue
                 a, b, floor = joint["lm"][language]["ppl"], r["lm"][language]["ppl"], joint["lm"][pivot]["ppl"]
                 lines.append(f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%, "
                              f"{pivot} perplexity {100 * (r['lm'][pivot]['ppl'] / floor - 1):+.1f}%; "

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import platform
-
+import re
 import signal
 import sys
 import time
@@ -62,12 +62,12 @@ def choose_device(config: Config, local_rank: int = 0) -> torch.device:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={config.device}: this torch sees no CUDA device; use --device=cpu")
-    try:
-        return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-    except RuntimeError as e:
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}") from e
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or "no"} CUDA devices; use --device=cpu or another number")
+    return device
 
 
 def start(config: Config) -> Hardware:
@@ -88,9 +88,10 @@ def start(config: Config) -> Hardware:
 def matmul_rate(hardware: Hardware) -> float:
     """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
     n = 8192 if hardware.device.type == "cuda" else 1024
+    deadline = time.perf_counter() + 1
     a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
     best = math.inf
-    for _ in range(8):
+    while best == math.inf or time.perf_counter() < deadline:
         if hardware.device.type == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -109,7 +110,7 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=hardware.device))
     except Exception as e:  # a missing compiler, Triton or header: each has an exception of its own
         if hardware.rank == 0:
-            print(f"torch.compile does not work here ({type(e).__name__}: {str(e).splitlines()[0]}); going on without it")
+            print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); going on without it")
         return model
     return torch.compile(model)
 
@@ -156,13 +157,13 @@ def load_checkpoint(path: str) -> dict:
     """A checkpoint, on the CPU. Never runs code from the file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = {"model", "optimizer", "step", "last_step", "config", "data", "vocab_size"} - set(state)
+        missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "config", "data", "vocab_size"} - set(state)
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}") from e
     except Exception as e:  # torch.load raises what its unpickler and zip reader raise
-        raise UserError(f"{path}: not a readable checkpoint ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from e
+        raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
     if missing:
-        raise UserError(f"{path}: not a checkpoint of this project; it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{path}: not a checkpoint of this project, it lacks {', '.join(sorted(missing))}; delete its folder to train anew")
     return state
 
 
@@ -243,9 +244,12 @@ def train(config: Config, first_step: int, last_step: int) -> None:
     stage 2 of PreAlign begins where stage 1 stopped, and at the same step every method sees the same rows.
     """
     hardware = start(config)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         run(config, first_step, last_step, hardware)
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if hardware.world > 1:
             dist.destroy_process_group()
 
@@ -257,6 +261,9 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     torch.manual_seed(config.seed)
     data = Dataset(config.data_dir)
     sampler = Sampler(data, config)
+    if config.align_weight > 0 and np.diff(data.table.offsets).max() > config.block_size:
+        raise UserError(f"a word of the alignment table has {np.diff(data.table.offsets).max()} tokens, more than block_size={config.block_size}; "
+                        "use a larger vocab_size or block_size")
     model = make_model(config, data.vocab_size)
     path = os.path.join(config.run_dir, "checkpoint.pt")
     state = load_checkpoint(path) if os.path.exists(path) else None
@@ -369,6 +376,7 @@ class StopSignal:
 
     def _ask(self, number: int, _) -> None:
         self.asked, self.exit_code = True, 128 + number
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait for the step
 
 
 class Log:
@@ -396,10 +404,18 @@ class Log:
         """Forget the lines of steps that a killed run made after its last checkpoint: they come again."""
         if os.path.exists(self.metrics):
             with open(self.metrics, encoding="utf-8") as f:
-                lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
+                lines = [line for line in f if self._step_of(line) <= step]
             with open(self.metrics + ".tmp", "w", encoding="utf-8") as f:
                 f.writelines(lines)
             os.replace(self.metrics + ".tmp", self.metrics)
+
+    @staticmethod
+    def _step_of(line: str) -> float:
+        """The step of a line of metrics.jsonl; infinite for one that was cut off while it was written."""
+        try:
+            return json.loads(line)["step"] if line.endswith("\n") else math.inf
+        except (ValueError, LookupError, TypeError):
+            return math.inf
 
     def tick(self, step: int) -> None:
         self.bar.update(step - self.bar.n)

@@ -110,11 +110,11 @@ def test_learning_rate_without_warm_up_begins_at_the_peak():
 
 
 def test_each_stage_has_a_schedule_of_its_own(small):
-    small = replace(small, warmup_ratio=0.5, stage1_learning_rate=4.0, learning_rate=8.0, min_learning_rate_ratio=0.5)
-    down = [4.0, 2 + 2 * (2 + 2**0.5) / 4, 3.0, 2 + 2 * (2 - 2**0.5) / 4]  # half a cosine, at 0, 45, 90 and 135 degrees
-    schedule = pytest.approx([1.0, 2.0, 3.0, 4.0, *down])
-    assert [line["lr"] for line in metrics_of(stage1(small, weight_decay=0.0))] == schedule
-    assert [line["lr"] / 2 for line in metrics_of(stage2(small, init_from="align", weight_decay=0.0))] == schedule
+    small = replace(small, warmup_ratio=0.5, stage1_learning_rate=4e-4, learning_rate=8e-4, min_learning_rate_ratio=0.5)
+    down = [4, 3 + 0.5**0.5, 3, 3 - 0.5**0.5]  # between 4 and 2, by the cosine of 0, 45, 90 and 135 degrees
+    schedule = np.array([1, 2, 3, 4, *down])
+    assert [line["lr"] for line in metrics_of(stage1(small))] == pytest.approx(1e-4 * schedule)
+    assert [line["lr"] for line in metrics_of(stage2(small, **PREALIGN))] == pytest.approx(2e-4 * schedule)
 
 
 def test_gradient_of_a_step_is_that_of_equation_4(small):
@@ -461,7 +461,7 @@ def test_a_users_mistake_is_one_line(small):
     assert result.stderr.startswith("error: init_from=align: there is no checkpoint") and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("device, message", [("cuda", "this torch sees no CUDA device"), ("gpu", "expected auto, cpu, cuda or cuda:N, found 'gpu'")])
+@pytest.mark.parametrize("device, message", [("cuda", "this torch sees no CUDA devices"), ("gpu", "expected auto, cpu, cuda or cuda:N, found 'gpu'")])
 def test_a_device_that_is_not_there_is_an_error(small, monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=message):
