@@ -2,8 +2,8 @@
 English to En-Clone on a laptop: about a quarter of an hour on two cores, no GPU, no download.
 
 Scaled down from the paper: 1.3M parameters for 150M, 4.9M tokens for 10.1B. What changes with the scale, and why:
-  mix                 5% of En-Clone, not 1%: with so few tokens 1% is too little to learn which language a text is in.
-  codeswitch_ratio    15%, not 5%: a word is switched tens of times here where the paper switches it thousands of times.
+  mix                 3% of En-Clone, not 1%: with so few tokens 1% is too little to learn which language a text is in.
+  codeswitch_ratio    10%, not 5%: a word is switched tens of times here where the paper switches it thousands of times.
   stage1_steps        a quarter of the steps: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   embedding_init_std  larger than GPT-2's 0.02: the embeddings turn more slowly in stage 2 and stay aligned.
@@ -20,10 +20,10 @@ min_count = 5
 fact_count = 48
 fact_frequencies = 450
 
-mix = {"en": 0.95, "clone": 0.05}
+mix = {"en": 0.97, "clone": 0.03}
 batch_size = 16
 block_size = 256
-codeswitch_ratio = 0.15
+codeswitch_ratio = 0.1
 
 n_layer = 4
 n_head = 4
