@@ -66,7 +66,7 @@ def choose_device(config: Config, local_rank: int = 0) -> torch.device:
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or "no"} CUDA devices; use --device=cpu or another number")
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu or another number")
     return device
 
 
