@@ -190,7 +190,7 @@ class Sampler:
         for name in self.streams:
             if self._windows(name) < 1:
                 raise UserError(f"{data.dir}: the {name} text has {len(self.bins[name])} tokens, fewer than one row of block_size + 1 = "
-                                f"{config.block_size + 1}; use more text or a smaller block_size")
+                                f"{config.block_size + 1}; use {'more facts or higher fact_frequencies' if name == 'facts' else 'more text'} or a smaller block_size")
 
     def _windows(self, name: str) -> int:
         return (len(self.bins[name]) - 1) // self.config.block_size

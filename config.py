@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import signal
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -115,8 +114,8 @@ CHOICES = {
 POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
             "learning_rate", "stage1_learning_rate", "align_entries", "align_tau", "init_std", "embedding_init_std",
             "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words")
-NOT_NEGATIVE = ("seed", "min_count", "workers", "fact_count", "weight_decay", "grad_clip", "stage1_steps", "warmup_ratio",
-                "stage1_align_weight", "align_weight", "align_power", "eval_tokens", "min_learning_rate_ratio")
+NOT_NEGATIVE = ("min_count", "workers", "fact_count", "weight_decay", "grad_clip", "stage1_steps",
+                "stage1_align_weight", "align_weight", "align_power", "eval_tokens")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
@@ -209,7 +208,8 @@ def _check(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if not getattr(config, key) >= 0:
             raise UserError(f"{key} must not be negative, found {getattr(config, key)}")
-    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1)):
+    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1), ("warmup_ratio", 0, 1), ("min_learning_rate_ratio", 0, 1),
+                           ("seed", 0, 2**63 - 1)):
         if not low <= getattr(config, key) <= high:
             raise UserError(f"{key} must be between {low} and {high}, found {getattr(config, key)}")
     for key in ("beta1", "beta2"):
@@ -276,10 +276,13 @@ def load(arguments: list[str], usage: str = "") -> Config:
 
 def run(main: typing.Callable[[list[str]], None]) -> None:
     """Call `main(arguments)`; a UserError becomes one line and exit code 1, Ctrl-C exit code 130."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     try:
         main(sys.argv[1:])
     except UserError as e:
         sys.exit(f"error: {e}")
+    except BrokenPipeError:  # `| head` is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e:
+        sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
     except KeyboardInterrupt:
         sys.exit(130)

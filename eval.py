@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,12 +22,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import config as configs
-from batches import ENTRY, uniform
 from config import Config, UserError
 from data import Dataset, encode, token_byte_lengths
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
-from prealign import padded, word_representations
+from prealign import draw_keys, padded, word_representations
 from train import SHAPE, check_matches, choose_device, load_trained
 
 
@@ -144,8 +144,7 @@ def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
     """
     table, rows = data.table, []
     L = len(table.languages)
-    weight = table.frequency.astype(np.float64) ** config.align_power
-    drawn = np.argsort(-np.log1p(-uniform(0, ENTRY, 2**62, np.arange(len(table)))) / weight)  # as draw_entries draws
+    drawn = np.argsort(draw_keys(table, replace(config, seed=0), step=2**62))  # the same words for every run
     for l, language in enumerate(table.languages[1:], 1):
         translated = np.diff(table.groups)[drawn * L + l] > 0
         entries = drawn[translated][:config.eval_words]
@@ -234,7 +233,7 @@ def report_tables(runs: list[dict]) -> str:
         return cells + [f"{100 * c['accuracy']:.0f}% ({100 * c['interval'][0]:.0f}-{100 * c['interval'][1]:.0f})" for c in (r["clka"][p] for p in pairs)]
 
     lines = [row(r) for r in runs]
-    text = table(header, lines)
+    text = markdown_table(header, lines)
     by_method: dict[str, list[dict]] = {}
     for r in runs:
         by_method.setdefault(r["method"], []).append(r)
@@ -245,13 +244,14 @@ def report_tables(runs: list[dict]) -> str:
         header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs]
         lines = [[m, str(len(g))] + [spread([r["lm"][l]["ppl"] for r in g], 1) for l in languages]
                  + [spread([100 * r["clka"][p]["accuracy"] for r in g], 1) for p in pairs] for m, g in by_method.items()]
-        text += "\n\nMean and standard deviation over seeds:\n\n" + table(header, lines)
-    text += "\n\n" + comparison(runs) if comparison(runs) else ""
+        text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
+    if lines := comparison(runs):
+        text += "\n\n" + lines
     layers = [s["layer"] for s in runs[0]["similarity"] if s["language"] == languages[-1]]
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
         rows = [[r["method"], str(r["seed"])] + [f"{s[kind]:.3f}" for s in r["similarity"] if s["language"] == languages[-1] and s[kind] is not None] for r in runs]
         if any(len(r) > 2 for r in rows):
-            text += f"\n\nCosine of {languages[0]} and {languages[-1]}, {what}:\n\n" + table(["method", "seed", *layers], rows)
+            text += f"\n\nCosine of {languages[0]} and {languages[-1]}, {what}:\n\n" + markdown_table(["method", "seed", *layers], rows)
     return text
 
 
@@ -273,7 +273,7 @@ def comparison(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(len(r[i]) if i < len(r) else 0 for r in [header, *rows]) for i in range(len(header))]
     rows = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths))] for r in [header, *rows]]

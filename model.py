@@ -139,9 +139,13 @@ class LinearCrossEntropy(torch.autograd.Function):
             log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32)
             losses[start:start + chunk] = -(log_p.gather(1, index) * predicted).squeeze(1)
             if needs_grad:  # d loss / d logits = softmax - one-hot
-                grad = log_p.exp_().scatter_add_(1, index, index.new_full(index.shape, -1, dtype=torch.float32)).to(logits.dtype)
-                grad_hidden[start:start + chunk] = (grad @ weight) * predicted
-                grad_weight += grad.T @ (h * predicted)
+                grad = log_p.exp_().scatter_add_(1, index, index.new_full(index.shape, -1, dtype=torch.float32))
+                # float16 would overflow here, before the loss scale can help: then these two products are float32.
+                half = logits.dtype == torch.float16
+                with torch.autocast(h.device.type, enabled=torch.is_autocast_enabled(h.device.type) and not half):
+                    grad = grad if half else grad.to(logits.dtype)
+                    grad_hidden[start:start + chunk] = (grad @ weight.to(grad.dtype)) * predicted
+                    grad_weight += grad.T @ (h * predicted).to(grad.dtype)
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)
@@ -158,5 +162,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output
     embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0.
     """
+    if not torch.is_grad_enabled():  # or LinearCrossEntropy would take gradients: a parameter needs one even under no_grad
+        hidden, weight = hidden.detach(), weight.detach()
     total, losses = LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
     return total, losses.view_as(targets)

@@ -52,16 +52,18 @@ def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
                  np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
 
 
-def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
+def draw_keys(table: Table, config: Config, step: int) -> np.ndarray:
     """
-    The distinct entries (N,) of step `step`, drawn without replacement by frequency ** align_power.
+    A key (K,) for every entry; the N smallest are a draw of N entries without replacement by frequency ** align_power
+    (Efraimidis and Spirakis, 2006), a function of (seed, step).
+    """
+    return -np.log1p(-uniform(config.seed, ENTRY, step, np.arange(len(table)))) / table.frequency.astype(np.float64) ** config.align_power
 
-    Keys -log(u) / weight in increasing order are such a draw (Efraimidis and Spirakis, 2006), a function of (seed, step).
-    """
-    weight = table.frequency.astype(np.float64) ** config.align_power
-    key = -np.log1p(-uniform(config.seed, ENTRY, step, np.arange(len(table)))) / weight
+
+def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
+    """The distinct entries (N,) of step `step`, in increasing order."""
     N = min(config.align_entries, len(table))
-    return np.sort(np.argpartition(key, N - 1)[:N])
+    return np.sort(np.argpartition(draw_keys(table, config, step), N - 1)[:N])
 
 
 def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -160,7 +162,8 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     same = (mine[:, None] == entry) & (mine >= 0)[:, None]
     same.diagonal(first).fill_(False)
     pairs, padding = to_device(same.nonzero().T.contiguous(), device), to_device(entry < 0, device)
-    total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
+    with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
+        total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
     return total / (entry >= 0).sum().item()
 
 

@@ -31,7 +31,7 @@ from batches import Batch, Sampler, prefetch
 from config import Config, UserError
 from data import Dataset
 from model import GPT
-from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
+from prealign import Words, contrastive_loss, draw_entries, stage1_config, to_device, word_representations, word_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hardware
@@ -43,7 +43,7 @@ class Hardware:
     dtype: torch.dtype   # of the matrix products; weights and optimizer are float32
     rank: int
     world: int           # number of processes
-    control: object      # gloo group for small integers on the CPU, so that counting never waits for the GPU
+    control: dist.ProcessGroup | None  # gloo group for small integers on the CPU, so that counting never waits for the GPU
 
     @property
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -66,13 +66,15 @@ def choose_device(config: Config, local_rank: int = 0) -> torch.device:
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu or another number")
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, another number, or as many --nproc_per_node as there are")
     return device
 
 
 def start(config: Config) -> Hardware:
     """Device, precision, and the process group when torchrun started several processes."""
     world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    if world > 1 and ":" in config.device:
+        raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes a GPU of its own")
     device = choose_device(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -123,6 +125,7 @@ SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval", "checkpoint_interval",
         "eval_tokens", "eval_batch_size", "eval_words")
+FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
 
 
 def make_model(config: Config, vocab_size: int) -> GPT:
@@ -160,6 +163,8 @@ def load_checkpoint(path: str) -> dict:
         missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "config", "data", "vocab_size"} - set(state)
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}") from e
+    except (PermissionError, IsADirectoryError) as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except Exception as e:  # torch.load raises what its unpickler and zip reader raise
         raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
     if missing:
@@ -174,7 +179,7 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
     mine, theirs = json.loads(config.to_json()), json.loads(json.dumps(state["config"]))
     different = [f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in knobs if theirs.get(k) != mine[k]]
     if different:
-        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values, another --method name, or delete its folder")
+        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values, another --method or --out_dir, or delete its folder")
 
 
 def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
@@ -215,7 +220,10 @@ def initial_weights(model: GPT, config: Config, data: Dataset) -> None:
     state = load_checkpoint(path)
     if state["step"] < state["last_step"]:
         raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
-    check_matches(state, path, config, data, SHAPE + (("seed", "stage1_steps", "batch_size") if config.init_from == "align" else ()))
+    if config.init_from == "align":
+        check_matches(state, path, stage1_config(config), data, FIXED)
+    else:
+        check_matches(state, path, config, data, SHAPE)
     load_weights(model, state, path)
 
 
@@ -271,9 +279,16 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     if state is None:
         initial_weights(model, config, data)
     else:
-        check_matches(state, path, config, data, tuple(k for k in configs.FIELDS if k not in FREE))
+        check_matches(state, path, config, data, FIXED)
         load_weights(model, state, path)
         step = state["step"]
+    if hardware.world > 1:
+        steps = [None] * hardware.world
+        dist.all_gather_object(steps, (step, data.fingerprint), group=hardware.control)
+        if len(set(steps)) > 1:
+            raise UserError(f"the processes see different checkpoints in {config.run_dir} or different data in {config.data_dir}; "
+                            "all nodes must share these folders")
+    if state is not None:
         if step == last_step:
             if main_process:
                 print(f"{config.run_dir} is finished ({step} steps)")
@@ -309,7 +324,10 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         # What all processes must know of the step: how many tokens are predicted, and whether someone was told to stop.
         shared = torch.tensor([(batch.targets >= 0).sum(), stop.asked])
         if hardware.world > 1:
-            dist.all_reduce(shared, group=hardware.control)
+            try:
+                dist.all_reduce(shared, group=hardware.control)
+            except RuntimeError as e:
+                raise UserError("another process has stopped; its own message says why") from e
         predicted, stopping = shared.tolist()
 
         # Eq. 4: the contrastive loss and the language-model loss, each weighted so that DDP's mean over processes is
@@ -330,7 +348,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
                 with hardware.autocast:
                     loss, losses = network(inputs, targets)
-                scaler.scale(loss * (hardware.world / predicted)).backward()
+                scaler.scale(loss * (hardware.world / max(1, predicted))).backward()
             sums.index_add_(0, 2 * stream, losses.sum(1))
             sums.index_add_(0, 2 * stream + 1, (targets >= 0).sum(1).float())
         scaler.unscale_(optimizer)
@@ -345,8 +363,10 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         if step % config.log_interval == 0 or save:
             if hardware.world > 1:
                 dist.all_reduce(sums)
-            if not torch.isfinite(sums).all():  # here and in the next lines, only, does the loop wait for the GPU
-                raise UserError(f"the loss is not finite at step {step}; the last checkpoint is {path}; try a smaller learning_rate")
+            # Here and in the next lines, only, does the loop wait for the GPU.
+            if not torch.isfinite(sums).all() or (save and not all(p.isfinite().all() for p in model.parameters())):
+                saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
+                raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
             if main_process:
                 log.line(step, lr, sums.tolist(), with_alignment=words is not None)
             sums.zero_()
@@ -361,7 +381,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             if main_process:
                 print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
             batches.close()
-            raise SystemExit(stop.exit_code)
+            raise SystemExit(stop.exit_code or 128 + signal.SIGTERM)
     if main_process:
         log.close()
 
@@ -376,7 +396,8 @@ class StopSignal:
 
     def _ask(self, number: int, _) -> None:
         self.asked, self.exit_code = True, 128 + number
-        signal.signal(number, signal.SIG_DFL)  # a second one does not wait for the step
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait for the step; SIGTERM often comes twice, from scheduler and torchrun
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Log:
@@ -384,7 +405,7 @@ class Log:
 
     def __init__(self, config: Config, hardware: Hardware, model: GPT, streams: tuple[str, ...], step: int, last_step: int):
         os.makedirs(config.run_dir, exist_ok=True)
-        self.config, self.streams, self.world = config, streams, hardware.world
+        self.config, self.streams = config, streams
         self.flops = model.flops_per_token()
         peak = matmul_rate(hardware)
         self.peak = peak * hardware.world
@@ -444,9 +465,10 @@ class Log:
 
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
+    if config.max_steps <= config.stage1_steps:
+        raise UserError(f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}): it counts them, and facts are stated after "
+                        "them in every method; without a stage 1, set --stage1_steps=0")
     first_step = config.stage1_steps if config.init_from == "align" else 0  # stage 1's tokens are part of the budget
-    if first_step >= config.max_steps:
-        raise UserError(f"max_steps ({config.max_steps}) counts stage 1's steps too and must exceed stage1_steps ({config.stage1_steps})")
     train(config, first_step, config.max_steps)
 
 
