@@ -8,6 +8,7 @@ What it writes is described in the README, "Files". Everything is built in DATA_
 
 import base64
 import binascii
+import contextlib
 import functools
 import hashlib
 import json
@@ -205,18 +206,21 @@ def write_bins(texts: Iterable[str], split: str, config: Config, folder: str, po
             count["bytes"] += sum(len(text.encode()) for text in batch)
             yield batch
 
-    path = os.path.join(folder, f"{config.pivot}_{split}")
-    with open(f"{path}.bin", "wb") as tokens, open(f"{path}.align.bin", "wb") as alignment:
+    def create(name: str):
+        return files.enter_context(open(os.path.join(folder, name), "wb"))
+
+    with contextlib.ExitStack() as files:
+        tokens, alignment = create(f"{config.pivot}_{split}.bin"), create(f"{config.pivot}_{split}.align.bin")
+        # Facts are stated in the pivot only.
+        clones = [create(f"{language}_{split}.bin") for language in config.targets if split != "facts"]
         for ids, align in pool.imap(_encode_documents, counted()):
             ids.astype(dtype).tofile(tokens)
             align.astype("<i4").tofile(alignment)
+            for i, clone in enumerate(clones, 1):
+                (ids + i * V).astype(dtype).tofile(clone)
             count["tokens"] += len(ids)
             count["aligned_words"] += int((align > 0).sum())
             bar.update(len(ids))
-    if split != "facts":  # facts are learned in the pivot only
-        ids = np.fromfile(f"{path}.bin", dtype)
-        for language in config.targets:
-            (ids + np.array(V, dtype)).tofile(os.path.join(folder, f"{language}_{split}.bin"))
     return count
 
 
@@ -341,11 +345,10 @@ def choose_held_out(config: Config) -> set[bytes]:
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
-    """uint16 when every id fits, else uint32. Raises UserError when not even that does."""
-    for dtype in ("<u2", "<u4"):
-        if vocab_size - 1 <= np.iinfo(dtype).max:
-            return np.dtype(dtype)
-    raise UserError(f"{vocab_size:,} token ids do not fit in 32 bits; use a smaller vocabulary or fewer cloned languages")
+    """uint16 when every id fits, else uint32. Raises UserError beyond 2**31 ids, which the table's int32 could not hold."""
+    if vocab_size <= 2**31:
+        return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer cloned languages")
 
 
 def digest(path: str, blocks: int = 64, block: int = 2**16) -> str:

@@ -300,13 +300,14 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        del state
     network = compiled(model, config, hardware)
     if hardware.world > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
 
     log = Log(config, hardware, model, sampler.streams, step, last_step) if main_process else None
+    if state is not None:
+        torch.set_rng_state(state["rng"])
+        del state
 
     def make_batch(step: int) -> tuple[Batch, Words | None]:
         batch = sampler.batch(rows_of(step, config, hardware))

@@ -351,9 +351,9 @@ def test_ids_that_need_four_bytes(tiny, tmp_path, monkeypatch):
 
 
 def test_smallest_dtype():
-    assert [smallest_dtype(n).str for n in (1, 65535, 65536, 65537, 2**32)] == ["<u2", "<u2", "<u2", "<u4", "<u4"]
+    assert [smallest_dtype(n).str for n in (1, 65535, 65536, 65537, 2**31)] == ["<u2", "<u2", "<u2", "<u4", "<u4"]
     assert "8,589,934,592" in error(smallest_dtype, 2**33)
-    error(smallest_dtype, 2**32 + 1)
+    error(smallest_dtype, 2**31 + 1)
 
 
 # ---- made once, and made anew ----
