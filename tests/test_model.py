@@ -208,3 +208,19 @@ def test_flops_by_hand(tie):
     block = 8 * 24 + 8 * 8 + 8 * 32 + 32 * 8  # qkv, proj, fc, proj
     # Forward 2 operations a weight, backward twice that; queries x keys and weights x values of 16 positions, the same.
     assert model.flops_per_token() == 6 * (2 * block + 10 * 8) + 6 * 2 * (2 * 16 * 8)
+
+
+def test_without_gradients_none_are_taken(monkeypatch):
+    hidden, weight = torch.randn(1, 5, 4), torch.nn.Parameter(torch.randn(7, 4))
+    expected = linear_cross_entropy(hidden, weight, torch.ones(1, 5, dtype=torch.long))[1]
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: pytest.fail("made room for the gradient of the weight"))
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, torch.ones(1, 5, dtype=torch.long))[1], expected)
+
+
+def test_float16_sums_of_many_tokens_do_not_overflow():
+    hidden, weight = torch.full((1, 2000, 4), 100.0), torch.nn.Parameter(torch.zeros(3, 4))
+    with torch.autocast("cpu", torch.float16):
+        linear_cross_entropy(hidden, weight, torch.zeros(1, 2000, dtype=torch.long))[0].backward()
+    # Every token adds (1/3 - 1) * 100 to the row of its target: far beyond float16's 65504.
+    torch.testing.assert_close(weight.grad[0], torch.full((4,), 2000 * (1 / 3 - 1) * 100.0), rtol=1e-3, atol=0)

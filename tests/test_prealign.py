@@ -254,3 +254,10 @@ def test_stage_1_is_the_loop_with_the_contrastive_loss_and_without_codeswitching
 def test_no_steps_are_an_error():
     with pytest.raises(UserError, match="stage1_steps is 0"):
         prealign.main(["--stage1_steps=0"])
+
+
+def test_autocast_does_not_reach_the_loss():
+    words, entry = torch.randn(3, 6, 8), torch.tensor([0, 0, 1, 1, 2, 2])
+    expected = contrastive_loss(words, entry, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(contrastive_loss(words, entry, 0.1), expected)
