@@ -102,8 +102,9 @@ class Config:
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
+    def plain(self) -> dict:
+        """As JSON would give it back (tuples are lists): what is stored, and compared with what was stored."""
+        return json.loads(json.dumps(self.to_dict()))
 
 
 CHOICES = {

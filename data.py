@@ -229,7 +229,8 @@ def write_bins(texts: Iterable[str], split: str, config: Config, folder: str, po
 
 
 def _settings(config: Config) -> dict:
-    return json.loads(json.dumps({key: getattr(config, key) for key in SETTINGS}))
+    plain = config.plain()
+    return {key: plain[key] for key in SETTINGS}
 
 
 def prepare(config: Config) -> None:

@@ -176,7 +176,7 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
     """Refuse a checkpoint made from other data, or with other values of `knobs`."""
     if state["data"] != data.fingerprint or state["vocab_size"] != data.vocab_size:
         raise UserError(f"{path} was made from other data than {data.dir}; delete its folder to train anew, or point data_dir to its own data")
-    mine, theirs = json.loads(config.to_json()), json.loads(json.dumps(state["config"]))
+    mine, theirs = config.plain(), state["config"]
     different = [f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in knobs if theirs.get(k) != mine[k]]
     if different:
         raise UserError(f"{path} was made with another {', '.join(different)}; use the same values, another --method or --out_dir, or delete its folder")
@@ -376,7 +376,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         if main_process and save:
             save_checkpoint(path, {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
-                "step": step, "last_step": last_step, "config": json.loads(config.to_json()), "data": data.fingerprint,
+                "step": step, "last_step": last_step, "config": config.plain(), "data": data.fingerprint,
                 "vocab_size": data.vocab_size})
         if stopping and step < last_step:
             if main_process:
