@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Attention, linear_cross_entropy
+from model import GPT, Attention, attention_on_cpu, linear_cross_entropy
 
 
 def small(seed: int = 0, **changes) -> GPT:
@@ -57,6 +57,19 @@ def test_attention_is_the_sum_written_out():
                 weight = torch.softmax(torch.stack([q[b, t, head] @ k[b, s, head] / math.sqrt(2) for s in range(t + 1)]), 0)
                 expected[b, t, head] = sum(weight[s] * v[b, s, head] for s in range(t + 1))
     torch.testing.assert_close(attention(x), attention.proj(expected))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_attention_on_the_cpu_is_the_fused_kernels(dtype, tolerance):
+    torch.manual_seed(0)
+    ours = [torch.randn(2, 3, 37, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    theirs = [x.detach().float().requires_grad_() for x in ours]
+    a, b = attention_on_cpu(*ours), F.scaled_dot_product_attention(*theirs, is_causal=True)
+    upstream = torch.randn_like(b)
+    a.backward(upstream.to(dtype))
+    b.backward(upstream)
+    for mine, other in zip((a, *(x.grad for x in ours)), (b, *(x.grad for x in theirs))):
+        torch.testing.assert_close(mine.float(), other, rtol=tolerance, atol=tolerance)
 
 
 def test_a_block_adds_attention_and_mlp_of_what_it_has_normalised():
