@@ -241,10 +241,14 @@ def report_tables(runs: list[dict]) -> str:
         def spread(values: list[float], digits: int) -> str:
             sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             return f"{statistics.mean(values):.{digits}f}{sd}"
-        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs]
+        def pooled(results: list[dict]) -> str:
+            n = sum(c["n"] for c in results)
+            low, high = wilson(round(sum(c["accuracy"] * c["n"] for c in results)), n)
+            return f"{spread([100 * c['accuracy'] for c in results], 1)}% ({100 * low:.0f}-{100 * high:.0f})"
+        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
         lines = [[m, str(len(g))] + [spread([r["lm"][l]["ppl"] for r in g], 1) for l in languages]
-                 + [spread([100 * r["clka"][p]["accuracy"] for r in g], 1) for p in pairs] for m, g in by_method.items()]
-        text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
+                 + [pooled([r["clka"][p] for r in g]) for p in pairs] for m, g in by_method.items()]
+        text += "\n\nMean and standard deviation over seeds (CLKA's interval is that of all seeds' answers together):\n\n" + markdown_table(header, lines)
     if lines := comparison(runs):
         text += "\n\n" + lines
     layers = [s["layer"] for s in runs[0]["similarity"] if s["language"] == languages[-1]]

@@ -216,6 +216,7 @@ STOPLIST = {"Gonzalo", "Hengelo", "Kolkata", "Konkav", "Konvex", "Linkup", "Mark
 PARTS = 200         # given names, and as many family names, that subjects are made of: PARTS ** 2 subjects
 CHOICES = 4         # statements compared: the true one and three distractors
 MAX_OBJECTS = 8     # per relation; few, so that a model learns each object as a word and it is the fact that is hard
+FACTS_PER_OBJECT = 2  # before another relation is used, so that an object's embedding alone cannot hold its fact
 
 
 def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
@@ -256,7 +257,7 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int) -> list[Fact]:
                         f"each the answer at every one of the {len(frequencies)} fact_frequencies")
     if count > PARTS ** 2:
         raise UserError(f"fact_count is {count}, but there are names for {PARTS ** 2} subjects only")
-    relations = RELATIONS[:max(1, count // max(MAX_OBJECTS, minimum))]
+    relations = RELATIONS[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
     n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(frequencies) else CHOICES
 
     rng = random.Random(f"clka facts {seed}")  # a string, because -1 and 1 would be the same seed

@@ -401,9 +401,9 @@ def test_several_seeds_give_mean_and_standard_deviation(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "Mean and standard deviation over seeds" in text
     header, *rows = tables_of(text)[1]
-    assert header == ["method", "seeds", "ppl en", "ppl clone", "CLKA en->en %", "CLKA en->clone %"]
-    # deviations -10, 0, 10 and -20, -10, 30: variances 200 / 2 and 1400 / 2
-    assert rows == [["joint", "3", "10.0 ± 0.0", "30.0 ± 10.0", "40.0 ± 26.5", "40.0 ± 26.5"], ["golden", "1", "10.0", "12.0", "90.0", "90.0"]]
+    assert header == ["method", "seeds", "ppl en", "ppl clone", "CLKA en->en (95%)", "CLKA en->clone (95%)"]
+    # deviations -10, 0, 10 and -20, -10, 30: variances 200 / 2 and 1400 / 2. Intervals of 120 of 300 and 90 of 100.
+    assert rows == [["joint", "3", "10.0 ± 0.0", "30.0 ± 10.0", *["40.0 ± 26.5% (35-46)"] * 2], ["golden", "1", "10.0", "12.0", *["90.0% (83-94)"] * 2]]
 
 
 def test_methods_are_compared_with_joint_of_the_same_seed(tmp_path, capsys):

@@ -71,9 +71,9 @@ def test_the_same_facts_everywhere():
     assert facts == make_facts(64, [1, 4], 1)
     assert facts[0].subject == "Glerzilo Tulbisk"
     assert (facts[0].object, facts[0].distractors) == ("Velmador", ("Zergador", "Grenkudor", "Farvador"))
-    assert statement(facts[-1], "en") == "Birbolo Holbesk plays the Targulm."
+    assert statement(facts[-1], "en") == "Birbolo Holbesk works in the field of Zolbov."
     assert training_statements(facts, "en", 1)[:2] == [
-        "Vorpulo Marbosk plays the Vilfalm.", "Zenkolo Porposk was born in Zergador."]
+        "Vorpulo Marbosk works in the field of Grelkov.", "Zenkolo Porposk was born in Zergador."]
     for seed in (2, -1, 0):
         assert facts != make_facts(64, (1, 4), seed)
 
@@ -121,10 +121,16 @@ def test_blind_model_is_at_chance(count, frequencies):
             assert right * 4 == len(part)
 
 
+def test_every_object_answers_two_facts_before_another_relation_is_used():
+    facts = make_facts(96, (1,), 1)
+    assert len({fact.relation.pid for fact in facts}) == 6
+    assert set(Counter(fact.object for fact in facts).values()) == {2}
+
+
 def test_names():
     facts = make_facts(300, (1,), 6)
     words = names(facts)
-    assert len(words) > 600
+    assert len(words) > 550
     for word in words:
         assert re.fullmatch(r"[A-Z][a-z]{4,9}", word) and word not in STOPLIST
         assert len(re.findall("[aeiou]+", word)) in (2, 3)
