@@ -62,9 +62,9 @@ class Config:
 
     # optimisation
     max_steps: int = 1500               # language-model steps in all, stage 1's included
-    learning_rate: float = 1e-3         # peak of the cosine schedule
+    learning_rate: float = 1e-3         # peak of the cosine schedule, which runs through both stages
     min_learning_rate_ratio: float = 0.1  # final learning rate / peak
-    warmup_ratio: float = 0.05          # share of a stage's steps in which the rate rises linearly
+    warmup_ratio: float = 0.05          # share of max_steps in which the rate rises linearly
     weight_decay: float = 0.1           # AdamW, on matrices and embeddings
     beta1: float = 0.9
     beta2: float = 0.99
@@ -72,7 +72,6 @@ class Config:
 
     # alignment (stage 1, and on-the-fly when align_weight > 0)
     stage1_steps: int = 250             # each with a language-model batch, counted in max_steps
-    stage1_learning_rate: float = 1e-3
     stage1_align_weight: float = 0.1    # of the contrastive loss (Eq. 4) in stage 1
     align_weight: float = 0.0           # the same in stage 2
     align_entries: int = 512            # table entries per step, over all processes
@@ -113,7 +112,7 @@ CHOICES = {
     "compile": ("auto", "on", "off"),
 }
 POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
-            "learning_rate", "stage1_learning_rate", "align_entries", "align_tau", "init_std", "embedding_init_std",
+            "learning_rate", "align_entries", "align_tau", "init_std", "embedding_init_std",
             "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "weight_decay", "grad_clip", "stage1_steps",
                 "stage1_align_weight", "align_weight", "align_power", "eval_tokens")

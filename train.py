@@ -205,10 +205,10 @@ def load_weights(model: GPT, state: dict, path: str) -> None:
         raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
 
 
-def initial_weights(model: GPT, config: Config, data: Dataset) -> None:
-    """Set the weights as init_from says."""
+def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
+    """Set the weights as init_from says. Returns the checkpoint of stage 1, whose optimizer stage 2 goes on with, or None."""
     if config.init_from == "scratch":
-        return
+        return None
     if config.init_from == "golden":
         return make_golden(model, data)
     run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
@@ -220,24 +220,24 @@ def initial_weights(model: GPT, config: Config, data: Dataset) -> None:
     state = load_checkpoint(path)
     if state["step"] < state["last_step"]:
         raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
-    if config.init_from == "align":
-        check_matches(state, path, stage1_config(config), data, FIXED)
-    else:
-        check_matches(state, path, config, data, SHAPE)
+    check_matches(state, path, *((stage1_config(config), data, FIXED) if config.init_from == "align" else (config, data, SHAPE)))
     load_weights(model, state, path)
+    return state if config.init_from == "align" else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
 
-def learning_rate(step: int, first: int, last: int, config: Config) -> float:
-    """Linear warm-up over warmup_ratio of the steps first..last, then a cosine to min_learning_rate_ratio of the peak."""
-    done, steps = step - first, last - first
-    warmup = math.ceil(config.warmup_ratio * steps)
-    if done < warmup:
-        return config.learning_rate * (done + 1) / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup)))
+def learning_rate(step: int, config: Config) -> float:
+    """
+    Linear warm-up over warmup_ratio of the run's steps, then a cosine to min_learning_rate_ratio of the peak. Both stages
+    are one run with one schedule: at the same step every method has the same rate.
+    """
+    warmup = math.ceil(config.warmup_ratio * config.max_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.max_steps - warmup)))
     return config.learning_rate * (config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * cosine)
 
 
@@ -277,8 +277,9 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     state = load_checkpoint(path) if os.path.exists(path) else None
     step = first_step
     if state is None:
-        initial_weights(model, config, data)
+        before = initial_state(model, config, data)
     else:
+        before = state
         check_matches(state, path, config, data, FIXED)
         load_weights(model, state, path)
         step = state["step"]
@@ -297,9 +298,9 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate,
                                   betas=(config.beta1, config.beta2), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=hardware.dtype == torch.float16)
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+    if before is not None:
+        optimizer.load_state_dict(before["optimizer"])
+        scaler.load_state_dict(before["scaler"])
     network = compiled(model, config, hardware)
     if hardware.world > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
@@ -307,7 +308,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     log = Log(config, hardware, model, sampler.streams, step, last_step) if main_process else None
     if state is not None:
         torch.set_rng_state(state["rng"])
-        del state
+    del state, before
 
     def make_batch(step: int) -> tuple[Batch, Words | None]:
         batch = sampler.batch(rows_of(step, config, hardware))
@@ -319,7 +320,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     stop = StopSignal()
     batches = prefetch(make_batch, range(step, last_step))
     for batch, words in batches:
-        lr = learning_rate(step, first_step, last_step, config)
+        lr = learning_rate(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
         # What all processes must know of the step: how many tokens are predicted, and whether someone was told to stop.

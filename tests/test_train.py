@@ -20,7 +20,7 @@ from config import Config, UserError
 from conftest import make_text, overrides, run_command
 from data import Dataset, prepare
 from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
-from train import Hardware, initial_weights, learning_rate, load_checkpoint, load_trained, make_model, save_checkpoint, train
+from train import Hardware, initial_state, learning_rate, load_checkpoint, load_trained, make_model, save_checkpoint, train
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +95,8 @@ def assert_close_run(a: Config, b: Config) -> None:
 # ---- schedule and arithmetic of a step ----
 
 def test_learning_rate_by_hand():
-    config = Config(learning_rate=2.0, warmup_ratio=0.1, min_learning_rate_ratio=0.1)
-    lr = [learning_rate(step, 50, 150, config) for step in range(50, 151)]
+    config = Config(learning_rate=2.0, warmup_ratio=0.1, min_learning_rate_ratio=0.1, max_steps=100)
+    lr = [learning_rate(step, config) for step in range(101)]
     assert lr[0] == pytest.approx(0.2) and lr[4] == pytest.approx(1.0)  # a tenth of the peak more at each of 10 steps
     assert lr[9] == lr[10] == 2.0
     assert lr[55] == pytest.approx(1.1)  # half way down: between 2 and 0.2
@@ -105,16 +105,29 @@ def test_learning_rate_by_hand():
 
 
 def test_learning_rate_without_warm_up_begins_at_the_peak():
-    config = Config(learning_rate=2.0, warmup_ratio=0.0, min_learning_rate_ratio=0.0)
-    assert learning_rate(0, 0, 10, config) == 2.0 and learning_rate(5, 0, 10, config) == pytest.approx(1.0)
+    config = Config(learning_rate=2.0, warmup_ratio=0.0, min_learning_rate_ratio=0.0, max_steps=10)
+    assert learning_rate(0, config) == 2.0 and learning_rate(5, config) == pytest.approx(1.0)
 
 
-def test_each_stage_has_a_schedule_of_its_own(small):
-    small = replace(small, warmup_ratio=0.5, stage1_learning_rate=4e-4, learning_rate=8e-4, min_learning_rate_ratio=0.5)
-    down = [4, 3 + 0.5**0.5, 3, 3 - 0.5**0.5]  # between 4 and 2, by the cosine of 0, 45, 90 and 135 degrees
-    schedule = np.array([1, 2, 3, 4, *down])
-    assert [line["lr"] for line in metrics_of(stage1(small))] == pytest.approx(1e-4 * schedule)
-    assert [line["lr"] for line in metrics_of(stage2(small, **PREALIGN))] == pytest.approx(2e-4 * schedule)
+def test_one_schedule_runs_through_both_stages(small):
+    small = replace(small, warmup_ratio=0.5, learning_rate=8e-4, min_learning_rate_ratio=0.5)
+    assert [line["lr"] for line in metrics_of(stage1(small))] == pytest.approx(1e-4 * np.arange(1, 9))
+    down = [8 * (0.75 + 0.25 * np.cos(np.pi * i / 8)) for i in range(8)]  # between 8 and 4
+    assert [line["lr"] for line in metrics_of(stage2(small, **PREALIGN))] == pytest.approx(1e-4 * np.array(down))
+
+
+def test_stage_2_goes_on_where_stage_1_stopped(small):
+    """Both stages with the same loss are one run without a seam: weights, moments of the optimizer, rows, learning rate."""
+    stage1(small, stage1_align_weight=0.2)
+    seam = stage2(small, "seam", init_from="align", stage1_align_weight=0.2, align_weight=0.2)
+    one = stage2(small, "on_the_fly", align_weight=0.2)
+    mine, theirs = state_of(seam), state_of(one)
+    for name, weight in mine["model"].items():
+        assert torch.equal(weight, theirs["model"][name]), name
+    for number, moments in mine["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, theirs["optimizer"]["state"][number][name]), (number, name)
+    assert losses_of(seam) == losses_of(one)[8:]
 
 
 def test_gradient_of_a_step_is_that_of_equation_4(small):
@@ -334,7 +347,7 @@ def initial(config: Config) -> torch.nn.Module:
     data = Dataset(config.data_dir)
     torch.manual_seed(config.seed)
     model = make_model(config, data.vocab_size)
-    initial_weights(model, config, data)
+    initial_state(model, config, data)
     return model
 
 
