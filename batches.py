@@ -169,7 +169,7 @@ class Sampler:
 
     def __init__(self, data: Dataset, config: Config):
         self.config = config
-        self.table = data.table
+        self.table = data.table.top(config.align_coverage)
         self.pad = data.end_of_text
         self.pivot = data.pivot
         weights = {language: config.mix[language] / sum(config.mix.values()) for language in config.mix if config.mix[language] > 0}
@@ -191,6 +191,13 @@ class Sampler:
             if self._windows(name) < 1:
                 raise UserError(f"{data.dir}: the {name} text has {len(self.bins[name])} tokens, fewer than one row of block_size + 1 = "
                                 f"{config.block_size + 1}; use {'more facts or higher fact_frequencies' if name == 'facts' else 'more text'} or a smaller block_size")
+        # The global rows that are in the `only` language: a run of it alone has these, in as many passes as there are steps.
+        self.rows_of_only = None
+        if config.only:
+            dealt, _ = self._deal(np.arange(config.max_steps * config.batch_size))
+            self.rows_of_only = np.flatnonzero(dealt == self.streams.index(config.only))
+            if not len(self.rows_of_only):
+                raise UserError(f"only={config.only}: its share of mix is less than one of {config.max_steps * config.batch_size} rows")
 
     def _windows(self, name: str) -> int:
         return (len(self.bins[name]) - 1) // self.config.block_size
@@ -208,7 +215,7 @@ class Sampler:
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of global rows (R,): row number = step * batch_size + place in the step."""
         T, seed = self.config.block_size, self.config.seed
-        stream, index = self._deal(rows)
+        stream, index = self._deal(rows if self.rows_of_only is None else self.rows_of_only[rows % len(self.rows_of_only)])
         inputs = np.empty((len(rows), T), dtype=np.int64)
         targets = np.empty((len(rows), T), dtype=np.int64)
         for s, name in enumerate(self.streams):
@@ -224,6 +231,7 @@ class Sampler:
             tokens = bin_[at].astype(np.int64)
             if switching:
                 align = self.align[name][at]
+                align = np.where(np.abs(align) <= len(self.table), align, 0)
                 row, labels = codeswitch(tokens, align, self.table, self.config.codeswitch_ratio, rows[here], seed, T + 1,
                                          self.config.codeswitch_target, self.pad)
             else:

@@ -45,6 +45,7 @@ class Config:
 
     # batches
     mix: dict[str, float] = field(default_factory=lambda: {"en": 0.95, "clone": 0.05})  # share of rows per language
+    only: str = ""                      # train on this language alone, on the rows that joint training has in it, over and over; "" = on all
     batch_size: int = 16                # rows per step, over all processes
     micro_batch_size: int = 16          # rows per forward pass and process; the rest is gradient accumulation
     block_size: int = 256               # tokens per row
@@ -58,7 +59,7 @@ class Config:
     tie_embeddings: bool = True         # one matrix for input and output embeddings
     init_std: float = 0.02              # of weight matrices at initialisation
     embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and keep their alignment longer
-    init_from: str = "scratch"          # "scratch", "align" (stage 1 of the same seed), "golden" (identical En-Clone embeddings) or a run's folder
+    init_from: str = "scratch"          # "scratch", "align" (stage 1 of the same seed), "golden" (identical En-Clone embeddings) or a run (a method in out_dir, or a folder)
 
     # optimisation
     max_steps: int = 1500               # language-model steps in all, stage 1's included
@@ -77,6 +78,7 @@ class Config:
     align_entries: int = 512            # table entries per step, over all processes
     align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 3)
     align_power: float = 0.5            # entries are drawn by frequency ** align_power
+    align_coverage: float = 1.0         # share of the table's entries that is used, the most frequent ones (Table 5)
 
     # running
     device: str = "auto"                # "auto", "cpu", "cuda" or "cuda:N"
@@ -89,14 +91,33 @@ class Config:
     eval_tokens: int = 200_000          # held-out tokens per language; 0 = all
     eval_batch_size: int = 32           # rows
     eval_words: int = 2000              # table entries whose similarity is measured
+    sample_count: int = 200             # continuations sampled to see whether languages mix (Table 4)
+    sample_prompt: int = 16             # tokens of held-out English before each
+    sample_tokens: int = 32             # tokens of each
+    sample_temperature: float = 1.0
+
+    # zero-shot transfer (eval.py xnli)
+    nli_train: str = "builtin"          # English pairs: "builtin", or a file: XNLI, MultiNLI, SNLI, SICK or PAWS-X as published
+    nli_dev: str = "builtin"            # English pairs that choose the epoch
+    nli_test: str = "builtin"           # pairs in every language
+    nli_builtin: int = 4000             # hypotheses of the built-in training pairs, three pairs each; a tenth for dev and for test
+    nli_epochs: int = 4
+    nli_batch_size: int = 32
+    nli_learning_rate: float = 5e-4
+    nli_seeds: int = 1                  # fine-tunings, each with a seed of its own
 
     @property
     def run_dir(self) -> str:
         return os.path.join(self.out_dir, self.method, f"seed{self.seed}")
 
     @property
+    def stage1_method(self) -> str:
+        """The name of stage 1's own run: "align", or "align25" of a quarter of the table."""
+        return "align" + (f"{100 * self.align_coverage:g}" if self.align_coverage < 1 else "")
+
+    @property
     def stage1_dir(self) -> str:
-        return os.path.join(self.out_dir, "align", f"seed{self.seed}")
+        return os.path.join(self.out_dir, self.stage1_method, f"seed{self.seed}")
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -112,8 +133,9 @@ CHOICES = {
     "compile": ("auto", "on", "off"),
 }
 POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
-            "learning_rate", "align_entries", "align_tau", "init_std", "embedding_init_std",
-            "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words")
+            "learning_rate", "align_entries", "align_tau", "align_coverage", "init_std", "embedding_init_std",
+            "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words", "sample_count", "sample_prompt", "sample_tokens",
+            "sample_temperature", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "weight_decay", "grad_clip", "stage1_steps",
                 "stage1_align_weight", "align_weight", "align_power", "eval_tokens")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
@@ -208,7 +230,7 @@ def _check(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if not getattr(config, key) >= 0:
             raise UserError(f"{key} must not be negative, found {getattr(config, key)}")
-    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1), ("warmup_ratio", 0, 1), ("min_learning_rate_ratio", 0, 1),
+    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1), ("warmup_ratio", 0, 1), ("min_learning_rate_ratio", 0, 1), ("align_coverage", 0, 1),
                            ("seed", 0, 2**63 - 1)):
         if not low <= getattr(config, key) <= high:
             raise UserError(f"{key} must be between {low} and {high}, found {getattr(config, key)}")
@@ -218,6 +240,9 @@ def _check(config: Config) -> None:
     for key in ("data_dir", "out_dir"):
         if not getattr(config, key):
             raise UserError(f"{key} must name a folder, found ''")
+    if config.max_steps <= config.stage1_steps:
+        raise UserError(f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}): it counts them, and facts are stated after "
+                        "them in every method; without a stage 1, set --stage1_steps=0")
     if config.n_embd % config.n_head:
         raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
     languages = (config.pivot, *config.targets)
@@ -233,10 +258,12 @@ def _check(config: Config) -> None:
             raise UserError(f"mix: the weight of {language} must not be negative, found {weight}")
     if not sum(config.mix.values()) > 0:
         raise UserError(f"mix: some language needs a weight above 0, found {config.mix}")
+    if config.only and not config.mix.get(config.only, 0) > 0:
+        raise UserError(f"only must be a language that mix gives a weight, found {config.only!r}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method):
         raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
-    if config.method == "align" and config.init_from != "scratch":
-        raise UserError("method: the folder named \"align\" is stage 1's; use another name")
+    if config.method == config.stage1_method and config.init_from != "scratch":
+        raise UserError(f"method: the folder named {config.method!r} is stage 1's; use another name")
 
 
 def help_text() -> str:

@@ -64,8 +64,8 @@ def _files(source: str) -> list[str]:
     return paths
 
 
-def _lines(path: str, bar: tqdm) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers from 1; `bar` advances by bytes on disk."""
+def read_lines(path: str, bar: tqdm | None = None) -> Iterator[tuple[int, str]]:
+    """The lines of a file, which may be .gz or .xz, with their numbers from 1; `bar` advances by bytes on disk."""
     try:
         with open(path, "rb") as file:
             extension = os.path.splitext(path)[1].lower()
@@ -78,8 +78,9 @@ def _lines(path: str, bar: tqdm) -> Iterator[tuple[int, str]]:
                 except UnicodeDecodeError as e:
                     raise UserError(f"{path}:{number}: byte {e.start + 1} of the line (0x{line[e.start]:02x}) is not UTF-8; "
                                     "convert the file first: iconv -f ITS-ENCODING -t UTF-8") from e
-                bar.update(file.tell() - position)
-                position = file.tell()
+                if bar is not None:
+                    bar.update(file.tell() - position)
+                    position = file.tell()
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:  # missing, forbidden, cut off or corrupt
         raise _unreadable(path, e) from e
 
@@ -90,7 +91,7 @@ def _document(lines: Iterable[str]) -> str:
 
 def _read_txt(path: str, bar: tqdm) -> Iterator[str]:
     lines = []
-    for _, line in _lines(path, bar):
+    for _, line in read_lines(path, bar):
         if line.strip():
             lines.append(line)
         else:
@@ -100,7 +101,7 @@ def _read_txt(path: str, bar: tqdm) -> Iterator[str]:
 
 
 def _read_jsonl(path: str, bar: tqdm) -> Iterator[str]:
-    for number, line in _lines(path, bar):
+    for number, line in read_lines(path, bar):
         if not line.strip():
             continue
         try:

@@ -28,7 +28,7 @@ import knowledge
 from config import Config, UserError
 from table import CHUNK, Table, aligned_surfaces, count_chunks, count_surfaces, make_table, words_of_chunk
 
-FORMAT = 1
+FORMAT = 2
 SETTINGS = ("source", "pivot", "targets", "tokenizer", "vocab_size", "min_count", "val_fraction", "fact_count", "fact_frequencies")
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 END_OF_TEXT = "<|endoftext|>"

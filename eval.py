@@ -1,17 +1,18 @@
 """
-What the trained models can do: perplexity, knowledge across languages (CLKA), similarity of aligned words; and the report.
+What a trained model can do: perplexity, knowledge across languages (CLKA), similarity of aligned words, mixed script.
 
-    python eval.py config/demo.py config/method/prealign.py     # -> out/demo/prealign/seed1/eval.json
-    python eval.py report out/demo                              # every run found there, in one table
+    python eval.py config/demo.py config/method/prealign.py          # -> out/demo/prealign/seed1/eval.json
+    python eval.py xnli config/demo.py config/method/prealign.py     # zero-shot transfer (finetune.py) -> xnli.json beside it
+    python eval.py report out/demo                                   # every run found there, in one table (report.py)
 
-Everything is computed in float32. One function turns hidden states into log-likelihoods: token_log_likelihoods.
+All but the fine-tuning is computed in float32. One function turns hidden states into log-likelihoods: token_log_likelihoods.
 """
 
 import datetime
-import glob
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,10 +25,12 @@ from tqdm import tqdm
 import config as configs
 from config import Config, UserError
 from data import Dataset, encode, token_byte_lengths
+from finetune import transfer
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from train import SHAPE, check_matches, choose_device, load_trained
+from report import report, report_tables, wilson
+from train import SHAPE, check_matches, choose_device, load_trained, start
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
@@ -68,7 +71,7 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tu
 def language_model(model: GPT, data: Dataset, language: str, config: Config) -> dict:
     """
     Perplexity (per token), bits per byte, and perplexity with the softmax over the language's own ids, on the first
-    eval_tokens held-out tokens (all if 0).
+    eval_tokens held-out tokens (all if 0). For the pivot and En-Clone also perplexity by kind of token (token_kinds).
     """
     tokens = data.tokens(language, "val")
     tokens = tokens[:config.eval_tokens or len(tokens)]
@@ -76,27 +79,45 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
         raise UserError(f"{data.dir}: {len(tokens)} held-out tokens in {language!r}, nothing to predict; use a larger val_fraction")
     first = data.offsets[language]
     device = model.wte.weight.device
-    nats = own_nats = count = 0.0
+    kinds = token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else np.zeros(len(tokens), dtype=np.int64)
+    own_nats = 0.0
+    nats, count = np.zeros(len(KINDS)), np.zeros(len(KINDS), dtype=np.int64)  # of each kind
     total = math.ceil((len(tokens) - 1) / max(1, config.block_size // 2) / config.eval_batch_size)
-    for inputs, targets in tqdm(windows(tokens, config.block_size, config.eval_batch_size), desc=f"lm {language}", total=total, disable=None):
-        targets = torch.from_numpy(targets).to(device)
+    batches = zip(windows(tokens, config.block_size, config.eval_batch_size), windows(kinds, config.block_size, config.eval_batch_size))
+    for (inputs, targets), (_, kind) in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
+        predicted, targets = targets >= 0, torch.from_numpy(targets).to(device)
         hidden = model(torch.from_numpy(inputs).to(device))
-        nats -= token_log_likelihoods(model, hidden, targets).double().sum().item()
+        losses = -token_log_likelihoods(model, hidden, targets).double().cpu().numpy()
+        nats += np.bincount(kind[predicted], losses[predicted], minlength=len(KINDS))
+        count += np.bincount(kind[predicted], minlength=len(KINDS))
         own_nats -= token_log_likelihoods(model, hidden, targets, (first, first + data.V)).double().sum().item()
-        count += (targets >= 0).sum().item()
     n_bytes = int(token_byte_lengths(data.encoding)[tokens[1:].astype(np.int64) - first].sum())
-    return {"ppl": math.exp(nats / count), "bpb": nats / math.log(2) / n_bytes, "ppl_in_language": math.exp(own_nats / count), "tokens": int(count)}
+    result = {"ppl": math.exp(nats.sum() / count.sum()), "bpb": nats.sum() / math.log(2) / n_bytes,
+              "ppl_in_language": math.exp(own_nats / count.sum()), "tokens": int(count.sum())}
+    if language in (data.pivot, "clone"):
+        result["kinds"] = {kind: {"ppl": math.exp(n / c), "tokens": int(c)} for kind, n, c in zip(KINDS, nats, count) if c}
+    return result
+
+
+KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
+
+
+def token_kinds(data: Dataset) -> np.ndarray:
+    """
+    An index into KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an entry in this
+    quarter of the table, the most frequent first; part of a word without one; neither. The same for every run, so that
+    what a run with a part of the table had seen in stage 1 and what not (the paper's Fig. 6) are compared on the same tokens.
+    """
+    align = np.abs(data.align("val"))
+    wordlike = np.zeros(data.V, dtype=bool)
+    for token in data.encoding.token_byte_values():
+        wordlike[data.encoding.encode_single_token(token)] = re.search(rb"[0-9A-Za-z\x80-\xff]", token) is not None
+    cuts = [len(data.table.top(share)) for share in (0.25, 0.5, 0.75)]
+    return np.where(align > 0, np.searchsorted(cuts, align), np.where(wordlike[data.tokens(data.pivot, "val")], 4, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # CLKA
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95% confidence interval of a proportion (Wilson, 1927)."""
-    z, p = 1.959964, correct / n
-    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
 @torch.no_grad()
@@ -177,6 +198,39 @@ def running_text(model: GPT, data: Dataset, language: str, config: Config) -> li
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Mixed script
+
+@torch.no_grad()
+def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """`count` more tokens for each row of ids (B, T), each drawn from softmax(logits / temperature) -> (B, count) int64."""
+    T = ids.shape[1]
+    for _ in range(count):
+        logits = F.linear(model(ids[:, -model.block_size:])[:, -1], model.lm_head.weight)  # (B, V)
+        ids = torch.cat([ids, torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)], dim=1)
+    return ids[:, T:]
+
+
+def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
+    """
+    The share of sampled continuations of held-out English text with any token of a target language in it (the paper's
+    Table 4).
+    """
+    device, text = model.wte.weight.device, data.tokens(data.pivot, "val")
+    length = min(config.sample_prompt, len(text))
+    starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
+    prompts = torch.from_numpy(text[starts[:, None] + np.arange(length)].astype(np.int64)).to(device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    rows = [row for batch in tqdm(prompts.split(config.eval_batch_size), desc="sampling", disable=None)
+            for row in sample(model, batch, config.sample_tokens, config.sample_temperature, generator).cpu().numpy()]
+    result = {}
+    for language in data.languages[1:]:
+        first = data.offsets[language]
+        mixed = sum(bool(((row >= first) & (row < first + data.V)).any()) for row in rows)
+        result[language] = {"share": mixed / len(rows), "n": len(rows), "interval": wilson(mixed, len(rows))}
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # One run
 
 
@@ -184,126 +238,52 @@ def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
     data = Dataset(config.data_dir)
     model, state = load_trained(config.run_dir, data, choose_device(config))
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + ("seed", "batch_size"))
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + ("seed", "mix", "only", "align_coverage"))
     result = {
         "method": config.method, "seed": config.seed,
-        "tokens": state["last_step"] * config.batch_size * config.block_size,
+        "tokens": state["tokens"],
         "lm": {language: language_model(model, data, language, config) for language in data.languages},
         "clka": {f"{data.pivot}->{language}": knowledge(model, data, data.facts, language, config)
                  for language in data.languages} if data.facts else {},
         "similarity": similarity(model, data, config),
+        "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
         "date": datetime.date.today().isoformat(),
     }
-    path = os.path.join(config.run_dir, "eval.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(result, f, indent=1)
-    os.replace(path + ".tmp", path)
+    write_result(config, "eval.json", result)
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The report
+def evaluate_transfer(config: Config) -> dict:
+    """Fine-tune a finished run on natural language inference, test it in every language, and write xnli.json into its folder."""
+    data = Dataset(config.data_dir)
+    hardware = start(config)
+    model, state = load_trained(config.run_dir, data, hardware.device)
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + ("seed", "mix", "only", "align_coverage"))
+    result = transfer(model, data, config, hardware) | {"date": datetime.date.today().isoformat()}
+    write_result(config, "xnli.json", result)
+    return result
 
 
-def gather(out_dir: str) -> list[dict]:
-    """The results of every evaluated run in a folder, ordered by method and seed, joint first."""
-    runs = []
-    for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "eval.json"))):
-        try:
-            with open(path, encoding="utf-8") as f:
-                runs.append(json.load(f))
-        except ValueError as e:
-            raise UserError(f"{path}: not JSON ({e}); run eval.py for that method again") from e
-    if not runs:
-        raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by `python eval.py CONFIG ...`")
-    return sorted(runs, key=lambda r: (r["method"] != "joint", r["method"], r["seed"]))
-
-
-def report_tables(runs: list[dict]) -> str:
-    """Markdown that also reads well in a terminal."""
-    languages = list(runs[0]["lm"])
-    pairs = list(runs[0]["clka"])
-    header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in languages[1:]]
-    header += [f"bits/byte {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
-
-    def row(r: dict) -> list[str]:
-        cells = [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"]
-        cells += [f"{r['lm'][l]['ppl']:.1f}" for l in languages] + [f"{r['lm'][l]['ppl_in_language']:.1f}" for l in languages[1:]]
-        cells += [f"{r['lm'][l]['bpb']:.3f}" for l in languages]
-        return cells + [f"{100 * c['accuracy']:.0f}% ({100 * c['interval'][0]:.0f}-{100 * c['interval'][1]:.0f})" for c in (r["clka"][p] for p in pairs)]
-
-    lines = [row(r) for r in runs]
-    text = markdown_table(header, lines)
-    by_method: dict[str, list[dict]] = {}
-    for r in runs:
-        by_method.setdefault(r["method"], []).append(r)
-    if any(len(group) > 1 for group in by_method.values()):
-        def spread(values: list[float], digits: int) -> str:
-            sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            return f"{statistics.mean(values):.{digits}f}{sd}"
-        def pooled(results: list[dict]) -> str:
-            n = sum(c["n"] for c in results)
-            low, high = wilson(round(sum(c["accuracy"] * c["n"] for c in results)), n)
-            return f"{spread([100 * c['accuracy'] for c in results], 1)}% ({100 * low:.0f}-{100 * high:.0f})"
-        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
-        lines = [[m, str(len(g))] + [spread([r["lm"][l]["ppl"] for r in g], 1) for l in languages]
-                 + [pooled([r["clka"][p] for r in g]) for p in pairs] for m, g in by_method.items()]
-        text += "\n\nMean and standard deviation over seeds (CLKA's interval is that of all seeds' answers together):\n\n" + markdown_table(header, lines)
-    if lines := comparison(runs):
-        text += "\n\n" + lines
-    layers = [s["layer"] for s in runs[0]["similarity"] if s["language"] == languages[-1]]
-    for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
-        rows = [[r["method"], str(r["seed"])] + [f"{s[kind]:.3f}" for s in r["similarity"] if s["language"] == languages[-1] and s[kind] is not None] for r in runs]
-        if any(len(r) > 2 for r in rows):
-            text += f"\n\nCosine of {languages[0]} and {languages[-1]}, {what}:\n\n" + markdown_table(["method", "seed", *layers], rows)
-    return text
-
-
-def comparison(runs: list[dict]) -> str:
-    """One line per seed and method: what it changes against joint training, and the share of joint's gap to English it closes."""
-    lines = []
-    for joint in (r for r in runs if r["method"] == "joint"):
-        pivot, *targets = joint["lm"]
-        for r in runs:
-            if r["seed"] != joint["seed"] or r is joint:
-                continue
-            for language in targets:
-                if language not in r["lm"] or joint["lm"][language]["ppl"] <= joint["lm"][pivot]["ppl"]:
-                    continue
-                a, b, floor = joint["lm"][language]["ppl"], r["lm"][language]["ppl"], joint["lm"][pivot]["ppl"]
-                lines.append(f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%, "
-                             f"{pivot} perplexity {100 * (r['lm'][pivot]['ppl'] / floor - 1):+.1f}%; "
-                             f"{100 * (a - b) / (a - floor):.0f}% of the gap between joint's {language} and {pivot} closed")
-    return "\n".join(lines)
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table with aligned columns."""
-    widths = [max(len(r[i]) if i < len(r) else 0 for r in [header, *rows]) for i in range(len(header))]
-    rows = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths))] for r in [header, *rows]]
-    rule = [("-" * w) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [rows[0], rule, *rows[1:]])
-
-
-def report(out_dir: str) -> None:
-    """Print the table of every evaluated run in `out_dir`; write report.md and report.json there."""
-    runs = gather(out_dir)
-    text = report_tables(runs)
-    with open(os.path.join(out_dir, "report.json"), "w", encoding="utf-8") as f:
-        json.dump({"runs": runs}, f, indent=1)
-    with open(os.path.join(out_dir, "report.md"), "w", encoding="utf-8") as f:
-        f.write(f"# {out_dir}\n\n{text}\n")
-    print(text)
+def write_result(config: Config, name: str, result: dict) -> None:
+    path = os.path.join(config.run_dir, name)
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(result, f, indent=1)
+    os.replace(path + ".tmp", path)
 
 
 def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["report"]:
+    verb = arguments[0] if arguments[:1] in (["report"], ["xnli"]) else None
+    if verb == "report":
         if len(arguments) != 2:
             raise UserError("expected: python eval.py report OUT_DIR")
         return report(arguments[1])
-    config = configs.load(arguments, __doc__)
-    result = evaluate(config)
-    print(report_tables([result]))
+    config = configs.load(arguments[1:] if verb else arguments, __doc__)
+    if verb == "xnli":
+        result = evaluate_transfer(config)
+        for language, numbers in result["languages"].items():
+            print(f"{config.method} seed {config.seed}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs")
+    else:
+        print(report_tables([evaluate(config)]))
 
 
 if __name__ == "__main__":

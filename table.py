@@ -5,9 +5,10 @@ A word's *surface form* carries the space before it, if there is one: " house" a
 so they are different entries, each with the translation that can stand in its place.
 """
 
+import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
@@ -89,6 +90,11 @@ class Table:
         """The words of an entry in a language, for `word`."""
         group = entry * len(self.languages) + language
         return range(int(self.groups[group]), int(self.groups[group + 1]))
+
+    def top(self, share: float) -> "Table":
+        """The table of this share of its entries, the most frequent ones, which come first."""
+        K = math.ceil(share * len(self))
+        return replace(self, frequency=self.frequency[:K], groups=self.groups[:K * len(self.languages) + 1])
 
     def save(self, path: str) -> None:
         np.savez(path, languages=np.array(self.languages), frequency=self.frequency, groups=self.groups,

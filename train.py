@@ -2,7 +2,7 @@
 Stage 2: language-model pretraining with input-only codeswitching. And the one training loop, which stage 1 uses too.
 
     python train.py config/demo.py config/method/joint.py
-    torchrun --standalone --nproc_per_node=8 train.py config/demo.py config/method/prealign.py --learning_rate=3e-4
+    torchrun --standalone --nproc_per_node=8 train.py config/demo.py config/method/prealign.py --codeswitch_ratio=0.1
 
 Writes OUT_DIR/METHOD/seedSEED/: run.json (config, versions), metrics.jsonl, checkpoint.pt. Run the same command again and
 it goes on where it stopped; a finished run is left alone. On several nodes, start the same torchrun on each with
@@ -124,7 +124,7 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval", "checkpoint_interval",
-        "eval_tokens", "eval_batch_size", "eval_words")
+        *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_"))))
 FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
 
 
@@ -160,7 +160,7 @@ def load_checkpoint(path: str) -> dict:
     """A checkpoint, on the CPU. Never runs code from the file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "config", "data", "vocab_size"} - set(state)
+        missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"} - set(state)
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}") from e
     except (PermissionError, IsADirectoryError) as e:
@@ -168,7 +168,7 @@ def load_checkpoint(path: str) -> dict:
     except Exception as e:  # torch.load raises what its unpickler and zip reader raise
         raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
     if missing:
-        raise UserError(f"{path}: not a checkpoint of this project, it lacks {', '.join(sorted(missing))}; delete its folder to train anew")
+        raise UserError(f"{path}: not a checkpoint of this version of the project, it lacks {', '.join(sorted(missing))}; delete its folder to train anew")
     return state
 
 
@@ -179,7 +179,7 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
     mine, theirs = config.plain(), state["config"]
     different = [f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in knobs if theirs.get(k) != mine[k]]
     if different:
-        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values, another --method or --out_dir, or delete its folder")
+        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another --method or --out_dir, or delete its folder")
 
 
 def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
@@ -206,23 +206,25 @@ def load_weights(model: GPT, state: dict, path: str) -> None:
 
 
 def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
-    """Set the weights as init_from says. Returns the checkpoint of stage 1, whose optimizer stage 2 goes on with, or None."""
+    """Set the weights as init_from says. Returns the checkpoint that they are from, if any."""
     if config.init_from == "scratch":
         return None
     if config.init_from == "golden":
         return make_golden(model, data)
     run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
+    if os.sep not in run_dir:  # another method's run
+        run_dir = os.path.join(config.out_dir, run_dir, f"seed{config.seed}")
     path = os.path.join(run_dir, "checkpoint.pt")
     if not os.path.exists(path):
         hint = "run `python prealign.py` with the same config first" if config.init_from == "align" else \
-            'expected "scratch", "align", "golden" or the folder of a run'
+            'expected "scratch", "align", "golden", a method with a finished run in out_dir, or the folder of a run'
         raise UserError(f"init_from={config.init_from}: there is no checkpoint {path}; {hint}")
     state = load_checkpoint(path)
     if state["step"] < state["last_step"]:
         raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
     check_matches(state, path, *((stage1_config(config), data, FIXED) if config.init_from == "align" else (config, data, SHAPE)))
     load_weights(model, state, path)
-    return state if config.init_from == "align" else None
+    return state
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -298,9 +300,12 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate,
                                   betas=(config.beta1, config.beta2), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=hardware.dtype == torch.float16)
-    if before is not None:
+    if state is not None or config.init_from == "align":  # stage 2 goes on with stage 1's optimizer
         optimizer.load_state_dict(before["optimizer"])
         scaler.load_state_dict(before["scaler"])
+    # Tokens that the weights have seen, by the run they are from too.
+    per_step = config.batch_size * config.block_size
+    tokens_before = before["tokens"] - (step - first_step) * per_step if before is not None else 0
     network = compiled(model, config, hardware)
     if hardware.world > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
@@ -312,7 +317,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
 
     def make_batch(step: int) -> tuple[Batch, Words | None]:
         batch = sampler.batch(rows_of(step, config, hardware))
-        words = word_rows(data.table, draw_entries(data.table, config, step), hardware.world) if config.align_weight > 0 else None
+        words = word_rows(sampler.table, draw_entries(sampler.table, config, step), hardware.world) if config.align_weight > 0 else None
         return batch, words
 
     # Since the last log line, on the device: per stream the sum of losses and of predicted tokens; the alignment loss.
@@ -377,7 +382,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         if main_process and save:
             save_checkpoint(path, {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
-                "step": step, "last_step": last_step, "config": config.plain(), "data": data.fingerprint,
+                "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step, "config": config.plain(), "data": data.fingerprint,
                 "vocab_size": data.vocab_size})
         if stopping and step < last_step:
             if main_process:
@@ -467,9 +472,6 @@ class Log:
 
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
-    if config.max_steps <= config.stage1_steps:
-        raise UserError(f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}): it counts them, and facts are stated after "
-                        "them in every method; without a stage 1, set --stage1_steps=0")
     first_step = config.stage1_steps if config.init_from == "align" else 0  # stage 1's tokens are part of the budget
     train(config, first_step, config.max_steps)
 

@@ -331,6 +331,16 @@ def test_only_the_clone(tiny):
     assert set(whole_rows(sampler.batch(np.arange(100)))) <= set(windows_of(bins_of(tiny)[1], 32))
 
 
+def test_only_one_language_is_its_share_of_rows_over_and_over(tiny):
+    """The very rows that joint training has in it, with the facts' rows dealt in between."""
+    joint = sampler_of(tiny, max_steps=12, batch_size=8).batch(np.arange(96))
+    expected = [row for row, stream in zip(whole_rows(joint), joint.stream) if stream == 1]
+    assert 15 < len(expected) < 25 and (joint.stream == 2).any()  # less than a quarter of 96: facts have some
+    batch = sampler_of(tiny, max_steps=12, batch_size=8, only="clone").batch(np.arange(96))
+    assert (batch.stream == 1).all()
+    assert whole_rows(batch) == (expected * 7)[:96]
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_rows_do_not_depend_on_how_they_are_split(tiny, ratio):
     sampler, rows = sampler_of(tiny, codeswitch_ratio=ratio), np.arange(24, 104)  # around the end of stage 1
@@ -366,18 +376,20 @@ def test_facts_are_stated_in_stage_2_once_through_and_evenly(tiny, changes):
             [row for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target):
+@pytest.mark.parametrize("target, coverage", [*((target, 1.0) for target in TARGETS), ("input-only", 0.3)])
+def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target, coverage):
     data, rows = Dataset(tiny.data_dir), np.arange(320)
     n = len(data.tokens("en", "train"))
     T = next(T for T in range(24, 64) if (n - 1) % T < T // 8)  # the tokens that fill up the last window are not all there
     slack, ends_of_bins = T // 8, 0
     plain = sampler_of(tiny, block_size=T).batch(rows)
-    batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target).batch(rows)
+    batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target, align_coverage=coverage).batch(rows)
     assert np.array_equal(batch.stream, plain.stream)
+    entries = np.ceil(coverage * len(data.table))
     for s, split in ((0, "train"), (2, "facts")):
         here = np.flatnonzero(batch.stream == s)
         ids, align = data.tokens("en", split).astype(np.int64), data.align(split)
+        align = np.array([a if abs(a) <= entries else 0 for a in align])
         starts = [T * windows_of(ids, T).index(row) for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
         ends_of_bins += sum(start + T + 1 + slack > len(ids) for start in starts)
         ids, align = np.append(ids, [data.end_of_text] * slack), np.append(align, [0] * slack)

@@ -30,9 +30,9 @@ def test_no_arguments_make_the_defaults():
 
 
 def test_files_in_the_order_given_then_arguments(tmp_path):
-    first = write(tmp_path / "first.py", '"""What it is for."""\n\nseed = 2\nn_layer = 2  # why\nmax_steps = 2\nmax_steps = 3\n')
+    first = write(tmp_path / "first.py", '"""What it is for."""\n\nseed = 2\nn_layer = 2  # why\nmax_steps = 2000\nmax_steps = 3000\n')
     second = write(tmp_path / "second.py", "seed = 4\n")
-    expected = Config(seed=5, n_layer=2, max_steps=3)
+    expected = Config(seed=5, n_layer=2, max_steps=3000)
     assert load([first, second, "--seed=5"]) == expected
     assert load(["--seed=5", first, second]) == expected  # wherever the argument stands
     assert load(["--seed=6", first, "--seed=5"]) == expected  # of two arguments the later
@@ -183,6 +183,8 @@ def test_what_is_not_python_names_the_line(tmp_path):
     ("--targets=en", "pivot and targets must be different languages, found en, en"),
     ("--targets=clone,clone", "pivot and targets must be different"),
     ("--targets=../x", "language names are letters, digits and hyphens, found '../x'"),
+    ("--only=fr", "only must be a language that mix gives a weight, found 'fr'"),
+    ("--align_coverage=0", "align_coverage must be greater than 0"), ("--align_coverage=1.5", "align_coverage must be between 0 and 1"),
     ("--mix={'fr': 1}", "mix names 'fr', which is neither the pivot nor a target (en, clone)"),
     ("--mix={'en': 2, 'clone': -1}", "mix: the weight of clone must not be negative"),
     ("--mix={'en': 0}", "mix: some language needs a weight above 0"),

@@ -367,12 +367,28 @@ def test_stage_2_begins_with_the_weights_of_stage_1(small):
         assert torch.equal(weight, aligned[name]), name
 
 
-def test_init_from_the_folder_of_another_run(small):
+def test_stage_1_of_a_part_of_the_table_is_a_run_of_its_own(small):
+    part = replace(small, align_coverage=0.25)
+    stage1(part), stage1(small)
+    assert set(os.listdir(small.out_dir)) == {"align", "align25"}
+    assert stage2(part, "coverage25", init_from="align", codeswitch_ratio=0.3).stage1_dir.endswith("align25/seed1")
+    assert not torch.equal(state_of(stage1_config(part))["model"]["wte.weight"], state_of(stage1_config(small))["model"]["wte.weight"])
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_init_from_another_run(small, by_name):
     joint = stage2(small)
-    for name, weight in initial(replace(small, init_from=joint.run_dir)).state_dict().items():
+    origin = "joint" if by_name else joint.run_dir
+    for name, weight in initial(replace(small, init_from=origin)).state_dict().items():
         assert torch.equal(weight, state_of(joint)["model"][name]), name
-    post = stage2(small, "post", init_from=joint.run_dir, align_weight=0.1, max_steps=20)
-    assert [line["step"] for line in metrics_of(post)] == list(range(1, 21))  # the other run's steps are not counted
+    further = stage2(small, "further", init_from=origin, max_steps=20)
+    assert [line["step"] for line in metrics_of(further)] == list(range(1, 21))  # a schedule and an optimizer of its own
+    assert state_of(further)["tokens"] == (16 + 20) * 8 * 32
+
+
+def test_tokens_of_both_stages_are_counted(small):
+    assert state_of(stage1(small))["tokens"] == 8 * 8 * 32
+    assert state_of(stage2(small, **PREALIGN))["tokens"] == state_of(stage2(small))["tokens"] == 16 * 8 * 32
 
 
 def test_seeds_differ_and_repeat(small):
@@ -459,7 +475,7 @@ def test_stage_2_needs_a_finished_stage_1_of_the_same_model(small, monkeypatch):
 
 
 def test_init_from_nowhere_says_what_it_may_be(small, tmp_path):
-    with pytest.raises(UserError, match='expected "scratch", "align", "golden" or the folder of a run'):
+    with pytest.raises(UserError, match='expected "scratch", "align", "golden", a method with a finished run in out_dir, or the folder of a run'):
         stage2(small, init_from=str(tmp_path / "nowhere"))
 
 

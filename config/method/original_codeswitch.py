@@ -1,0 +1,5 @@
+"""The authors' released variant: PreAlign, but the replaced word's first token is predicted in the translation's place."""
+
+method = "original_codeswitch"
+init_from = "align"
+codeswitch_target = "original"

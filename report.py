@@ -1,0 +1,214 @@
+"""
+The report: every evaluated run of a folder, in tables that read well on GitHub and in a terminal.
+
+    python eval.py report out/demo        # prints it, and writes out/demo/report.md and report.json
+"""
+
+import glob
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator
+
+from config import UserError
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95% confidence interval of a proportion (Wilson, 1927)."""
+    z, p = 1.959964, correct / n
+    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+
+
+def gather(out_dir: str) -> list[dict]:
+    """The results of every evaluated run in a folder, ordered by method and seed, joint first; under "nli" those of eval.py xnli."""
+    runs = []
+    for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "eval.json"))):
+        runs.append(_read(path))
+        transfer = os.path.join(os.path.dirname(path), "xnli.json")
+        if os.path.exists(transfer):
+            runs[-1]["nli"] = _read(transfer)
+    if not runs:
+        raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by `python eval.py CONFIG ...`")
+    return sorted(runs, key=lambda r: (r["method"] != "joint", r["method"], r["seed"]))
+
+
+def _read(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON ({e}); delete it and make it again with eval.py") from e
+
+
+def percent(share: float, n: int) -> str:
+    """A share of n with its 95% interval, "38% (25-52)"."""
+    low, high = wilson(round(share * n), n)
+    return f"{100 * share:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def spread(values: list[float], digits: int) -> str:
+    sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{sd}"
+
+
+def nli_accuracy(run: dict, language: str) -> float:
+    """Of a run, the mean over its fine-tunings."""
+    return statistics.mean(run["nli"]["languages"][language]["accuracies"])
+
+
+def report_tables(runs: list[dict]) -> str:
+    """Markdown that also reads well in a terminal."""
+    languages, pairs = list(runs[0]["lm"]), list(runs[0]["clka"])
+    with_nli = any("nli" in r for r in runs)
+    mixed = next((list(r["mixed"]) for r in runs if r.get("mixed")), [])
+    header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in languages[1:]]
+    header += [f"bits/byte {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
+    header += [f"NLI {l} (95%)" for l in languages if with_nli] + [f"mixed {l} (95%)" for l in mixed]
+
+    def row(r: dict) -> list[str]:
+        cells = [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"]
+        cells += [f"{r['lm'][l]['ppl']:.1f}" for l in languages] + [f"{r['lm'][l]['ppl_in_language']:.1f}" for l in languages[1:]]
+        cells += [f"{r['lm'][l]['bpb']:.3f}" for l in languages]
+        cells += [percent(r["clka"][p]["accuracy"], r["clka"][p]["n"]) for p in pairs]
+        cells += [percent(nli_accuracy(r, l), r["nli"]["languages"][l]["n"]) if "nli" in r else "-" for l in languages if with_nli]
+        return cells + [percent(r["mixed"][l]["share"], r["mixed"][l]["n"]) if r.get("mixed") else "-" for l in mixed]
+
+    text = markdown_table(header, [row(r) for r in runs])
+    by_method: dict[str, list[dict]] = {}
+    for r in runs:
+        by_method.setdefault(r["method"], []).append(r)
+    if any(len(group) > 1 for group in by_method.values()):
+        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs] + [f"NLI {l} %" for l in languages if with_nli]
+        lines = []
+        for method, group in by_method.items():
+            tested = [r for r in group if "nli" in r]
+            lines.append([method, str(len(group))] + [spread([r["lm"][l]["ppl"] for r in group], 1) for l in languages]
+                         + [spread([100 * r["clka"][p]["accuracy"] for r in group], 1) for p in pairs]
+                         + [spread([100 * nli_accuracy(r, l) for r in tested], 1) if tested else "-" for l in languages if with_nli])
+        text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
+    if lines := comparison(runs):
+        text += "\n\n" + lines
+    for name, table in paper_tables(by_method):
+        text += f"\n\n{name}\n\n" + table
+    kinds = list(runs[0]["lm"][languages[0]].get("kinds", ()))
+    rows = [[r["method"], str(r["seed"])] + [f"{r['lm'][l]['kinds'][k]['ppl']:.1f}" if k in r["lm"][l].get("kinds", ()) else "-" for l in languages for k in kinds] for r in runs]
+    if kinds:
+        text += "\n\nPerplexity by kind of token:\n\n" + markdown_table(["method", "seed"] + [f"{l}: {k}" for l in languages for k in kinds], rows)
+    layers = [s["layer"] for s in runs[0]["similarity"] if s["language"] == languages[-1]]
+    for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
+        rows = [[r["method"], str(r["seed"])] + [f"{s[kind]:.3f}" for s in r["similarity"] if s["language"] == languages[-1] and s[kind] is not None] for r in runs]
+        if any(len(r) > 2 for r in rows):
+            text += f"\n\nCosine of {languages[0]} and {languages[-1]}, {what}:\n\n" + markdown_table(["method", "seed", *layers], rows)
+    return text
+
+
+def comparison(runs: list[dict]) -> str:
+    """One line per seed and method: what it changes against joint training, and the share of joint's gap to English it closes."""
+    lines = []
+    for joint in (r for r in runs if r["method"] == "joint"):
+        pivot, *targets = joint["lm"]
+        for r in runs:
+            if r["seed"] != joint["seed"] or r is joint:
+                continue
+            for language in targets:
+                if language not in r["lm"] or joint["lm"][language]["ppl"] <= joint["lm"][pivot]["ppl"]:
+                    continue
+                a, b, floor = joint["lm"][language]["ppl"], r["lm"][language]["ppl"], joint["lm"][pivot]["ppl"]
+                lines.append(f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%, "
+                             f"{pivot} perplexity {100 * (r['lm'][pivot]['ppl'] / floor - 1):+.1f}%; "
+                             f"{100 * (a - b) / (a - floor):.0f}% of the gap between joint's {language} and {pivot} closed")
+    return "\n".join(lines)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(r[i]) if i < len(r) else 0 for r in [header, *rows]) for i in range(len(header))]
+    rows = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths))] for r in [header, *rows]]
+    rule = [("-" * w) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join("| " + " | ".join(r) + " |" for r in [rows[0], rule, *rows[1:]])
+
+
+def report(out_dir: str) -> None:
+    """Print the table of every evaluated run in `out_dir`; write report.md and report.json there."""
+    runs = gather(out_dir)
+    text = report_tables(runs)
+    with open(os.path.join(out_dir, "report.json"), "w", encoding="utf-8") as f:
+        json.dump({"runs": runs}, f, indent=1)
+    with open(os.path.join(out_dir, "report.md"), "w", encoding="utf-8") as f:
+        f.write(f"# {out_dir}\n\n{text}\n")
+    print(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beside the paper
+
+# What a column of the paper's tables is in a run: a number, or None where the run has not got it. Accuracies in %.
+METRICS: dict[str, Callable[[dict], float | None]] = {
+    "ppl en": lambda r: r["lm"]["en"]["ppl"],
+    "ppl clone": lambda r: r["lm"]["clone"]["ppl"],
+    "NLI en": lambda r: _nli(r, "en"),
+    "NLI clone": lambda r: _nli(r, "clone"),
+    "CLKA clone": lambda r: 100 * r["clka"]["en->clone"]["accuracy"] if "en->clone" in r["clka"] else None,
+    "mixed": lambda r: 100 * r["mixed"]["clone"]["share"] if r.get("mixed") else None,
+}
+
+
+def _nli(run: dict, language: str) -> float | None:
+    return 100 * nli_accuracy(run, language) if "nli" in run else None
+
+
+# The paper's numbers (150M parameters, 10B English and 0.1B En-Clone tokens), by our names of methods and columns.
+PAPER: dict[str, dict[str, dict[str, float]]] = {
+    "Table 1": {
+        "only_target": {"ppl clone": 47.2},
+        "joint": {"ppl en": 16.1, "ppl clone": 21.6, "NLI en": 79.8, "NLI clone": 74.9, "CLKA clone": 27.7},
+        "prealign": {"ppl en": 15.9, "ppl clone": 16.5, "NLI en": 80.1, "NLI clone": 79.3, "CLKA clone": 90.3},
+        "full_target": {"ppl clone": 16.2},
+    },
+    "Table 2": {
+        "on_the_fly": {"ppl clone": 22.1, "NLI clone": 74.3, "CLKA clone": 26.5},
+        "post": {"ppl clone": 19.7, "NLI clone": 75.5, "CLKA clone": 28.4},
+        "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
+    },
+    "Table 3": {
+        "joint": {"ppl clone": 21.6, "NLI clone": 74.9, "CLKA clone": 26.5},
+        "codeswitch_only": {"ppl clone": 19.7, "NLI clone": 76.1, "CLKA clone": 30.2},
+        "init_only": {"ppl clone": 17.1, "NLI clone": 77.8, "CLKA clone": 85.7},
+        "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
+    },
+    "Table 4": {
+        "vanilla_codeswitch": {"ppl clone": 17.1, "mixed": 4.17},
+        "prealign": {"ppl clone": 16.5, "mixed": 0.02},
+    },
+    "Table 5": {
+        "coverage25": {"ppl clone": 17.0, "NLI clone": 78.2, "CLKA clone": 80.2},
+        "coverage50": {"ppl clone": 16.8, "NLI clone": 78.6, "CLKA clone": 83.1},
+        "coverage75": {"ppl clone": 16.6, "NLI clone": 78.8, "CLKA clone": 88.4},
+        "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
+    },
+}
+
+
+def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
+    """Each of the paper's En-Clone tables of which there are two methods or more: (heading, ours and the paper's in columns of their own)."""
+    for name, rows in PAPER.items():
+        here = {method: by_method[method] for method in rows if method in by_method and all({"en", "clone"} <= set(r["lm"]) for r in by_method[method])}
+        if len(here) < 2:
+            continue
+        columns = [m for m in METRICS if any(m in row for row in rows.values())]
+        lines = []
+        for method, runs in here.items():
+            cells = [method, str(len(runs))]
+            for column in columns:
+                ours = [value for r in runs if (value := METRICS[column](r)) is not None]
+                theirs = rows[method].get(column)
+                cells += [spread(ours, 1) if ours else "-", "-" if theirs is None else str(theirs)]
+            lines.append(cells)
+        header = ["method", "seeds"] + [part for column in columns for part in (f"{column}, ours", "paper")]
+        tokens = sorted({r["tokens"] for runs in here.values() for r in runs})
+        dates = sorted({r["date"] for runs in here.values() for r in runs if "date" in r})
+        scale = " to ".join(f"{t / 1e6:.1f}M" for t in dict.fromkeys((tokens[0], tokens[-1])))
+        yield f"{name}: ours at {scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at 10.1B:", \
+            markdown_table(header, lines)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Table 1: joint training, PreAlign, and the bounds on both sides.
+#     bash runs/table1.sh [SCALE] [--knob=value ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
+for name in only_target joint prealign full_target; do
+    method "$name"
+done
+python eval.py report "$OUT"

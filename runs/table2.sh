@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Table 2: aligning on the fly, with as many tokens as PreAlign.
+#     bash runs/table2.sh [SCALE] [--knob=value ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
+for name in on_the_fly prealign; do
+    method "$name"
+done
+python eval.py report "$OUT"

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Table 3: what stage 1 and codeswitching each do.
+#     bash runs/table3.sh [SCALE] [--knob=value ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
+for name in joint codeswitch_only init_only prealign; do
+    method "$name"
+done
+python eval.py report "$OUT"

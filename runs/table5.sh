@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Table 5 and Fig. 6: how much of the table is needed.
+#     bash runs/table5.sh [SCALE] [--knob=value ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
+for name in coverage25 coverage50 coverage75 prealign; do
+    method "$name"
+done
+python eval.py report "$OUT"
