@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import config as configs
+from checkpoint import SHAPE, check_matches, load_trained
 from config import Config, UserError
 from data import Dataset, encode, token_byte_lengths
 from finetune import transfer
@@ -30,7 +31,7 @@ from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
 from report import report, report_tables, wilson
-from train import SHAPE, check_matches, choose_device, load_trained, start
+from train import choose_device, start
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:

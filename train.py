@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 import config as configs
 from batches import Batch, Sampler, prefetch
+from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from config import Config, UserError
 from data import Dataset
 from model import GPT
-from prealign import Words, contrastive_loss, draw_entries, stage1_config, to_device, word_representations, word_rows
+from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hardware
@@ -115,116 +116,6 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
             print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); going on without it")
         return model
     return torch.compile(model)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Model and checkpoints
-
-
-SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
-# Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
-FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval", "checkpoint_interval",
-        *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_"))))
-FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
-
-
-def make_model(config: Config, vocab_size: int) -> GPT:
-    return GPT(vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd, config.tie_embeddings,
-               config.init_std, config.embedding_init_std)
-
-
-@torch.no_grad()
-def make_golden(model: GPT, data: Dataset) -> None:
-    """Give every token of En-Clone the embeddings of its English twin: perfect alignment, the upper bound of stage 1."""
-    for language in data.languages[1:]:
-        offset = data.offsets[language]
-        for weight in {model.wte.weight, model.lm_head.weight}:
-            weight[offset:offset + data.V] = weight[:data.V]
-
-
-def save_checkpoint(path: str, state: dict) -> None:
-    """Write `state` so that whatever happens there is a whole checkpoint at `path`: this one or the one before."""
-    try:
-        with open(path + ".tmp", "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + ".tmp", path)
-    except (OSError, RuntimeError) as e:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".tmp")
-        raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same command again") from e
-
-
-def load_checkpoint(path: str) -> dict:
-    """A checkpoint, on the CPU. Never runs code from the file."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"} - set(state)
-    except FileNotFoundError as e:
-        raise UserError(f"there is no checkpoint {path}") from e
-    except (PermissionError, IsADirectoryError) as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except Exception as e:  # torch.load raises what its unpickler and zip reader raise
-        raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
-    if missing:
-        raise UserError(f"{path}: not a checkpoint of this version of the project, it lacks {', '.join(sorted(missing))}; delete its folder to train anew")
-    return state
-
-
-def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: tuple[str, ...]) -> None:
-    """Refuse a checkpoint made from other data, or with other values of `knobs`."""
-    if state["data"] != data.fingerprint or state["vocab_size"] != data.vocab_size:
-        raise UserError(f"{path} was made from other data than {data.dir}; delete its folder to train anew, or point data_dir to its own data")
-    mine, theirs = config.plain(), state["config"]
-    different = [f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in knobs if theirs.get(k) != mine[k]]
-    if different:
-        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another --method or --out_dir, or delete its folder")
-
-
-def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
-    """The model of a finished run, in eval mode, and its checkpoint. Raises UserError when it is unfinished or of other data."""
-    path = os.path.join(run_dir, "checkpoint.pt")
-    state = load_checkpoint(path)
-    if state["step"] < state["last_step"]:
-        raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command again to finish it")
-    try:
-        config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
-    except TypeError as e:
-        raise UserError(f"{path}: its config is of another version ({e})") from e
-    check_matches(state, path, config, data, ())
-    model = make_model(config, data.vocab_size)
-    load_weights(model, state, path)
-    return model.to(device).eval(), state
-
-
-def load_weights(model: GPT, state: dict, path: str) -> None:
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as e:
-        raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
-
-
-def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
-    """Set the weights as init_from says. Returns the checkpoint that they are from, if any."""
-    if config.init_from == "scratch":
-        return None
-    if config.init_from == "golden":
-        return make_golden(model, data)
-    run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
-    if os.sep not in run_dir:  # another method's run
-        run_dir = os.path.join(config.out_dir, run_dir, f"seed{config.seed}")
-    path = os.path.join(run_dir, "checkpoint.pt")
-    if not os.path.exists(path):
-        hint = "run `python prealign.py` with the same config first" if config.init_from == "align" else \
-            'expected "scratch", "align", "golden", a method with a finished run in out_dir, or the folder of a run'
-        raise UserError(f"init_from={config.init_from}: there is no checkpoint {path}; {hint}")
-    state = load_checkpoint(path)
-    if state["step"] < state["last_step"]:
-        raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
-    check_matches(state, path, *((stage1_config(config), data, FIXED) if config.init_from == "align" else (config, data, SHAPE)))
-    load_weights(model, state, path)
-    return state
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The grammar of knobs: files, then --key=value; types, impossible values, --help, and errors of one line."""
 
-import json
 import re
 import shlex
 from dataclasses import replace

@@ -15,6 +15,7 @@ import torch
 import eval as evaluation
 import prealign
 import train as training
+from checkpoint import load_trained, make_golden, make_model
 from config import Config, UserError
 from conftest import overrides, run_command
 from data import Dataset, encode
@@ -22,7 +23,6 @@ from eval import evaluate, language_model, mixed_script, sample, similarity, tok
 from knowledge import Fact, make_facts, statement
 from model import GPT
 from table import make_table
-from train import make_golden, make_model
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     result = evaluate(config)
     assert result_of(out_dir, "joint", 2) == json.loads(json.dumps(result))
     assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
-    model, _ = training.load_trained(config.run_dir, data)
+    model, _ = load_trained(config.run_dir, data)
     assert result["lm"] == {language: language_model(model, data, language, config) for language in ("en", "clone")}
     assert result["clka"] == {f"en->{language}": clka(model, data, data.facts, language, config) for language in ("en", "clone")}
     assert result["similarity"] == similarity(model, data, config)

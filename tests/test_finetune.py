@@ -10,12 +10,13 @@ import torch
 
 import eval as evaluation
 import train as training
+from checkpoint import make_model
 from config import UserError
 from conftest import overrides
 from data import Dataset, encode
 from finetune import Classifier, accuracy, encode_pairs, fine_tune, padded_batch, predict, transfer
 from nli import LABELS, Pair
-from train import make_model, start
+from train import start
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2), Pair("Ri ken so al.", "Lo", 0),
          Pair("Ost ost.", "Mer.", 1), Pair("u u u u u", "ken ken", 2)]

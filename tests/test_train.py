@@ -16,11 +16,12 @@ import torch.nn.functional as F
 import prealign
 import train as training
 from batches import Sampler
+from checkpoint import initial_state, load_checkpoint, load_trained, make_model, save_checkpoint
 from config import Config, UserError
 from conftest import make_text, overrides, run_command
 from data import Dataset, prepare
 from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
-from train import Hardware, initial_state, learning_rate, load_checkpoint, load_trained, make_model, save_checkpoint, train
+from train import Hardware, learning_rate, train
 
 
 @pytest.fixture(autouse=True)
