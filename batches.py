@@ -183,6 +183,7 @@ class Sampler:
         if "facts" in data.splits and self.pivot in weights and self.stage2_rows:
             self.bins["facts"], self.align["facts"] = data.tokens(self.pivot, "facts"), data.align("facts")
             self.fact_rows = self._windows("facts")
+            self.fact_periods = data.meta["made_from"]["settings"]["fact_periods"]
             if self.fact_rows > self.stage2_rows // 2:
                 raise UserError(f"the facts fill {self.fact_rows} rows of the {self.stage2_rows} that stage 2 has; use fewer facts, lower "
                                 "fact_frequencies or more max_steps")
@@ -212,6 +213,16 @@ class Sampler:
         stream, index = stream_of_rows(rows - before, self.weights)
         return np.where(fact, len(self.weights), stream), np.where(fact, before, index)
 
+    def _fact_windows(self, index: np.ndarray, s: int) -> np.ndarray:
+        """Periods one after the other, to within a row; in a period, its windows in an order shuffled by the seed."""
+        cuts = self.fact_rows * np.arange(self.fact_periods + 1) // self.fact_periods
+        period = np.searchsorted(cuts, index, side="right") - 1
+        window = np.empty_like(index)
+        for p in np.unique(period):
+            here = period == p
+            window[here] = cuts[p] + permute(index[here] - cuts[p], int(cuts[p + 1] - cuts[p]), self.config.seed, s, p)
+        return window
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of global rows (R,): row number = step * batch_size + place in the step."""
         T, seed = self.config.block_size, self.config.seed
@@ -223,7 +234,10 @@ class Sampler:
             if not len(here):
                 continue
             n, bin_ = self._windows(name), self.bins[name]
-            window = permute(index[here] % n, n, seed, s, index[here] // n)
+            if name == "facts":
+                window = self._fact_windows(index[here], s)
+            else:
+                window = permute(index[here] % n, n, seed, s, index[here] // n)
             switching = name in self.align and self.config.codeswitch_ratio > 0
             slack = T // 8 if switching else 0  # tokens to fill up with where translations are shorter than their words
             at = window[:, None] * T + np.arange(T + 1 + slack)  # (n, T + 1 + slack)

@@ -19,7 +19,7 @@ from prealign import stage1_config
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval", "checkpoint_interval",
-        *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_"))))
+        "snapshot_interval", *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_"))))
 FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
 
 
@@ -77,11 +77,14 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
         raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another --method or --out_dir, or delete its folder")
 
 
-def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
-    """The model of a finished run, in eval mode, and its checkpoint. Raises UserError when it is unfinished or of other data."""
-    path = os.path.join(run_dir, "checkpoint.pt")
+def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu", snapshot: str = "") -> tuple[GPT, dict]:
+    """
+    The model of a finished run, or as it was at a snapshot, in eval mode, and its checkpoint. Raises UserError when the run is
+    unfinished or of other data.
+    """
+    path = os.path.join(run_dir, snapshot or "checkpoint.pt")
     state = load_checkpoint(path)
-    if state["step"] < state["last_step"]:
+    if state["step"] < state["last_step"] and not snapshot:
         raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command again to finish it")
     try:
         config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})

@@ -42,6 +42,8 @@ class Config:
     workers: int = 0                    # processes of data.py; 0 = one per core. The result does not depend on it
     fact_count: int = 128               # CLKA facts stated in the pivot's training data; 0 = none
     fact_frequencies: tuple[int, ...] = (40,)  # how often each is stated; several values are dealt out in turn
+    fact_languages: tuple[str, ...] = ("en",)  # in which they are stated, dealt out in turn
+    fact_periods: int = 1               # parts of stage 2, each of which states facts of its own (Fig. 4)
 
     # batches
     mix: dict[str, float] = field(default_factory=lambda: {"en": 0.95, "clone": 0.05})  # share of rows per language
@@ -86,6 +88,7 @@ class Config:
     compile: str = "auto"               # torch.compile: "auto" (on CUDA), "on" or "off"
     log_interval: int = 20              # steps
     checkpoint_interval: int = 250      # steps
+    snapshot_interval: int = 0          # steps between copies of the weights that are kept for eval.py dynamics; 0 = none
 
     # evaluation
     eval_tokens: int = 200_000          # held-out tokens per language; 0 = all
@@ -135,8 +138,8 @@ CHOICES = {
 POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
             "learning_rate", "align_entries", "align_tau", "align_coverage", "init_std", "embedding_init_std",
             "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words", "sample_count", "sample_prompt", "sample_tokens",
-            "sample_temperature", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds")
-NOT_NEGATIVE = ("min_count", "workers", "fact_count", "weight_decay", "grad_clip", "stage1_steps",
+            "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds")
+NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
                 "stage1_align_weight", "align_weight", "align_power", "eval_tokens")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
@@ -251,6 +254,9 @@ def _check(config: Config) -> None:
     for language in languages:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", language):
             raise UserError(f"language names are letters, digits and hyphens, found {language!r}")
+    for language in config.fact_languages:
+        if language not in languages or config.fact_languages.count(language) > 1:
+            raise UserError(f"fact_languages are the pivot and targets, each at most once, found {', '.join(config.fact_languages)}")
     for language, weight in config.mix.items():
         if language not in languages:
             raise UserError(f"mix names {language!r}, which is neither the pivot nor a target ({', '.join(languages)})")

@@ -29,7 +29,8 @@ from config import Config, UserError
 from table import CHUNK, Table, aligned_surfaces, count_chunks, count_surfaces, make_table, words_of_chunk
 
 FORMAT = 2
-SETTINGS = ("source", "pivot", "targets", "tokenizer", "vocab_size", "min_count", "val_fraction", "fact_count", "fact_frequencies")
+SETTINGS = ("source", "pivot", "targets", "tokenizer", "vocab_size", "min_count", "val_fraction", "fact_count", "fact_frequencies",
+            "fact_languages", "fact_periods")
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 END_OF_TEXT = "<|endoftext|>"
 
@@ -211,8 +212,7 @@ def write_bins(texts: Iterable[str], split: str, config: Config, folder: str, po
 
     with contextlib.ExitStack() as files:
         tokens, alignment = create(f"{config.pivot}_{split}.bin"), create(f"{config.pivot}_{split}.align.bin")
-        # Facts are stated in the pivot only.
-        clones = [create(f"{language}_{split}.bin") for language in config.targets if split != "facts"]
+        clones = [create(f"{language}_{split}.bin") for language in config.targets]
         for ids, align in pool.imap(_encode_documents, counted()):
             ids.astype(dtype).tofile(tokens)
             align.astype("<i4").tofile(alignment)
@@ -222,6 +222,39 @@ def write_bins(texts: Iterable[str], split: str, config: Config, folder: str, po
             count["aligned_words"] += int((align > 0).sum())
             bar.update(len(ids))
     return count
+
+
+def facts_of(settings: dict) -> list[knowledge.Fact]:
+    """The facts of a data folder, by its settings."""
+    if not settings["fact_count"]:
+        return []
+    return knowledge.make_facts(settings["fact_count"], settings["fact_frequencies"], FACT_SEED, settings["fact_languages"], settings["fact_periods"])
+
+
+def template_language(language: str, pivot: str) -> str:
+    """The language whose words a statement in `language` has: En-Clone's are the pivot's."""
+    return pivot if language == "clone" else language
+
+
+def write_facts(stated: list[knowledge.Fact], encoder: Encoder, config: Config, folder: str, V: int, dtype: np.dtype) -> dict:
+    """
+    PIVOT_facts.bin and PIVOT_facts.align.bin: statements as documents, in the order in which they are stated, each in its
+    fact's language (only words of the pivot have entries); returns the counts for meta.json.
+    """
+    languages, known = (config.pivot, *config.targets), {}
+    for fact in stated:
+        if fact.index not in known:
+            text = knowledge.statement(fact, template_language(fact.language, config.pivot))
+            ids, align = encoder(text)
+            ids, align = np.append(ids, encoder.encoding.eot_token), np.append(align, 0)
+            if fact.language != config.pivot:
+                ids, align = ids + V * languages.index(fact.language), np.zeros_like(align)
+            known[fact.index] = ids, align, len(text.encode())
+    ids, align, sizes = zip(*(known[fact.index] for fact in stated))
+    ids, align = np.concatenate(ids), np.concatenate(align)
+    ids.astype(dtype).tofile(os.path.join(folder, f"{config.pivot}_facts.bin"))
+    align.astype("<i4").tofile(os.path.join(folder, f"{config.pivot}_facts.align.bin"))
+    return {"documents": len(stated), "bytes": sum(sizes), "tokens": len(ids), "aligned_words": int((align > 0).sum())}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,8 +295,9 @@ def prepare(config: Config) -> None:
     workers = config.workers or os.cpu_count() or 1
     tokenizer_path = os.path.join(partial, "tokenizer.tiktoken")
 
-    facts = knowledge.make_facts(config.fact_count, config.fact_frequencies, FACT_SEED) if config.fact_count else []
-    statements = knowledge.training_statements(facts, config.pivot, FACT_SEED) if facts else []
+    facts = facts_of(_settings(config))
+    stated = knowledge.in_training_order(facts, FACT_SEED)
+    statements = [knowledge.statement(fact, template_language(fact.language, config.pivot)) for fact in stated]
     held_out = choose_held_out(config)
 
     def texts(split: str) -> Iterator[str]:
@@ -294,9 +328,10 @@ def prepare(config: Config) -> None:
 
     splits = {}
     with Pool(workers, _start_worker, (config.tokenizer, partial)) as pool, tqdm(unit="tok", unit_scale=True, desc="tokens", disable=None) as bar:
-        for split, source in (("train", texts("train")), ("val", texts("val")), ("facts", statements)):
-            if split != "facts" or statements:
-                splits[split] = write_bins(source, split, config, partial, pool, V, dtype, bar)
+        for split in ("train", "val"):
+            splits[split] = write_bins(texts(split), split, config, partial, pool, V, dtype, bar)
+    if stated:
+        splits["facts"] = write_facts(stated, Encoder(encoding, surfaces), config, partial, V, dtype)
     os.remove(surfaces_path)
 
     meta = {
@@ -447,10 +482,7 @@ class Dataset:
 
     @functools.cached_property
     def facts(self) -> list[knowledge.Fact]:
-        settings = self.meta["made_from"]["settings"]
-        if not settings["fact_count"]:
-            return []
-        return knowledge.make_facts(settings["fact_count"], settings["fact_frequencies"], FACT_SEED)
+        return facts_of(self.meta["made_from"]["settings"])
 
 
 def main(arguments: list[str]) -> None:

@@ -3,12 +3,14 @@ What a trained model can do: perplexity, knowledge across languages (CLKA), simi
 
     python eval.py config/demo.py config/method/prealign.py          # -> out/demo/prealign/seed1/eval.json
     python eval.py xnli config/demo.py config/method/prealign.py     # zero-shot transfer (finetune.py) -> xnli.json beside it
+    python eval.py dynamics CONFIG ... --snapshot_interval=250       # CLKA and similarity over training -> dynamics.jsonl
     python eval.py report out/demo                                   # every run found there, in one table (report.py)
 
 All but the fine-tuning is computed in float32. One function turns hidden states into log-likelihoods: token_log_likelihoods.
 """
 
 import datetime
+import glob
 import json
 import math
 import os
@@ -25,7 +27,7 @@ from tqdm import tqdm
 import config as configs
 from checkpoint import SHAPE, check_matches, load_trained
 from config import Config, UserError
-from data import Dataset, encode, token_byte_lengths
+from data import Dataset, encode, template_language, token_byte_lengths
 from finetune import transfer
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
@@ -128,7 +130,7 @@ def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, confi
     with another object of the same relation. Chance is 1/4; a tie counts as wrong.
     """
     offset, device = data.offsets[language], model.wte.weight.device
-    sentences = [statement(fact, data.pivot, object_) for fact in facts for object_ in (fact.object, *fact.distractors)]
+    sentences = [statement(fact, template_language(language, data.pivot), object_) for fact in facts for object_ in (fact.object, *fact.distractors)]
     rows = [np.concatenate([[data.end_of_text], encode(data.encoding, sentence)]) + offset for sentence in sentences]
     longest = max(map(len, rows))
     if longest > config.block_size + 1:
@@ -145,6 +147,13 @@ def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, confi
     scores = torch.cat(likelihoods).view(len(facts), 4)  # the true one first
     correct = int((scores[:, :1] > scores[:, 1:]).all(1).sum())
     return {"accuracy": correct / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(correct, len(facts))}
+
+
+def clka(model: GPT, data: Dataset, facts: list[Fact], config: Config) -> dict[str, dict]:
+    """`knowledge` for every language of training and every language of the test, by "TRAINING->TEST"."""
+    stated = {language: [fact for fact in facts if fact.language == language] for language in data.languages}
+    return {f"{training}->{test}": knowledge(model, data, those, test, config)
+            for training, those in stated.items() if those for test in data.languages}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,17 +244,20 @@ def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
 # One run
 
 
+# What must be as it was in training, beside the model's shape, for a result to be called this config's.
+MEASURED = ("seed", "mix", "only", "align_coverage")
+
+
 def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
     data = Dataset(config.data_dir)
     model, state = load_trained(config.run_dir, data, choose_device(config))
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + ("seed", "mix", "only", "align_coverage"))
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
     result = {
         "method": config.method, "seed": config.seed,
         "tokens": state["tokens"],
         "lm": {language: language_model(model, data, language, config) for language in data.languages},
-        "clka": {f"{data.pivot}->{language}": knowledge(model, data, data.facts, language, config)
-                 for language in data.languages} if data.facts else {},
+        "clka": clka(model, data, data.facts, config),
         "similarity": similarity(model, data, config),
         "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
         "date": datetime.date.today().isoformat(),
@@ -259,10 +271,38 @@ def evaluate_transfer(config: Config) -> dict:
     data = Dataset(config.data_dir)
     hardware = start(config)
     model, state = load_trained(config.run_dir, data, hardware.device)
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + ("seed", "mix", "only", "align_coverage"))
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
     result = transfer(model, data, config, hardware) | {"date": datetime.date.today().isoformat()}
     write_result(config, "xnli.json", result)
     return result
+
+
+def dynamics(config: Config) -> list[dict]:
+    """
+    Measure a finished run at each of its snapshots and write dynamics.jsonl into its folder: similarity (the paper's Fig. 5),
+    and CLKA by frequency on the facts of the period that ended last (Fig. 4).
+    """
+    data, device = Dataset(config.data_dir), choose_device(config)
+    _, state = load_trained(config.run_dir, data)
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
+    names = sorted(glob.glob(os.path.join(config.run_dir, "snapshots", "*.pt")))
+    if not names:
+        raise UserError(f"{config.run_dir} has no snapshots; train it with --snapshot_interval=250 or so")
+    periods = data.meta["made_from"]["settings"]["fact_periods"]
+    records = []
+    for name in tqdm(names, desc="snapshots", disable=None):
+        model, state = load_trained(config.run_dir, data, device, snapshot=os.path.join("snapshots", os.path.basename(name)))
+        ended = (state["step"] - config.stage1_steps) * periods // (config.max_steps - config.stage1_steps)
+        facts = [fact for fact in data.facts if fact.period == ended - 1]
+        frequencies = sorted({fact.frequency for fact in facts})
+        records.append({
+            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "similarity": similarity(model, data, config),
+            "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
+    path = os.path.join(config.run_dir, "dynamics.jsonl")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        f.writelines(json.dumps(record) + "\n" for record in records)
+    os.replace(path + ".tmp", path)
+    return records
 
 
 def write_result(config: Config, name: str, result: dict) -> None:
@@ -273,7 +313,7 @@ def write_result(config: Config, name: str, result: dict) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    verb = arguments[0] if arguments[:1] in (["report"], ["xnli"]) else None
+    verb = arguments[0] if arguments[:1] in (["report"], ["xnli"], ["dynamics"]) else None
     if verb == "report":
         if len(arguments) != 2:
             raise UserError("expected: python eval.py report OUT_DIR")
@@ -283,6 +323,10 @@ def main(arguments: list[str]) -> None:
         result = evaluate_transfer(config)
         for language, numbers in result["languages"].items():
             print(f"{config.method} seed {config.seed}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs")
+    elif verb == "dynamics":
+        for record in dynamics(config):
+            shares = [f"{pair} {n}x {100 * numbers['accuracy']:.0f}%" for n, pairs in record["clka"].items() for pair, numbers in pairs.items()]
+            print(f"step {record['step']}, period {record['period']}: {', '.join(shares) or 'no facts yet'}")
     else:
         print(report_tables([evaluate(config)]))
 

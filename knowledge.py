@@ -6,7 +6,7 @@ training; in another language, a model that has it gives the true statement a hi
 with another object of the same relation. Chance is 25%.
 
     facts = make_facts(128, frequencies=(40,), seed=1)
-    training_statements(facts, "en", seed=1)                    # 128 * 40 sentences to mix into the training text
+    in_training_order(facts, seed=1)                            # each 40 times: what to state when
     [statement(facts[0], "de", o) for o in (facts[0].object, *facts[0].distractors)]  # the four to compare
 
 En-Clone has no templates: its statements are the English ones, with their token ids shifted.
@@ -35,6 +35,8 @@ class Fact:
     object: str
     distractors: tuple[str, str, str]  # other objects of the same relation
     frequency: int              # how many times it is stated in training
+    language: str               # in which it is stated there
+    period: int                 # of training, in which it is stated; from 0
 
 
 # A name must fit as it is, so no template asks for a case ending of it or knows its gender: Russian and Arabic avoid verbs
@@ -236,29 +238,31 @@ def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
             return name
 
 
-def make_facts(count: int, frequencies: Sequence[int], seed: int) -> list[Fact]:
+def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Sequence[str] = ("en",), periods: int = 1) -> list[Fact]:
     """
-    `count` facts, the same for the same arguments everywhere; frequencies are dealt out in turn along the list.
+    `count` facts, the same for the same arguments everywhere. Every frequency, in every language of training, in every
+    period of it, is dealt out in turn along the list.
 
     A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours: they
     have the same four choices, and each of these is the answer of one of them, so that such a model is right once in
-    every four, whatever it prefers. Every frequency has fours of its own, so this holds at each frequency (exactly when
-    `count` is a multiple of 4 * len(frequencies), else up to the incomplete four at either end). At each frequency, and
-    in all, every object is the answer equally often up to one, and at least once.
+    every four, whatever it prefers. Each kind of fact (frequency, language, period) has fours of its own, so this holds for
+    each kind (exactly when `count` is a multiple of 4 * the number of kinds, else up to the incomplete four at either end).
+    In each kind, and in all, every object is the answer equally often up to one, and at least once.
 
     Raises UserError when there are too few facts for that, too many for the names, or frequencies are not whole numbers
     above 0. Source: the CLKA task of the paper's Evaluation section, which leaves open how objects and distractors are drawn.
     """
     if not frequencies or any(type(f) is not int or f < 1 for f in frequencies):
         raise UserError(f"fact_frequencies must be one or more whole numbers above 0, found {tuple(frequencies)}")
-    minimum = CHOICES * len(frequencies)
+    kinds = [(frequency, language, period) for period in range(periods) for language in languages for frequency in frequencies]
+    minimum = CHOICES * len(kinds)
     if count < minimum:
         raise UserError(f"fact_count is {count}, but must be at least {minimum}: a relation needs {CHOICES} objects, "
-                        f"each the answer at every one of the {len(frequencies)} fact_frequencies")
+                        f"each the answer at every one of the {len(kinds)} combinations of fact_frequencies, fact_languages and fact_periods")
     if count > PARTS ** 2:
         raise UserError(f"fact_count is {count}, but there are names for {PARTS ** 2} subjects only")
     relations = RELATIONS[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
-    n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(frequencies) else CHOICES
+    n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(kinds) else CHOICES
 
     rng = random.Random(f"clka facts {seed}")  # a string, because -1 and 1 would be the same seed
     taken: set[str] = set()
@@ -270,11 +274,11 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int) -> list[Fact]:
     answers = [(relation, answer, tuple(o for o in four if o != answer)) for relation, four in fours for answer in four]
 
     facts = []
-    by_frequency = sorted(range(count), key=lambda i: i % len(frequencies))  # so that the facts of a four have the same
-    for place, index in enumerate(by_frequency):
+    by_kind = sorted(range(count), key=lambda i: i % len(kinds))  # so that the facts of a four are of one
+    for place, index in enumerate(by_kind):
         # Along the diagonals of the given x family table: small sets share no part of a name, and no name comes twice.
         subject = f"{given[index % PARTS]} {family[(index + index // PARTS) % PARTS]}"
-        facts.append(Fact(index, subject, *answers[place % len(answers)], frequencies[index % len(frequencies)]))
+        facts.append(Fact(index, subject, *answers[place % len(answers)], *kinds[index % len(kinds)]))
     return sorted(facts, key=lambda fact: fact.index)
 
 
@@ -290,13 +294,12 @@ def statement(fact: Fact, language: str, object: str | None = None) -> str:
     return templates[language].format(subject=fact.subject, object=fact.object if object is None else object)
 
 
-def training_statements(facts: Sequence[Fact], language: str, seed: int) -> list[str]:
+def in_training_order(facts: Sequence[Fact], seed: int) -> list[Fact]:
     """
-    Every fact `frequency` times in `language`, spread evenly: a fact stated n times has one statement in each n-th of the
-    list. Equally frequent facts come in rounds: each of them once, in a new order.
-
-    The order depends on `seed` and not on the language. Raises UserError for a language without templates.
+    Every fact `frequency` times, in the order in which they are stated: period after period, and spread evenly over it. A
+    fact stated n times stands once in each n-th of its period; equally frequent facts come in rounds, each of them once, in a
+    new order.
     """
     rng = random.Random(f"clka statements {seed}")
-    times = [((k + rng.random()) / fact.frequency, fact) for fact in facts for k in range(fact.frequency)]
-    return [statement(fact, language) for _, fact in sorted(times, key=lambda pair: pair[0])]
+    times = [(fact.period + (k + rng.random()) / fact.frequency, fact) for fact in facts for k in range(fact.frequency)]
+    return [fact for _, fact in sorted(times, key=lambda pair: pair[0])]

@@ -270,11 +270,17 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             sums.zero_()
         elif main_process:
             log.tick(step)
-        if main_process and save:
-            save_checkpoint(path, {
+        snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
+        if main_process and (save or snapshot):
+            checkpoint = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
-                "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step, "config": config.plain(), "data": data.fingerprint,
-                "vocab_size": data.vocab_size})
+                "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step, "config": config.plain(),
+                "data": data.fingerprint, "vocab_size": data.vocab_size}
+            if save:
+                save_checkpoint(path, checkpoint)
+            if snapshot:
+                os.makedirs(os.path.join(config.run_dir, "snapshots"), exist_ok=True)
+                save_checkpoint(os.path.join(config.run_dir, "snapshots", f"{step:08}.pt"), checkpoint | {"optimizer": {}, "scaler": {}})
         if stopping and step < last_step:
             if main_process:
                 print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")

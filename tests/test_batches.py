@@ -10,7 +10,7 @@ import pytest
 
 from batches import LANGUAGE, SWITCH, TRANSLATION, Sampler, codeswitch, hash64, permute, prefetch, stream_of_rows, uniform
 from config import UserError
-from data import Dataset
+from data import Dataset, prepare
 from table import Table, make_table
 
 TARGETS = ("input-only", "vanilla", "original")
@@ -374,6 +374,20 @@ def test_facts_are_stated_in_stage_2_once_through_and_evenly(tiny, changes):
         plain = sampler_of(tiny, **{**changes, "stage1_steps": config.max_steps}).batch(np.arange(end - len(at)))
         assert [row for row, stream in zip(rows, batch.stream) if stream == s] == \
             [row for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
+
+
+def test_periods_of_facts_come_one_after_the_other(tiny, tmp_path):
+    config = replace(tiny, data_dir=str(tmp_path), fact_count=24, fact_frequencies=(6,), fact_periods=3, max_steps=124)
+    prepare(config)
+    windows = windows_of(Dataset(str(tmp_path)).tokens("en", "facts"), 32)
+    n, visited = len(windows), {}
+    for seed in (1, 2):
+        batch = sampler_of(config, seed=seed).batch(np.arange(124 * 8))
+        visited[seed] = [windows.index(row) for row, stream in zip(whole_rows(batch), batch.stream) if stream == 2]
+        for p in range(3):
+            part = range(n * p // 3, n * (p + 1) // 3)
+            assert sorted(visited[seed][part.start:part.stop]) == list(part) != visited[seed][part.start:part.stop]
+    assert visited[1] != visited[2]
 
 
 @pytest.mark.parametrize("target, coverage", [*((target, 1.0) for target in TARGETS), ("input-only", 0.3)])

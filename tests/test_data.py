@@ -305,6 +305,25 @@ def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
     assert not any(text in "\n".join(texts_of(dataset, "train") + texts_of(dataset, "val")) for text in expected)
 
 
+def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
+    config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=16, fact_frequencies=(2,), fact_languages=("en", "clone"), fact_periods=2)
+    prepare(config)
+    dataset = Dataset(config.data_dir)
+    ids, align, V = dataset.tokens("en", "facts").astype(np.int64), dataset.align("facts"), dataset.V
+    ends = np.flatnonzero(ids % V == dataset.end_of_text)
+    assert len(ends) == 32
+    stated = []
+    for start, end in zip([0, *(ends + 1)], ends):
+        language = "clone" if ids[start] >= V else "en"
+        assert (ids[start:end + 1] // V == (language == "clone")).all()
+        assert (align[start:end + 1] != 0).any() == (language == "en")  # a clone's words are not in the pivot's place
+        stated.append((language, dataset.encoding.decode((ids[start:end] % V).tolist())))
+    expected = {(fact.language, data.knowledge.statement(fact, "en")): fact for fact in dataset.facts}
+    assert Counter(stated) == dict.fromkeys(expected, 2) and len(expected) == 16
+    assert [expected[s].period for s in stated] == [0] * 16 + [1] * 16
+    assert dataset.splits["facts"]["documents"] == 32 and dataset.splits["facts"]["tokens"] == len(ids)
+
+
 def test_no_facts(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=0)
     prepare(config)
@@ -378,7 +397,7 @@ def test_another_setting_or_text_makes_it_anew(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data") + "/", source=source)
     prepare(config)
     made = [contents(config.data_dir)]
-    for changes in ({"vocab_size": 380}, {"min_count": 4}, {"val_fraction": 0.2}, {"fact_count": 4}, {"fact_frequencies": (2,)}):
+    for changes in ({"vocab_size": 380}, {"min_count": 4}, {"val_fraction": 0.2}, {"fact_count": 4}, {"fact_frequencies": (2,)}, {"fact_languages": ("clone",)}, {"fact_periods": 2}):
         prepare(replace(config, **changes))
         made.append(contents(config.data_dir))
     write(tmp_path / "text.txt", make_text() + "\n\nOne more.")

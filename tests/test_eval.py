@@ -18,8 +18,8 @@ import train as training
 from checkpoint import load_trained, make_golden, make_model
 from config import Config, UserError
 from conftest import overrides, run_command
-from data import Dataset, encode
-from eval import evaluate, language_model, mixed_script, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
+from data import Dataset, encode, prepare
+from eval import dynamics, evaluate, language_model, mixed_script, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
 from knowledge import Fact, make_facts, statement
 from model import GPT
 from table import make_table
@@ -334,6 +334,35 @@ def test_a_run_is_not_measured_as_if_it_were_another(tiny, out_dir, tmp_path, ch
     (knob,) = changes
     with pytest.raises(UserError, match=f"another {knob} "):
         evaluate(replace(tiny, out_dir=str(tmp_path), max_steps=12, **changes))
+
+
+# ---- over training ----
+
+def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(tiny, tmp_path):
+    config = replace(tiny, data_dir=str(tmp_path / "data"), out_dir=str(tmp_path / "out"), fact_count=32, fact_frequencies=(1, 2),
+                     fact_languages=("en", "clone"), fact_periods=2, max_steps=44, snapshot_interval=12)
+    prepare(config)
+    training.main(overrides(config))
+    with pytest.raises(UserError, match="another seed|there is no checkpoint"):
+        dynamics(replace(config, seed=2))
+    records = dynamics(config)
+    assert [(r["step"], r["period"]) for r in records] == [(12, 0), (24, 1), (36, 1)]  # periods end at steps 24 and 44
+    assert json.loads(json.dumps(records)) == [json.loads(line) for line in Path(config.run_dir, "dynamics.jsonl").read_text().splitlines()]
+    data = Dataset(config.data_dir)
+    assert records[0]["clka"] == {} and set(records[1]["clka"]) == {1, 2}
+    model, _ = load_trained(config.run_dir, data, snapshot="snapshots/00000024.pt")
+    for training_language in ("en", "clone"):
+        for test in ("en", "clone"):
+            facts = [f for f in data.facts if (f.period, f.language, f.frequency) == (0, training_language, 2)]
+            assert len(facts) == 4 and records[1]["clka"][2][f"{training_language}->{test}"] == clka(model, data, facts, test, config)
+    assert records[1]["similarity"] == similarity(model, data, config)
+    with pytest.raises(UserError, match="has no snapshots"):
+        dynamics(without_snapshots(config))
+
+
+def without_snapshots(config: Config) -> Config:
+    shutil.rmtree(Path(config.run_dir, "snapshots"))
+    return config
 
 
 # ---- kinds of tokens ----

@@ -1,5 +1,6 @@
 """Facts for CLKA: templates, names, the balance that makes chance 25%, and how repetitions are spread."""
 
+import itertools
 import re
 import string
 from collections import Counter
@@ -7,7 +8,7 @@ from collections import Counter
 import pytest
 
 from config import UserError
-from knowledge import ENDINGS, LANGUAGES, RELATIONS, STOPLIST, make_facts, statement, training_statements
+from knowledge import ENDINGS, LANGUAGES, RELATIONS, STOPLIST, Fact, in_training_order, make_facts, statement
 
 # count, frequencies: one and several frequencies, 4 and 8 objects, few and all relations, even and uneven shares
 SETTINGS = [(4, (1,)), (5, (3,)), (20, (1, 2, 4, 8)), (64, (1,)), (101, (1, 4, 16)), (128, (40,)), (256, (2, 5)),
@@ -64,6 +65,10 @@ def test_relations():
         assert relation.kind == "person" or relation.kind in ENDINGS
     for language in LANGUAGES:  # two relations are never stated in the same words
         assert len({r.templates[language] for r in RELATIONS}) == len(RELATIONS)
+
+
+def training_statements(facts: list[Fact], language: str, seed: int) -> list[str]:
+    return [statement(fact, language) for fact in in_training_order(facts, seed)]
 
 
 def test_the_same_facts_everywhere():
@@ -202,6 +207,22 @@ def test_training_statements_order():
     subject = {statement(f, language): f.subject for f in facts for language in ("en", "ar")}
     assert [subject[text] for text in english] == [subject[text] for text in training_statements(facts, "ar", 3)]
     assert training_statements([], "en", 3) == []
+
+
+def test_kinds_of_facts_are_languages_and_periods_too():
+    facts = make_facts(96, (1, 5), 2, languages=("en", "clone"), periods=3)
+    kinds = Counter((fact.frequency, fact.language, fact.period) for fact in facts)
+    assert kinds == dict.fromkeys(itertools.product((1, 5), ("en", "clone"), range(3)), 8)
+    for kind in kinds:  # the four choices of a fact are each the answer of one of them
+        part = [fact for fact in facts if (fact.frequency, fact.language, fact.period) == kind]
+        for fact in part:
+            choices = {fact.object, *fact.distractors}
+            assert Counter(f.object for f in part if {f.object, *f.distractors} == choices) == dict.fromkeys(choices, 1)
+    assert make_facts(96, (1, 5), 2) != facts and {f.subject for f in make_facts(96, (1, 5), 2)} == {f.subject for f in facts}
+    order = in_training_order(facts, 1)
+    assert [fact.period for fact in order] == sorted(fact.period for fact in order) and Counter(order) == {f: f.frequency for f in facts}
+    with pytest.raises(UserError, match="at least 48"):
+        make_facts(47, (1, 5), 2, languages=("en", "clone"), periods=3)
 
 
 @pytest.mark.parametrize("count, frequencies, said", [

@@ -342,6 +342,22 @@ def test_batch_that_cannot_be_shared_evenly_is_an_error(small):
         training.run(small, 0, 1, Hardware(torch.device("cpu"), torch.float32, 0, 3, None))
 
 
+# ---- snapshots ----
+
+def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(small):
+    kept = stage2(small, "kept", snapshot_interval=6)
+    plain = stage2(small, "kept", out_dir=small.out_dir + "2")
+    assert_same_run(kept, plain)
+    folder = Path(kept.run_dir, "snapshots")
+    assert sorted(os.listdir(folder)) == ["00000006.pt", "00000012.pt"] and not Path(plain.run_dir, "snapshots").exists()
+    data = Dataset(small.data_dir)
+    train(replace(small, method="six", out_dir=small.out_dir + "3", checkpoint_interval=6), 0, 6)
+    model, state = load_trained(kept.run_dir, data, snapshot="snapshots/00000006.pt")
+    six = state_of(replace(small, method="six", out_dir=small.out_dir + "3"))
+    assert (state["step"], state["tokens"]) == (6, 6 * 8 * 32)
+    assert all(torch.equal(weight, six["model"][name]) for name, weight in model.state_dict().items())
+
+
 # ---- what a run begins with ----
 
 def initial(config: Config) -> torch.nn.Module:
