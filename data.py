@@ -314,7 +314,7 @@ def prepare(config: Config) -> None:
     if config.tokenizer == "train":
         print(f"training a vocabulary of {config.vocab_size} tokens")
         with tqdm(unit="docs", desc="vocabulary", disable=None) as bar:
-            train_tokenizer(_ticked((t for source in (texts("train"), statements) for t in source), bar), config.vocab_size, tokenizer_path)
+            train_tokenizer(_ticked(texts("train"), bar), config.vocab_size, tokenizer_path)
     encoding = load_tokenizer(config.tokenizer, tokenizer_path)
     V = encoding.n_vocab
     if config.tokenizer == "train" and V < config.vocab_size:

@@ -3,11 +3,10 @@ English to En-Clone on a laptop: about a quarter of an hour on two cores, no GPU
 
 Scaled down from the paper: 0.8M parameters (without embeddings) for 150M, 5.3M tokens for 10.1B. What changes with the scale, and why:
   mix                 2.5% of En-Clone, not 1%, which would be 53,000 tokens.
-  codeswitch_ratio    3%, not 5%: what is switched is not predicted, and costs a model that has seen little more English than it saves.
   stage1_steps        12% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 6 to 12 times as wide.
-  fact_frequencies    every fact often enough that the vocabulary has most of its names whole, as a large vocabulary would.
+  fact_frequencies    every fact so often that it is learned at all.
   beta2               a long memory for the gradients of rare tokens, which most of En-Clone's are.
 """
 
@@ -18,12 +17,12 @@ source = "builtin"
 vocab_size = 2048
 min_count = 5
 fact_count = 96
-fact_frequencies = 400
+fact_frequencies = 300
 
 mix = {"en": 0.975, "clone": 0.025}
 batch_size = 8
 block_size = 256
-codeswitch_ratio = 0.03
+codeswitch_ratio = 0.05
 
 n_layer = 4
 n_head = 4

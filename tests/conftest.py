@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import Config  # noqa: E402
 from data import prepare  # noqa: E402
+from knowledge import make_facts  # noqa: E402
 
 
 def make_text(documents: int = 60, seed: int = 0) -> str:
@@ -37,7 +38,9 @@ def make_text(documents: int = 60, seed: int = 0) -> str:
 def tiny(tmp_path_factory) -> Config:
     """A prepared data folder and a config for runs of a few seconds; tests use replace(tiny, ...) and an out_dir of their own."""
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "text.txt").write_text(make_text(), encoding="utf-8")
+    # The facts' names stand in the text too, or they would be a token for every letter, and too long for a row.
+    names = [name for fact in make_facts(8, (3,), 0) for name in (*fact.subject.split(), fact.object)]
+    (folder / "text.txt").write_text(make_text() + 6 * ("\n\n" + " ".join(names) + "."), encoding="utf-8")
     config = Config(
         data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"), vocab_size=400, min_count=3,
         val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,), mix={"en": 0.75, "clone": 0.25}, batch_size=8,

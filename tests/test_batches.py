@@ -302,7 +302,7 @@ def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
     divisor = next(T for T in range(20, 200) if n % T == 0)  # the last window would lack the one token after it
     for changes in ({}, {"mix": {"clone": 0.6, "en": 0.4}}, {"seed": 5, "block_size": divisor}):
         sampler = sampler_of(tiny, stage1_steps=40, **changes)  # no facts in stage 1
-        batch = sampler.batch(np.arange(1600))
+        batch = sampler.batch(np.arange(2400))
         assert batch.inputs.dtype == batch.targets.dtype == batch.stream.dtype == np.int64
         rows = whole_rows(batch)
         assert sampler.streams == tuple(sampler.config.mix)
@@ -377,7 +377,7 @@ def test_facts_are_stated_in_stage_2_once_through_and_evenly(tiny, changes):
 
 
 def test_periods_of_facts_come_one_after_the_other(tiny, tmp_path):
-    config = replace(tiny, data_dir=str(tmp_path), fact_count=24, fact_frequencies=(6,), fact_periods=3, max_steps=124)
+    config = replace(tiny, data_dir=str(tmp_path), fact_count=24, fact_frequencies=(3,), fact_periods=3, max_steps=124)
     prepare(config)
     windows = windows_of(Dataset(str(tmp_path)).tokens("en", "facts"), 32)
     n, visited = len(windows), {}

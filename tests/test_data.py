@@ -388,7 +388,7 @@ def test_the_command(tiny, tmp_path):
     arguments = overrides(tiny, data_dir=str(tmp_path / "data"))
     first, second = run_command("data.py", *arguments), run_command("data.py", *arguments)
     assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")  # no bars where nobody watches
-    assert "53 documents" in first.stdout and second.stdout == f"{tmp_path}/data is up to date\n"
+    assert "59 documents" in first.stdout and second.stdout == f"{tmp_path}/data is up to date\n"
     assert contents(str(tmp_path / "data")) == contents(tiny.data_dir)
 
 
@@ -475,7 +475,7 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, data_dir):
     (make_text(4), {"tokenizer": "gpt3"}, "tokenizer"),
     (make_text(4), {"fact_count": 3}, "fact_count"),
     (make_text(4), {"fact_count": 8, "fact_frequencies": (0,)}, "fact_frequencies"),
-    (make_text(4), {"fact_count": 8, "pivot": "xx", "mix": {"xx": 1.0}}, "xx"),
+    (make_text(4), {"fact_count": 8, "pivot": "xx", "fact_languages": ("xx",), "mix": {"xx": 1.0}}, "xx"),
     (make_text(4), {"targets": ("de",)}, "targets"),
     (make_text(4), {"source": "no/such/text.txt"}, "no/such/text.txt"),
 ])

@@ -541,3 +541,15 @@ def test_report_from_the_command_line(out_dir, tmp_path):
     assert result.returncode == 0 and len(tables_of(result.stdout)) >= 4
     result = run_command("eval.py", "report", str(tmp_path))
     assert result.returncode == 1 and result.stderr.startswith("error: no evaluated run in ") and result.stderr.count("\n") == 1
+
+
+def test_the_papers_numbers_stand_in_columns_of_their_own(tmp_path, capsys):
+    for method, seed, en, clone, accuracy in (("joint", 1, 20, 40, 0.3), ("joint", 2, 22, 44, 0.4), ("prealign", 1, 21, 25, 0.8), ("mine", 1, 1, 1, 1.0)):
+        write_result(tmp_path, method, seed, en, clone, accuracy)
+    evaluation.report(str(tmp_path))
+    text = capsys.readouterr().out
+    assert "Table 2" not in text and "Table 4" not in text  # of which there is one method only
+    header, joint, prealign = tables_of(text[text.index("Table 1: ours at 12.3M tokens (undated), the paper at 10.1B:"):])[0]
+    assert header == ["method", "seeds"] + [part for name in ("ppl en", "ppl clone", "NLI en", "NLI clone", "CLKA clone") for part in (f"{name}, ours", "paper")]
+    assert joint == ["joint", "2", "21.0 ± 1.4", "16.1", "42.0 ± 2.8", "21.6", "-", "79.8", "-", "74.9", "35.0 ± 7.1", "27.7"]
+    assert prealign == ["prealign", "1", "21.0", "15.9", "25.0", "16.5", "-", "80.1", "-", "79.3", "80.0", "90.3"]

@@ -86,7 +86,7 @@ def test_labels_must_be_the_same_everywhere(tiny, data, tmp_path):
 
 
 def test_command(tiny, data, tmp_path, capsys):
-    config = replace(tiny, out_dir=str(tmp_path), max_steps=6, nli_builtin=20, nli_epochs=1, nli_seeds=2, block_size=64)
+    config = replace(tiny, out_dir=str(tmp_path), max_steps=12, nli_builtin=20, nli_epochs=1, nli_seeds=2, block_size=64)
     training.main(overrides(config))
     evaluation.main(["xnli", *overrides(config)])
     result = json.loads(Path(config.run_dir, "xnli.json").read_text())

@@ -440,7 +440,7 @@ def test_alignment_on_the_fly(small):
 
 @pytest.mark.parametrize("changes", [
     dict(learning_rate=2e-3), dict(codeswitch_ratio=0.1), dict(max_steps=20), dict(stage1_steps=4), dict(dtype="bf16"), dict(n_layer=1),
-    dict(tie_embeddings=False), dict(mix={"en": 0.5, "clone": 0.5}), dict(batch_size=4)])
+    dict(tie_embeddings=False), dict(mix={"en": 0.5, "clone": 0.5}), dict(batch_size=16)])
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_value_of_a_knob_names_it(small, monkeypatch, changes, finished):
     with monkeypatch.context() as patch:
@@ -483,7 +483,7 @@ def test_stage_2_needs_a_finished_stage_1_of_the_same_model(small, monkeypatch):
     with pytest.raises(UserError, match="stopped at step 5 of 8; finish that run first"):
         stage2(small, **PREALIGN)
     stage1(small)
-    for knob, value in (("n_embd", 16), ("block_size", 16), ("stage1_steps", 4), ("align_tau", 0.5), ("mix", {"en": 1.0})):
+    for knob, value in (("n_embd", 16), ("block_size", 24), ("stage1_steps", 4), ("align_tau", 0.5), ("mix", {"en": 1.0})):
         with pytest.raises(UserError, match=rf"made with another .*{knob} \(there"):
             stage2(small, **PREALIGN, **{knob: value})
     with pytest.raises(UserError, match="there is no checkpoint .*align/seed2/checkpoint.pt"):
