@@ -231,8 +231,8 @@ def facts_of(settings: dict) -> list[knowledge.Fact]:
     return knowledge.make_facts(settings["fact_count"], settings["fact_frequencies"], FACT_SEED, settings["fact_languages"], settings["fact_periods"])
 
 
-def template_language(language: str, pivot: str) -> str:
-    """The language whose words a statement in `language` has: En-Clone's are the pivot's."""
+def text_language(language: str, pivot: str) -> str:
+    """The language whose text is behind `language`: En-Clone's is the pivot's."""
     return pivot if language == "clone" else language
 
 
@@ -244,7 +244,7 @@ def write_facts(stated: list[knowledge.Fact], encoder: Encoder, config: Config, 
     languages, known = (config.pivot, *config.targets), {}
     for fact in stated:
         if fact.index not in known:
-            text = knowledge.statement(fact, template_language(fact.language, config.pivot))
+            text = knowledge.statement(fact, text_language(fact.language, config.pivot))
             ids, align = encoder(text)
             ids, align = np.append(ids, encoder.encoding.eot_token), np.append(align, 0)
             if fact.language != config.pivot:
@@ -297,7 +297,7 @@ def prepare(config: Config) -> None:
 
     facts = facts_of(_settings(config))
     stated = knowledge.in_training_order(facts, FACT_SEED)
-    statements = [knowledge.statement(fact, template_language(fact.language, config.pivot)) for fact in stated]
+    statements = [knowledge.statement(fact, text_language(fact.language, config.pivot)) for fact in stated]
     held_out = choose_held_out(config)
 
     def texts(split: str) -> Iterator[str]:

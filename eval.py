@@ -27,7 +27,7 @@ from tqdm import tqdm
 import config as configs
 from checkpoint import SHAPE, check_matches, load_trained
 from config import Config, UserError
-from data import Dataset, encode, template_language, token_byte_lengths
+from data import Dataset, encode, text_language, token_byte_lengths
 from finetune import transfer
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
@@ -130,7 +130,7 @@ def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, confi
     with another object of the same relation. Chance is 1/4; a tie counts as wrong.
     """
     offset, device = data.offsets[language], model.wte.weight.device
-    sentences = [statement(fact, template_language(language, data.pivot), object_) for fact in facts for object_ in (fact.object, *fact.distractors)]
+    sentences = [statement(fact, text_language(language, data.pivot), object_) for fact in facts for object_ in (fact.object, *fact.distractors)]
     rows = [np.concatenate([[data.end_of_text], encode(data.encoding, sentence)]) + offset for sentence in sentences]
     longest = max(map(len, rows))
     if longest > config.block_size + 1:
@@ -248,11 +248,17 @@ def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
 MEASURED = ("seed", "mix", "only", "align_coverage")
 
 
+def load_run(config: Config, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
+    """The model of this config's finished run, and its checkpoint. Raises UserError when the run is not what the config says."""
+    model, state = load_trained(config.run_dir, data, device)
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
+    return model, state
+
+
 def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
     data = Dataset(config.data_dir)
-    model, state = load_trained(config.run_dir, data, choose_device(config))
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
+    model, state = load_run(config, data, choose_device(config))
     result = {
         "method": config.method, "seed": config.seed,
         "tokens": state["tokens"],
@@ -262,7 +268,7 @@ def evaluate(config: Config) -> dict:
         "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
         "date": datetime.date.today().isoformat(),
     }
-    write_result(config, "eval.json", result)
+    write_result(config, "eval.json", json.dumps(result, indent=1))
     return result
 
 
@@ -270,10 +276,9 @@ def evaluate_transfer(config: Config) -> dict:
     """Fine-tune a finished run on natural language inference, test it in every language, and write xnli.json into its folder."""
     data = Dataset(config.data_dir)
     hardware = start(config)
-    model, state = load_trained(config.run_dir, data, hardware.device)
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
+    model, _ = load_run(config, data, hardware.device)
     result = transfer(model, data, config, hardware) | {"date": datetime.date.today().isoformat()}
-    write_result(config, "xnli.json", result)
+    write_result(config, "xnli.json", json.dumps(result, indent=1))
     return result
 
 
@@ -283,8 +288,7 @@ def dynamics(config: Config) -> list[dict]:
     and CLKA by frequency on the facts of the period that ended last (Fig. 4).
     """
     data, device = Dataset(config.data_dir), choose_device(config)
-    _, state = load_trained(config.run_dir, data)
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
+    load_run(config, data)  # or raises
     names = sorted(glob.glob(os.path.join(config.run_dir, "snapshots", "*.pt")))
     if not names:
         raise UserError(f"{config.run_dir} has no snapshots; train it with --snapshot_interval=250 or so")
@@ -298,17 +302,15 @@ def dynamics(config: Config) -> list[dict]:
         records.append({
             "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "similarity": similarity(model, data, config),
             "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
-    path = os.path.join(config.run_dir, "dynamics.jsonl")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(record) + "\n" for record in records)
-    os.replace(path + ".tmp", path)
+    write_result(config, "dynamics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
-def write_result(config: Config, name: str, result: dict) -> None:
+def write_result(config: Config, name: str, text: str) -> None:
+    """A file in the run's folder, written beside its place and moved there."""
     path = os.path.join(config.run_dir, name)
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(result, f, indent=1)
+        f.write(text)
     os.replace(path + ".tmp", path)
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import nli
 from config import Config, UserError
-from data import Dataset, encode
+from data import Dataset, encode, text_language
 from model import GPT
 from nli import Pair
 from train import Hardware, learning_rate
@@ -113,13 +113,13 @@ def fine_tune(model: GPT, rows: list[np.ndarray], pairs: list[Pair], labels: int
 
 
 def pairs_of(config: Config, split: str, language: str, pivot: str) -> tuple[list[Pair], tuple[str, ...]]:
-    """The pairs of a split, "train", "dev" or "test", in a language, and the names of their labels. En-Clone's are the pivot's."""
+    """The pairs of a split, "train", "dev" or "test", in a language that has text, and the names of their labels."""
     source = getattr(config, f"nli_{split}")
     if source == "builtin":
-        if language not in (pivot, "clone"):
+        if language != pivot:
             raise UserError(f"nli_{split}=builtin is in English only; for {language!r} give a file, such as xnli.test.tsv")
         return nli.builtin(split, config.nli_builtin if split == "train" else max(1, config.nli_builtin // 10)), nli.LABELS
-    return nli.read(source, pivot if language == "clone" else language)
+    return nli.read(source, language)
 
 
 def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> dict:
@@ -129,7 +129,9 @@ def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> d
     Raises UserError when the splits have different labels.
     """
     splits = {split: pairs_of(config, split, data.pivot, data.pivot) for split in ("train", "dev")}
-    tests = {language: pairs_of(config, "test", language, data.pivot) for language in data.languages}
+    texts = {language: text_language(language, data.pivot) for language in data.languages}
+    read = {text: pairs_of(config, "test", text, data.pivot) for text in dict.fromkeys(texts.values())}  # once each
+    tests = {language: read[text] for language, text in texts.items()}
     labels = splits["train"][1]
     for name, (_, found) in (splits | tests).items():
         if found != labels:

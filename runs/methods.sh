@@ -1,5 +1,5 @@
-# Sourced by table*.sh: `method NAME` trains, evaluates and fine-tunes a method, for every seed of SEEDS, at the scale that the
-# script was called with: a config file's name, demo unless given. Further arguments of the script go to every command.
+# Sourced by table*.sh: `methods NAME ...` trains, evaluates and fine-tunes methods, for every seed of SEEDS, and reports, at the
+# scale that the script was called with: a config file's name, demo unless given. Further arguments of the script go to every command.
 # What is finished is skipped, so a script can be interrupted and started again. LAUNCH="torchrun ..." for several GPUs.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SCALE=${1:-demo}
@@ -18,23 +18,25 @@ knob() {  # the value of a knob of this scale
 }
 OUT=$(knob out_dir)
 
-evaluate() {  # METHOD SEED and the arguments of its run
-    local run=$OUT/$1/seed$2
-    shift 2
-    [ "$run/eval.json" -nt "$run/checkpoint.pt" ] || python eval.py "$@"
-    [ "$run/xnli.json" -nt "$run/checkpoint.pt" ] || python eval.py xnli "$@"
-}
-
 method() {
-    local file=config/method/$1.py seed
+    local file=config/method/$1.py seed folder
     for seed in $SEEDS; do
         local run=("${ARGUMENTS[@]}" "$file" --seed="$seed")
         if grep -q '^init_from = "align"' "$file"; then
             $LAUNCH prealign.py "${run[@]}"
         fi
         $LAUNCH train.py "${run[@]}"
-        evaluate "$1" "$seed" "${run[@]}"
+        folder=$OUT/$1/seed$seed
+        [ "$folder/eval.json" -nt "$folder/checkpoint.pt" ] || python eval.py "${run[@]}"
+        [ "$folder/xnli.json" -nt "$folder/checkpoint.pt" ] || python eval.py xnli "${run[@]}"
     done
 }
 
-python data.py "${ARGUMENTS[@]}"
+methods() {
+    local name
+    python data.py "${ARGUMENTS[@]}"
+    for name in "$@"; do
+        method "$name"
+    done
+    python eval.py report "$OUT"
+}

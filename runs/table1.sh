@@ -3,7 +3,4 @@
 #     bash runs/table1.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
-for name in only_target joint prealign full_target; do
-    method "$name"
-done
-python eval.py report "$OUT"
+methods only_target joint prealign full_target

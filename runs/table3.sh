@@ -3,7 +3,4 @@
 #     bash runs/table3.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
-for name in joint codeswitch_only init_only prealign; do
-    method "$name"
-done
-python eval.py report "$OUT"
+methods joint codeswitch_only init_only prealign

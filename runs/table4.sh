@@ -3,7 +3,4 @@
 #     bash runs/table4.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
-for name in vanilla_codeswitch original_codeswitch prealign; do
-    method "$name"
-done
-python eval.py report "$OUT"
+methods vanilla_codeswitch original_codeswitch prealign

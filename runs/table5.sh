@@ -3,7 +3,4 @@
 #     bash runs/table5.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
-for name in coverage25 coverage50 coverage75 prealign; do
-    method "$name"
-done
-python eval.py report "$OUT"
+methods coverage25 coverage50 coverage75 prealign
