@@ -3,7 +3,7 @@ English to En-Clone on a laptop: about a quarter of an hour on two cores, no GPU
 
 Scaled down from the paper: 0.8M parameters (without embeddings) for 150M, 5.3M tokens for 10.1B. What changes with the scale, and why:
   mix                 2.5% of En-Clone, not 1%, which would be 53,000 tokens.
-  stage1_steps        12% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
+  stage1_steps        10% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 6 to 12 times as wide.
   fact_frequencies    every fact so often that it is learned at all.
@@ -36,8 +36,8 @@ learning_rate = 2e-3
 beta2 = 0.999
 warmup_ratio = 0.02
 
-stage1_steps = 300
-stage1_align_weight = 0.5
+stage1_steps = 250
+stage1_align_weight = 0.3
 align_entries = 256
 align_tau = 0.1
 align_power = 0.5
