@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import Config, UserError
-from data import Dataset
+from dataset import Dataset
 from table import Table
 
 # What a random number is for. Part of its key, so that no two uses share one.

@@ -12,7 +12,7 @@ import torch
 
 import config as configs
 from config import Config, UserError
-from data import Dataset
+from dataset import Dataset
 from model import GPT
 from prealign import stage1_config
 
@@ -86,10 +86,7 @@ def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu"
     state = load_checkpoint(path)
     if state["step"] < state["last_step"] and not snapshot:
         raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command again to finish it")
-    try:
-        config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
-    except TypeError as e:
-        raise UserError(f"{path}: its config is of another version ({e})") from e
+    config = configs.from_plain(state["config"], path)
     check_matches(state, path, config, data, ())
     model = make_model(config, data.vocab_size)
     load_weights(model, state, path)

@@ -73,10 +73,10 @@ class Config:
     beta2: float = 0.99
     grad_clip: float = 1.0              # global norm; 0 = off
 
-    # alignment (stage 1, and on-the-fly when align_weight > 0)
+    # alignment
     stage1_steps: int = 250             # each with a language-model batch, counted in max_steps
-    stage1_align_weight: float = 0.1    # of the contrastive loss (Eq. 4) in stage 1
-    align_weight: float = 0.0           # the same in stage 2
+    align_weight: float = 0.1           # of the contrastive loss (Eq. 4)
+    align_steps: str = "none"           # of train.py that have it: "none" (stage 1 has had it), "all" (on the fly) or "last" (post: the last stage1_steps)
     align_entries: int = 512            # table entries per step, over all processes
     align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 3)
     align_power: float = 0.5            # entries are drawn by frequency ** align_power
@@ -132,6 +132,7 @@ class Config:
 
 CHOICES = {
     "codeswitch_target": ("input-only", "vanilla", "original"),
+    "align_steps": ("none", "all", "last"),
     "dtype": ("auto", "bf16", "fp16", "fp32"),
     "compile": ("auto", "on", "off"),
 }
@@ -140,7 +141,7 @@ POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_lay
             "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words", "sample_count", "sample_prompt", "sample_tokens",
             "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
-                "stage1_align_weight", "align_weight", "align_power", "eval_tokens")
+                "align_weight", "align_power", "eval_tokens")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
@@ -246,6 +247,8 @@ def _check(config: Config) -> None:
     if config.max_steps <= config.stage1_steps:
         raise UserError(f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}): it counts them, and facts are stated after "
                         "them in every method; without a stage 1, set --stage1_steps=0")
+    if config.align_steps == "last" and config.stage1_steps == 0:
+        raise UserError("align_steps=last aligns in the last stage1_steps steps, and stage1_steps is 0")
     if config.n_embd % config.n_head:
         raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
     languages = (config.pivot, *config.targets)
@@ -305,6 +308,14 @@ def load(arguments: list[str], usage: str = "") -> Config:
     config = Config(**values)
     _check(config)
     return config
+
+
+def from_plain(plain: dict, where: str) -> Config:
+    """The config that `Config.plain` gave, read back. Raises UserError, naming `where` it was read, when it is of another version."""
+    try:
+        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+    except TypeError as e:
+        raise UserError(f"{where}: its config is of another version ({e})") from e
 
 
 def run(main: typing.Callable[[list[str]], None]) -> None:

@@ -6,10 +6,7 @@ Text to training data: splits, tokenizer, alignment table, and memory-mapped bin
 What it writes is described in the README, "Files". Everything is built in DATA_DIR.partial and renamed when whole.
 """
 
-import base64
-import binascii
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -26,74 +23,12 @@ import config as configs
 import corpus
 import knowledge
 from config import Config, UserError
-from table import CHUNK, Table, aligned_surfaces, count_chunks, count_surfaces, make_table, words_of_chunk
+from dataset import FACT_SEED, FORMAT, Dataset, digest, facts_of, text_language
+from table import CHUNK, aligned_surfaces, count_chunks, count_surfaces, make_table, words_of_chunk
+from tokenizer import encode, load_tokenizer, token_byte_lengths, train_tokenizer
 
-FORMAT = 2
 SETTINGS = ("source", "pivot", "targets", "tokenizer", "vocab_size", "min_count", "val_fraction", "fact_count", "fact_frequencies",
             "fact_languages", "fact_periods")
-FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
-END_OF_TEXT = "<|endoftext|>"
-
-# Pre-tokenisation of a vocabulary trained here: pieces end where NLTK's words end (don't = do + n't, every punctuation
-# mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, as in GPT-2.
-PATTERN = (r" ?\p{L}+(?=n't(?!\p{L}))|n't(?!\p{L})|'(?:s|m|d|ll|ve|re)(?!\p{L})| ?\p{L}+| ?\p{N}{1,3}"
-           r"| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokenizer: always a tiktoken.Encoding
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:
-    """Train a byte-pair vocabulary of `vocab_size` tokens (end-of-text included) and save it in tiktoken's format."""
-    import rustbpe
-
-    if vocab_size < 257:
-        raise UserError(f"vocab_size must be at least 257 (256 bytes and end-of-text), found {vocab_size}")
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(texts, vocab_size - 1, pattern=PATTERN)
-    with open(path, "wb") as f:
-        for token, rank in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1]):
-            f.write(base64.b64encode(bytes(token)) + b" " + str(rank).encode() + b"\n")
-
-
-def load_tokenizer(name: str, path: str) -> tiktoken.Encoding:
-    """The tiktoken encoding `name`, or for "train" the one saved at `path`. Raises UserError when it cannot be had."""
-    if name != "train":
-        if name not in tiktoken.list_encoding_names():
-            raise UserError(f"tokenizer: there is no tiktoken encoding named {name!r}; there are {', '.join(tiktoken.list_encoding_names())}, "
-                            "or \"train\" to make a vocabulary from the corpus")
-        try:
-            return tiktoken.get_encoding(name)
-        except Exception as e:  # tiktoken raises whatever its HTTP library raises
-            raise UserError(f"tokenizer {name}: its vocabulary file cannot be downloaded ({type(e).__name__}); set TIKTOKEN_CACHE_DIR to a "
-                            "folder that has it, or use --tokenizer=train to make a vocabulary from the corpus") from e
-    ranks = {}
-    try:
-        with open(path, "rb") as f:
-            for line in f:
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
-        if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
-            raise ValueError("ranks are not 0, 1, 2, ... or a byte is missing")
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror}); run data.py again") from e
-    except (ValueError, binascii.Error) as e:
-        raise UserError(f"{path}: not a tiktoken vocabulary ({e}); delete its folder and run data.py again") from e
-    return tiktoken.Encoding("trained", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
-
-
-def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
-    """Token ids (n,) int64 of a text; special tokens written out in it are ordinary text."""
-    return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
-
-
-def token_byte_lengths(encoding: tiktoken.Encoding) -> np.ndarray:
-    """How many bytes of text each token id stands for, (V,) int64; 0 for special tokens and unused ids."""
-    lengths = np.zeros(encoding.n_vocab, dtype=np.int64)
-    for token in encoding.token_byte_values():
-        lengths[encoding.encode_single_token(token)] = len(token)
-    return lengths
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,18 +157,6 @@ def write_bins(texts: Iterable[str], split: str, config: Config, folder: str, po
             count["aligned_words"] += int((align > 0).sum())
             bar.update(len(ids))
     return count
-
-
-def facts_of(settings: dict) -> list[knowledge.Fact]:
-    """The facts of a data folder, by its settings."""
-    if not settings["fact_count"]:
-        return []
-    return knowledge.make_facts(settings["fact_count"], settings["fact_frequencies"], FACT_SEED, settings["fact_languages"], settings["fact_periods"])
-
-
-def text_language(language: str, pivot: str) -> str:
-    """The language whose text is behind `language`: En-Clone's is the pivot's."""
-    return pivot if language == "clone" else language
 
 
 def write_facts(stated: list[knowledge.Fact], encoder: Encoder, config: Config, folder: str, V: int, dtype: np.dtype) -> dict:
@@ -372,9 +295,9 @@ def choose_held_out(config: Config) -> set[bytes]:
         raise UserError(f"{config.source}: found {len(sizes)} distinct documents; at least 2 are needed, one to train on and one to hold out "
                         "(blank lines separate documents in .txt)")
     held_out, budget = set(), config.val_fraction * sum(sizes.values())
-    for digest in sorted(sizes)[:-1]:
-        held_out.add(digest)
-        budget -= sizes[digest]
+    for document in sorted(sizes)[:-1]:
+        held_out.add(document)
+        budget -= sizes[document]
         if budget <= 0:
             break
     return held_out
@@ -385,104 +308,6 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
     if vocab_size <= 2**31:
         return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer cloned languages")
-
-
-def digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
-    """
-    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a small file, a sample of a large one,
-    so that opening 40 GB of bins takes no longer than opening 4 MB.
-    """
-    size = os.path.getsize(path)
-    sha = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as f:
-        for start in range(0, size, block) if size <= blocks * block else np.linspace(0, size - block, blocks, dtype=np.int64):
-            f.seek(int(start))
-            sha.update(f.read(block))
-    return sha.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading it back
-
-
-def read_meta(data_dir: str) -> dict:
-    path = os.path.join(data_dir, "meta.json")
-    again = "run `python data.py` with the same config"
-    try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
-    except OSError as e:
-        raise UserError(f"no prepared data in {data_dir} ({e.strerror}); {again}") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e}); {again}") from e
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise UserError(f"{path}: expected data format {FORMAT}, found {found}; {again}")
-    return meta
-
-
-class Dataset:
-    """A prepared data folder, opened: sizes checked against meta.json, bins memory-mapped."""
-
-    def __init__(self, data_dir: str):
-        self.dir = data_dir
-        self.meta = read_meta(data_dir)
-        try:
-            self.V, self.vocab_size, self.end_of_text = self.meta["V"], self.meta["vocab_size"], self.meta["end_of_text"]
-            self.offsets, self.splits, self.dtype = self.meta["offsets"], self.meta["splits"], np.dtype(self.meta["dtype"])
-            self.languages = tuple(self.offsets)
-            self.pivot = self.languages[0]
-            self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
-            self.meta["made_from"]["settings"]
-            {split: self.splits[split]["tokens"] + 0 for split in self.splits}
-        except (LookupError, TypeError, AttributeError) as e:
-            raise UserError(f"{data_dir}/meta.json: {e} is missing or of the wrong kind; run `python data.py` with the same config") from e
-
-    def intact(self, name: str) -> bool:
-        path = os.path.join(self.dir, name)
-        return os.path.isfile(path) and digest(path) == self.meta["digests"].get(name)
-
-    def _map(self, name: str, dtype: np.dtype, split: str) -> np.ndarray:
-        path = os.path.join(self.dir, name)
-        expected = self.splits[split]["tokens"] * dtype.itemsize
-        try:
-            found = os.path.getsize(path)
-        except OSError as e:
-            raise UserError(f"{path}: {e.strerror}; run `python data.py` with the same config") from e
-        if found != expected:
-            raise UserError(f"{path}: expected {expected} bytes by meta.json, found {found}; delete {self.dir} and run `python data.py` again")
-        if digest(path) != self.meta["digests"].get(name):
-            raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
-        return np.memmap(path, dtype, mode="r")
-
-    def tokens(self, language: str, split: str) -> np.ndarray:
-        """Token ids (n,), memory-mapped."""
-        if split not in self.splits or language not in self.offsets or (split == "facts" and language != self.pivot):
-            raise UserError(f"{self.dir} has no {split} text in {language!r}; it has {', '.join(self.languages)} and {', '.join(self.splits)}")
-        return self._map(f"{language}_{split}.bin", self.dtype, split)
-
-    def align(self, split: str) -> np.ndarray:
-        """Alignment ids (n,) int32 of the pivot, memory-mapped."""
-        return self._map(f"{self.pivot}_{split}.align.bin", np.dtype("<i4"), split)
-
-    @functools.cached_property
-    def table(self) -> Table:
-        table = Table.load(os.path.join(self.dir, "table.npz"))
-        if not self.intact("table.npz"):
-            raise UserError(f"{self.dir}/table.npz: not the file that meta.json describes; run data.py again")
-        if table.languages != self.languages or (len(table.tokens) and not 0 <= table.tokens.min() <= table.tokens.max() < self.vocab_size):
-            raise UserError(f"{self.dir}/table.npz: its languages or token ids are not those of meta.json; run data.py again")
-        return table
-
-    @functools.cached_property
-    def encoding(self) -> tiktoken.Encoding:
-        if self.meta["tokenizer"] == "train" and not self.intact("tokenizer.tiktoken"):
-            raise UserError(f"{self.dir}/tokenizer.tiktoken: not the file that meta.json describes; run data.py again")
-        return load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
-
-    @functools.cached_property
-    def facts(self) -> list[knowledge.Fact]:
-        return facts_of(self.meta["made_from"]["settings"])
 
 
 def main(arguments: list[str]) -> None:

@@ -27,12 +27,13 @@ from tqdm import tqdm
 import config as configs
 from checkpoint import SHAPE, check_matches, load_trained
 from config import Config, UserError
-from data import Dataset, encode, text_language, token_byte_lengths
+from dataset import Dataset, text_language
 from finetune import transfer
 from knowledge import Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
 from report import report, report_tables, wilson
+from tokenizer import encode, token_byte_lengths
 from train import choose_device, start
 
 
@@ -261,7 +262,7 @@ def evaluate(config: Config) -> dict:
     model, state = load_run(config, data, choose_device(config))
     result = {
         "method": config.method, "seed": config.seed,
-        "tokens": state["tokens"],
+        "tokens": state["tokens"], "config": config.plain(),
         "lm": {language: language_model(model, data, language, config) for language in data.languages},
         "clka": clka(model, data, data.facts, config),
         "similarity": similarity(model, data, config),

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 import nli
 from config import Config, UserError
-from data import Dataset, encode, text_language
+from dataset import Dataset, text_language
 from model import GPT
 from nli import Pair
+from tokenizer import encode
 from train import Hardware, learning_rate
 
 

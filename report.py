@@ -92,6 +92,8 @@ def report_tables(runs: list[dict]) -> str:
         text += "\n\n" + lines
     for name, table in paper_tables(by_method):
         text += f"\n\n{name}\n\n" + table
+    if table := seen_and_unseen(by_method):
+        text += "\n\nPerplexity of words that were aligned (seen), of the other words, and of what is no word:\n\n" + table
     kinds = list(runs[0]["lm"][languages[0]].get("kinds", ()))
     rows = [[r["method"], str(r["seed"])] + [f"{r['lm'][l]['kinds'][k]['ppl']:.1f}" if k in r["lm"][l].get("kinds", ()) else "-" for l in languages for k in kinds] for r in runs]
     if kinds:
@@ -102,6 +104,61 @@ def report_tables(runs: list[dict]) -> str:
         if any(len(r) > 2 for r in rows):
             text += f"\n\nCosine of {languages[0]} and {languages[-1]}, {what}:\n\n" + markdown_table(["method", "seed", *layers], rows)
     return text
+
+
+def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
+    """The coverage methods (the paper's Fig. 6): a run with a share of the table has seen the quarters of the table below it."""
+    header, rows = None, []
+    for method, runs in by_method.items():
+        coverage = runs[0].get("config", {}).get("align_coverage")
+        if not (method.startswith("coverage") or method == "prealign") or coverage is None:
+            continue
+        cells = {}
+        for language, numbers in runs[0]["lm"].items():
+            kinds = list(numbers.get("kinds", ()))
+            seen = round(4 * coverage)
+            for name, those in (("seen", kinds[:seen]), ("unseen", kinds[seen:-1]), ("not words", kinds[-1:])):
+                if those:
+                    cells[f"{language}: {name}"] = spread([pooled_perplexity([r["lm"][language]["kinds"][k] for k in those]) for r in runs], 1)
+        header = ["method", "share of the table", *cells]
+        rows.append([method, f"{100 * coverage:g}%", *cells.values()])
+    return markdown_table(header, rows) if len(rows) > 1 else ""
+
+
+def pooled_perplexity(parts: list[dict]) -> float:
+    """The perplexity of several sets of tokens together, each {"ppl", "tokens"}."""
+    return math.exp(sum(part["tokens"] * math.log(part["ppl"]) for part in parts) / sum(part["tokens"] for part in parts))
+
+
+def dynamics_table(out_dir: str) -> str:
+    """CLKA in the second half of training, by method, language of training and of the test, and frequency, over all its periods and seeds."""
+    rows = []
+    for method, records in dynamics_of(out_dir).items():
+        tested = [r for r in records if r["clka"]]
+        late = [r for r in tested if r["step"] > max(r["step"] for r in tested) / 2]
+        frequencies = sorted({int(n) for r in late for n in r["clka"]})
+        for pair in dict.fromkeys(pair for r in late for pairs in r["clka"].values() for pair in pairs):
+            cells = []
+            for n in frequencies:
+                parts = [r["clka"][str(n)][pair] for r in late if pair in r["clka"].get(str(n), {})]
+                facts = sum(part["n"] for part in parts)
+                cells.append(percent(sum(part["accuracy"] * part["n"] for part in parts) / facts, facts))
+            rows.append([method, pair, *cells])
+    return markdown_table(["method", "stated -> asked", *(f"stated {n} times (95%)" for n in frequencies)], rows) if rows else ""
+
+
+def dynamics_of(out_dir: str) -> dict[str, list[dict]]:
+    """The records of every dynamics.jsonl in OUT_DIR/dynamics by method, all seeds together, joint first."""
+    records: dict[str, list[dict]] = {}
+    for path in sorted(glob.glob(os.path.join(out_dir, "dynamics", "*", "seed*", "dynamics.jsonl"))):
+        with open(path, encoding="utf-8") as f:
+            try:
+                for line in f:
+                    record = json.loads(line)
+                    records.setdefault(record["method"], []).append(record)
+            except (ValueError, LookupError, TypeError) as e:
+                raise UserError(f"{path}: not the lines of eval.py dynamics ({e}); delete it and make it again") from e
+    return dict(sorted(records.items(), key=lambda item: (item[0] != "joint", item[0])))
 
 
 def comparison(runs: list[dict]) -> str:
@@ -131,14 +188,30 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def report(out_dir: str) -> None:
-    """Print the table of every evaluated run in `out_dir`; write report.md and report.json there."""
+    """
+    Print the tables of every evaluated run in `out_dir` and draw the figures; write report.md, with OUT_DIR/notes.md in it if
+    there is one, and report.json there.
+    """
+    from figures import draw  # here, as it takes a second to load
+
     runs = gather(out_dir)
     text = report_tables(runs)
+    if table := dynamics_table(out_dir):
+        text += "\n\nLearning dynamics: CLKA right after the period that stated the facts, in the second half of training:\n\n" + table
+    notes = os.path.join(out_dir, "notes.md")
+    if os.path.exists(notes):
+        with open(notes, encoding="utf-8") as f:
+            text += "\n\n" + f.read().strip()
+    figures = draw(out_dir)
     with open(os.path.join(out_dir, "report.json"), "w", encoding="utf-8") as f:
         json.dump({"runs": runs}, f, indent=1)
     with open(os.path.join(out_dir, "report.md"), "w", encoding="utf-8") as f:
         f.write(f"# {out_dir}\n\n{text}\n")
+        f.writelines(f"\n## {figure.title}\n\n![{figure.title}]({figure.file})\n\n{figure.caption}\n" for figure in figures)
     print(text)
+    for figure in figures:
+        print(f"\n{figure.title}: {os.path.join(out_dir, figure.file)}", end="")
+    print()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,5 +283,18 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         tokens = sorted({r["tokens"] for runs in here.values() for r in runs})
         dates = sorted({r["date"] for runs in here.values() for r in runs if "date" in r})
         scale = " to ".join(f"{t / 1e6:.1f}M" for t in dict.fromkeys((tokens[0], tokens[-1])))
-        yield f"{name}: ours at {scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at 10.1B:", \
-            markdown_table(header, lines)
+        table = markdown_table(header, lines)
+        if against := disagreements(here, rows, columns):
+            table += "\n\nNot in the paper's order: " + "; ".join(against) + "."
+        yield f"{name}: ours at {scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at 10.1B:", table
+
+
+def disagreements(runs: dict[str, list[dict]], paper: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
+    """Where two methods that differ in the paper come the other way round in ours, by means over seeds."""
+    found = []
+    for column in columns:
+        ours = {method: statistics.mean(values) for method, those in runs.items() if (values := [v for r in those if (v := METRICS[column](r)) is not None])}
+        both = [method for method in ours if column in paper[method]]
+        found += [f"{column} of {a} and {b}" for i, a in enumerate(both) for b in both[i + 1:]
+                  if (paper[a][column] - paper[b][column]) * (ours[a] - ours[b]) < 0]
+    return found

@@ -30,7 +30,7 @@ import config as configs
 from batches import Batch, Sampler, prefetch
 from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from config import Config, UserError
-from data import Dataset
+from dataset import Dataset
 from model import GPT
 from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
 
@@ -125,13 +125,23 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
 def learning_rate(step: int, config: Config) -> float:
     """
     Linear warm-up over warmup_ratio of the run's steps, then a cosine to min_learning_rate_ratio of the peak. Both stages
-    are one run with one schedule: at the same step every method has the same rate.
+    are one run with one schedule: at the same step every method has the same rate. Only post-alignment has two, one for
+    the pretraining and one for the alignment of what is then a finished model.
     """
-    warmup = math.ceil(config.warmup_ratio * config.max_steps)
+    steps = config.max_steps
+    if config.align_steps == "last":
+        pretraining = config.max_steps - config.stage1_steps
+        step, steps = (step, pretraining) if step < pretraining else (step - pretraining, config.stage1_steps)
+    warmup = math.ceil(config.warmup_ratio * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.max_steps - warmup)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
     return config.learning_rate * (config.min_learning_rate_ratio + (1 - config.min_learning_rate_ratio) * cosine)
+
+
+def aligns(step: int, config: Config) -> bool:
+    """Whether a step has the contrastive loss beside the language-model loss."""
+    return config.align_steps == "all" or (config.align_steps == "last" and step >= config.max_steps - config.stage1_steps)
 
 
 def rows_of(step: int, config: Config, hardware: Hardware) -> np.ndarray:
@@ -162,7 +172,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     torch.manual_seed(config.seed)
     data = Dataset(config.data_dir)
     sampler = Sampler(data, config)
-    if config.align_weight > 0 and np.diff(data.table.offsets).max() > config.block_size:
+    if config.align_steps != "none" and np.diff(data.table.offsets).max() > config.block_size:
         raise UserError(f"a word of the alignment table has {np.diff(data.table.offsets).max()} tokens, more than block_size={config.block_size}; "
                         "use a larger vocab_size or block_size")
     model = make_model(config, data.vocab_size)
@@ -208,11 +218,11 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
 
     def make_batch(step: int) -> tuple[Batch, Words | None]:
         batch = sampler.batch(rows_of(step, config, hardware))
-        words = word_rows(sampler.table, draw_entries(sampler.table, config, step), hardware.world) if config.align_weight > 0 else None
+        words = word_rows(sampler.table, draw_entries(sampler.table, config, step), hardware.world) if aligns(step, config) else None
         return batch, words
 
-    # Since the last log line, on the device: per stream the sum of losses and of predicted tokens; the alignment loss.
-    sums = torch.zeros(2 * len(sampler.streams) + 1, device=device)
+    # Since the last log line, on the device: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps.
+    sums = torch.zeros(2 * len(sampler.streams) + 2, device=device)
     stop = StopSignal()
     batches = prefetch(make_batch, range(step, last_step))
     for batch, words in batches:
@@ -238,7 +248,8 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                     representations = word_representations(model, torch.from_numpy(words.ids[mine]), torch.from_numpy(words.length[mine]))
                 align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), config.align_tau)
                 scaler.scale(config.align_weight * hardware.world * align_loss).backward()
-            sums[-1] += align_loss.detach()
+            sums[-2] += align_loss.detach()
+            sums[-1] += hardware.rank == 0
         micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
         for begin in micro_batches:
             rows = slice(begin, begin + config.micro_batch_size)
@@ -266,7 +277,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                 saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
                 raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
             if main_process:
-                log.line(step, lr, sums.tolist(), with_alignment=words is not None)
+                log.line(step, lr, sums.tolist())
             sums.zero_()
         elif main_process:
             log.tick(step)
@@ -345,15 +356,15 @@ class Log:
     def tick(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
 
-    def line(self, step: int, lr: float, sums: list[float], with_alignment: bool) -> None:
+    def line(self, step: int, lr: float, sums: list[float]) -> None:
         now, T, steps = time.perf_counter(), self.config.block_size, step - self.step
         speed = steps * self.config.batch_size * T / (now - self.time)
         self.step, self.time = step, now
-        losses, counts = sums[0:-1:2], sums[1::2]
+        losses, counts = sums[:-2:2], sums[1:-2:2]
         record = {"step": step, "tokens": step * self.config.batch_size * T, "lr": lr, "loss": sum(losses) / max(1, sum(counts))}
         record |= {f"loss_{name}": loss / count for name, loss, count in zip(self.streams, losses, counts) if count}
-        if with_alignment:
-            record["align_loss"] = sums[-1] / steps
+        if sums[-1] > 0:
+            record["align_loss"] = sums[-2] / sums[-1]
         record |= {"tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()

@@ -37,7 +37,7 @@ beta2 = 0.999
 warmup_ratio = 0.02
 
 stage1_steps = 250
-stage1_align_weight = 0.3
+align_weight = 0.3
 align_entries = 256
 align_tau = 0.1
 align_power = 0.5

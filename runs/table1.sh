@@ -4,3 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods only_target joint prealign full_target
+transfer joint prealign
+report

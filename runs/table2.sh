@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Table 2: aligning on the fly, with as many tokens as PreAlign.
+# Table 2: aligning on the fly or after pretraining, with as many tokens as PreAlign.
 #     bash runs/table2.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
-methods on_the_fly prealign
+methods joint on_the_fly post prealign
+transfer joint on_the_fly post prealign
+report

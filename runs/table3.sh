@@ -4,3 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods joint codeswitch_only init_only prealign
+transfer joint codeswitch_only init_only prealign
+report

@@ -4,3 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods vanilla_codeswitch original_codeswitch prealign
+report

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,3 +61,23 @@ def overrides(config: Config, **changes) -> list[str]:
     """The --key=value arguments that make `config` (with changes) from the defaults."""
     default, config = Config(), replace(config, **changes)
     return [f"--{k}={v}" for k, v in config.to_dict().items() if v != getattr(default, k)]
+
+
+@pytest.fixture(scope="session")
+def out_dir(tiny, tmp_path_factory) -> Path:
+    """Three finished and evaluated runs: joint with two seeds, PreAlign with one."""
+    import eval as evaluation
+    import prealign
+    import train as training
+
+    folder = tmp_path_factory.mktemp("runs")
+    config = replace(tiny, out_dir=str(folder), max_steps=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "StopSignal", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
+        patch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+        for changes in (dict(method="joint"), dict(method="joint", seed=2), dict(method="prealign", init_from="align", codeswitch_ratio=0.3)):
+            if changes["method"] == "prealign":
+                prealign.main(overrides(config, **changes))
+            training.main(overrides(config, **changes))
+            evaluation.main(overrides(config, **changes))
+    return folder

@@ -10,7 +10,8 @@ import pytest
 
 from batches import LANGUAGE, SWITCH, TRANSLATION, Sampler, codeswitch, hash64, permute, prefetch, stream_of_rows, uniform
 from config import UserError
-from data import Dataset, prepare
+from data import prepare
+from dataset import Dataset
 from table import Table, make_table
 
 TARGETS = ("input-only", "vanilla", "original")

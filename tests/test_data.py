@@ -18,7 +18,9 @@ import corpus
 import data
 from config import UserError
 from conftest import make_text, overrides, run_command
-from data import PATTERN, Dataset, Encoder, encode, load_tokenizer, prepare, smallest_dtype, train_tokenizer
+from data import Encoder, prepare, smallest_dtype
+from dataset import Dataset, digest
+from tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
 
 ODD_WORDS = ["naïve", "Straße", "日本語", "мир", "😀", "don't", "cannot", "it's", "I'll", "rock'n'roll", "o'clock", '"so"', "“so”",
              "``so''", "(b)", "e.g.", "3.14", "1,000", "...", "--", "well-known", "$5", "50%", "<|endoftext|>", "a/b", "\u00e9\u0301", "'", '"']
@@ -85,7 +87,7 @@ def encodings(tmp_path_factory) -> dict[str, tiktoken.Encoding]:
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(texts, 400)  # the pattern of GPT-4
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    made["other pattern"] = tiktoken.Encoding("other", pat_str=trainer.get_pattern(), mergeable_ranks=ranks, special_tokens={data.END_OF_TEXT: 400})
+    made["other pattern"] = tiktoken.Encoding("other", pat_str=trainer.get_pattern(), mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 400})
     return made
 
 
@@ -99,7 +101,7 @@ def test_a_vocabulary_is_in_the_format_of_tiktoken(tmp_path, monkeypatch):
     assert ranks == {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     assert sorted(ranks.values()) == list(range(349))
     encoding = load_tokenizer("train", path)
-    assert (encoding.n_vocab, encoding.eot_token, encoding.decode([349])) == (350, 349, data.END_OF_TEXT)
+    assert (encoding.n_vocab, encoding.eot_token, encoding.decode([349])) == (350, 349, END_OF_TEXT)
     rng = random.Random(0)
     for _ in range(100):
         text = random_text(rng, ODD_WORDS + make_text(2).split())
@@ -110,13 +112,13 @@ def test_a_vocabulary_is_in_the_format_of_tiktoken(tmp_path, monkeypatch):
 
 def test_special_tokens_written_out_are_ordinary_text(encodings):
     encoding = encodings["500 tokens"]
-    ids = encode(encoding, f"a{data.END_OF_TEXT}b")
-    assert encoding.eot_token not in ids and encoding.decode(ids.tolist()) == f"a{data.END_OF_TEXT}b"
+    ids = encode(encoding, f"a{END_OF_TEXT}b")
+    assert encoding.eot_token not in ids and encoding.decode(ids.tolist()) == f"a{END_OF_TEXT}b"
 
 
 def test_bytes_of_every_token(encodings):
     for encoding in encodings.values():
-        lengths = data.token_byte_lengths(encoding)
+        lengths = token_byte_lengths(encoding)
         assert lengths.shape == (encoding.n_vocab,) and lengths[encoding.eot_token] == 0
         assert all(lengths[i] == len(encoding.decode_single_token_bytes(i)) for i in range(encoding.n_vocab) if i != encoding.eot_token)
 
@@ -346,7 +348,7 @@ def test_the_files_are_these_and_meta_has_the_digest_of_each(tiny):
     names = {f"{language}_{split}.bin" for language in ("en", "clone") for split in ("train", "val")} | {"en_facts.bin"}
     names |= {f"en_{split}.align.bin" for split in ("train", "val", "facts")} | {"table.npz", "table.tsv", "tokenizer.tiktoken"}
     assert set(contents(tiny.data_dir)) == names | {"meta.json"}
-    assert Dataset(tiny.data_dir).meta["digests"] == {name: data.digest(f"{tiny.data_dir}/{name}") for name in names}
+    assert Dataset(tiny.data_dir).meta["digests"] == {name: digest(f"{tiny.data_dir}/{name}") for name in names}
 
 
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
@@ -599,8 +601,8 @@ def test_a_digest_reads_all_of_a_small_file_and_samples_a_large_one(tmp_path):
         if at is not None:
             raw[at] = 1
         path.write_bytes(raw)
-        digests.add(data.digest(str(path), blocks=10, block=100))
+        digests.add(digest(str(path), blocks=10, block=100))
     assert len(digests) == 8
     with open(path, "wb") as f:
         f.truncate(100 * 2**30)  # sparse
-    data.digest(str(path))
+    digest(str(path))

@@ -17,12 +17,14 @@ import prealign
 import train as training
 from checkpoint import load_trained, make_golden, make_model
 from config import Config, UserError
-from conftest import overrides, run_command
-from data import Dataset, encode, prepare
+from conftest import overrides
+from data import prepare
+from dataset import Dataset
 from eval import dynamics, evaluate, language_model, mixed_script, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
 from knowledge import Fact, make_facts, statement
 from model import GPT
 from table import make_table
+from tokenizer import encode
 
 
 @pytest.fixture(scope="module")
@@ -284,30 +286,10 @@ def test_similarity_is_measured_on_as_many_words_as_asked_for(tiny, data, monkey
 
 # ---- a run ----
 
-@pytest.fixture(scope="module")
-def out_dir(tiny, tmp_path_factory) -> Path:
-    """Three finished and evaluated runs: joint with two seeds, PreAlign with one."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = replace(tiny, out_dir=str(folder), max_steps=12)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopSignal", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
-        patch.setattr(training, "matmul_rate", lambda hardware: 1e9)
-        for changes in (dict(method="joint"), dict(method="joint", seed=2), dict(method="prealign", init_from="align", codeswitch_ratio=0.3)):
-            if changes["method"] == "prealign":
-                prealign.main(overrides(config, **changes))
-            training.main(overrides(config, **changes))
-            evaluation.main(overrides(config, **changes))
-    return folder
-
-
-def result_of(folder: Path, method: str, seed: int) -> dict:
-    return json.loads((folder / method / f"seed{seed}" / "eval.json").read_text())
-
-
 def test_evaluation_of_a_run(tiny, data, out_dir):
     config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="joint", seed=2)
     result = evaluate(config)
-    assert result_of(out_dir, "joint", 2) == json.loads(json.dumps(result))
+    assert json.loads((out_dir / "joint" / "seed2" / "eval.json").read_text()) == json.loads(json.dumps(result))
     assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
     model, _ = load_trained(config.run_dir, data)
     assert result["lm"] == {language: language_model(model, data, language, config) for language in ("en", "clone")}
@@ -428,128 +410,3 @@ def test_a_continuation_is_mixed_when_any_token_is_of_the_target(tiny, data, say
     config = replace(tiny, sample_count=10, sample_tokens=8)
     result = mixed_script(Speaker(data.vocab_size, says), data, config)
     assert result == {"clone": {"share": share, "n": 10, "interval": wilson(int(10 * share), 10)}}
-
-
-# ---- the report ----
-
-def tables_of(markdown: str) -> list[list[list[str]]]:
-    """Tables, rows, cells; each table has its header, a rule, and rows with as many cells as the header."""
-    tables, lines = [], [*markdown.splitlines(), ""]
-    for before, line in zip(["", *lines], lines):
-        if line.startswith("|"):
-            assert line.endswith(" |")
-            cells = [cell.strip() for cell in line[2:-2].split(" | ")]
-            if not before.startswith("|"):
-                assert before == ""  # Markdown wants an empty line before a table
-                tables.append([])
-            tables[-1].append(cells)
-    for table in tables:
-        assert len({len(row) for row in table}) == 1 and len(table) > 2
-        assert all(set(cell) <= {"-", ":"} and "-" in cell for cell in table[1])
-    return [[table[0], *table[2:]] for table in tables]
-
-
-def test_report_has_the_numbers_of_the_runs(out_dir, capsys):
-    evaluation.main(["report", str(out_dir)])
-    printed = capsys.readouterr().out
-    runs = [result_of(out_dir, "joint", 1), result_of(out_dir, "joint", 2), result_of(out_dir, "prealign", 1)]
-    assert json.loads((out_dir / "report.json").read_text()) == {"runs": runs}
-    assert printed.strip() in (out_dir / "report.md").read_text()
-    header, *rows = tables_of(printed)[0]
-    assert len(rows) == 3
-    for run, row in zip(runs, rows):
-        cell = dict(zip(header, row))
-        assert (cell["method"], cell["seed"], cell["tokens"]) == (run["method"], str(run["seed"]), "0.00M")
-        for language in ("en", "clone"):
-            assert float(cell[f"ppl {language}"]) == pytest.approx(run["lm"][language]["ppl"], abs=0.051)
-            assert float(cell[f"bits/byte {language}"]) == pytest.approx(run["lm"][language]["bpb"], abs=0.00051)
-            accuracy = run["clka"][f"en->{language}"]["accuracy"]
-            assert int(cell[f"CLKA en->{language} (95%)"].split("%")[0]) == pytest.approx(100 * accuracy, abs=0.51)
-        assert float(cell["ppl clone in language"]) == pytest.approx(run["lm"]["clone"]["ppl_in_language"], abs=0.051)
-
-
-def test_report_json_is_what_other_programs_expect(out_dir):
-    evaluation.report(str(out_dir))
-    runs = json.loads((out_dir / "report.json").read_text())["runs"]
-    for run in runs:
-        assert {"method": str, "seed": int, "tokens": int, "lm": dict, "clka": dict, "similarity": list} == {
-            key: type(run[key]) for key in ("method", "seed", "tokens", "lm", "clka", "similarity")}
-        assert list(run["lm"]) == ["en", "clone"] and list(run["clka"]) == ["en->en", "en->clone"]
-        for numbers in run["lm"].values():
-            assert all(type(numbers[key]) is float for key in ("ppl", "bpb", "ppl_in_language"))
-        for numbers in run["clka"].values():
-            assert 0 <= numbers["accuracy"] <= 1 and (numbers["n"], numbers["chance"]) == (8, 0.25)
-        for row in run["similarity"]:
-            assert {"language", "layer", "words", "random", "text"} == set(row)
-
-
-def write_result(folder: Path, method: str, seed: int, en: float, clone: float, accuracy: float) -> None:
-    """An eval.json with these numbers in it."""
-    run = {"method": method, "seed": seed, "tokens": 12_345_678,
-           "lm": {language: {"ppl": ppl, "bpb": 1.0, "ppl_in_language": ppl, "tokens": 100} for language, ppl in (("en", en), ("clone", clone))},
-           "clka": {pair: {"accuracy": accuracy, "n": 100, "chance": 0.25, "interval": [0.1, 0.9]} for pair in ("en->en", "en->clone")},
-           "similarity": [{"language": "clone", "layer": layer, "words": 0.5, "random": 0.1, "text": 0.4}
-                          for layer in ("word embedding", "output embedding")]}
-    (folder / method / f"seed{seed}").mkdir(parents=True)
-    (folder / method / f"seed{seed}" / "eval.json").write_text(json.dumps(run))
-
-
-def test_several_seeds_give_mean_and_standard_deviation(tmp_path, capsys):
-    for seed, clone, accuracy in ((1, 20, 0.2), (2, 30, 0.3), (3, 40, 0.7)):
-        write_result(tmp_path, "joint", seed, 10, clone, accuracy)
-    write_result(tmp_path, "golden", 1, 10, 12, 0.9)
-    evaluation.report(str(tmp_path))
-    text = capsys.readouterr().out
-    assert "Mean and standard deviation over seeds" in text
-    header, *rows = tables_of(text)[1]
-    assert header == ["method", "seeds", "ppl en", "ppl clone", "CLKA en->en %", "CLKA en->clone %"]
-    # deviations -10, 0, 10 and -20, -10, 30: variances 200 / 2 and 1400 / 2
-    assert rows == [["joint", "3", "10.0 ± 0.0", "30.0 ± 10.0", "40.0 ± 26.5", "40.0 ± 26.5"], ["golden", "1", "10.0", "12.0", "90.0", "90.0"]]
-
-
-def test_methods_are_compared_with_joint_of_the_same_seed(tmp_path, capsys):
-    write_result(tmp_path, "joint", 1, 20, 40, 0.3)
-    write_result(tmp_path, "joint", 2, 10, 30, 0.3)
-    write_result(tmp_path, "prealign", 1, 19, 25, 0.8)
-    evaluation.report(str(tmp_path))
-    lines = [line for line in capsys.readouterr().out.splitlines() if "against joint" in line]
-    assert lines == ["- prealign against joint, seed 1: clone perplexity -37.5%, en perplexity -5.0%; 75% of the gap between joint's clone and en closed"]
-
-
-def test_a_single_run_needs_no_spread_and_no_comparison(tmp_path, capsys):
-    write_result(tmp_path, "prealign", 1, 19, 25, 0.8)
-    evaluation.report(str(tmp_path))
-    text = capsys.readouterr().out
-    assert "standard deviation" not in text and "against joint" not in text and "12.35M" in text
-    tables_of(text)
-
-
-def test_reports_that_cannot_be(out_dir, tmp_path):
-    with pytest.raises(UserError, match="no evaluated run in .*expected METHOD/seedN/eval.json"):
-        evaluation.report(str(tmp_path))
-    with pytest.raises(UserError, match="expected: python eval.py report OUT_DIR"):
-        evaluation.main(["report"])
-    shutil.copytree(out_dir, tmp_path / "runs")
-    damaged = tmp_path / "runs" / "prealign" / "seed1" / "eval.json"
-    damaged.write_text(damaged.read_text()[:50])
-    with pytest.raises(UserError, match="prealign/seed1/eval.json: not JSON .*delete it and make it again with eval.py"):
-        evaluation.report(str(tmp_path / "runs"))
-
-
-def test_report_from_the_command_line(out_dir, tmp_path):
-    result = run_command("eval.py", "report", str(out_dir))
-    assert result.returncode == 0 and len(tables_of(result.stdout)) >= 4
-    result = run_command("eval.py", "report", str(tmp_path))
-    assert result.returncode == 1 and result.stderr.startswith("error: no evaluated run in ") and result.stderr.count("\n") == 1
-
-
-def test_the_papers_numbers_stand_in_columns_of_their_own(tmp_path, capsys):
-    for method, seed, en, clone, accuracy in (("joint", 1, 20, 40, 0.3), ("joint", 2, 22, 44, 0.4), ("prealign", 1, 21, 25, 0.8), ("mine", 1, 1, 1, 1.0)):
-        write_result(tmp_path, method, seed, en, clone, accuracy)
-    evaluation.report(str(tmp_path))
-    text = capsys.readouterr().out
-    assert "Table 2" not in text and "Table 4" not in text  # of which there is one method only
-    header, joint, prealign = tables_of(text[text.index("Table 1: ours at 12.3M tokens (undated), the paper at 10.1B:"):])[0]
-    assert header == ["method", "seeds"] + [part for name in ("ppl en", "ppl clone", "NLI en", "NLI clone", "CLKA clone") for part in (f"{name}, ours", "paper")]
-    assert joint == ["joint", "2", "21.0 ± 1.4", "16.1", "42.0 ± 2.8", "21.6", "-", "79.8", "-", "74.9", "35.0 ± 7.1", "27.7"]
-    assert prealign == ["prealign", "1", "21.0", "15.9", "25.0", "16.5", "-", "80.1", "-", "79.3", "80.0", "90.3"]

@@ -13,7 +13,8 @@ import train as training
 from checkpoint import make_model
 from config import UserError
 from conftest import overrides
-from data import Dataset, encode
+from dataset import Dataset
+from tokenizer import encode
 from finetune import Classifier, accuracy, encode_pairs, fine_tune, padded_batch, predict, transfer
 from nli import LABELS, Pair
 from train import start

@@ -245,8 +245,8 @@ def test_power_0_draws_all_alike_and_power_1_draws_frequent_ones_more():
 # ---- the command ----
 
 def test_stage_1_is_the_loop_with_the_contrastive_loss_and_without_codeswitching():
-    config = stage1_config(Config(method="prealign", seed=3, init_from="align", codeswitch_ratio=0.05, stage1_align_weight=0.2))
-    assert (config.init_from, config.align_weight, config.codeswitch_ratio) == ("scratch", 0.2, 0)
+    config = stage1_config(Config(method="prealign", seed=3, init_from="align", codeswitch_ratio=0.05, align_weight=0.2))
+    assert (config.init_from, config.align_steps, config.align_weight, config.codeswitch_ratio) == ("scratch", "all", 0.2, 0)
     assert config.run_dir == config.stage1_dir == Config(seed=3).stage1_dir
 
 

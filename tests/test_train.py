@@ -19,7 +19,8 @@ from batches import Sampler
 from checkpoint import initial_state, load_checkpoint, load_trained, make_model, save_checkpoint
 from config import Config, UserError
 from conftest import make_text, overrides, run_command
-from data import Dataset, prepare
+from data import prepare
+from dataset import Dataset
 from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
 from train import Hardware, learning_rate, train
 
@@ -119,9 +120,9 @@ def test_one_schedule_runs_through_both_stages(small):
 
 def test_stage_2_goes_on_where_stage_1_stopped(small):
     """Both stages with the same loss are one run without a seam: weights, moments of the optimizer, rows, learning rate."""
-    stage1(small, stage1_align_weight=0.2)
-    seam = stage2(small, "seam", init_from="align", stage1_align_weight=0.2, align_weight=0.2)
-    one = stage2(small, "on_the_fly", align_weight=0.2)
+    stage1(small)
+    seam = stage2(small, "seam", init_from="align", align_steps="all")
+    one = stage2(small, "on_the_fly", align_steps="all")
     mine, theirs = state_of(seam), state_of(one)
     for name, weight in mine["model"].items():
         assert torch.equal(weight, theirs["model"][name]), name
@@ -133,7 +134,7 @@ def test_stage_2_goes_on_where_stage_1_stopped(small):
 
 def test_gradient_of_a_step_is_that_of_equation_4(small):
     """Mean cross-entropy and the weighted contrastive loss, with full logits and in one piece, clipped."""
-    config = replace(small, seed=2, stage1_steps=0, align_weight=0.1, align_tau=0.5, codeswitch_ratio=0.3, micro_batch_size=3, grad_clip=0.5)
+    config = replace(small, seed=2, stage1_steps=0, align_steps="all", align_tau=0.5, codeswitch_ratio=0.3, micro_batch_size=3, grad_clip=0.5)
     train(config, 0, 1)
 
     data = Dataset(config.data_dir)
@@ -175,7 +176,7 @@ def test_loss_goes_down(small):
 
 
 def test_alignment_loss_goes_down(small):
-    losses = [line["align_loss"] for line in metrics_of(stage1(small, stage1_steps=30, max_steps=40, stage1_align_weight=1.0))]
+    losses = [line["align_loss"] for line in metrics_of(stage1(small, stage1_steps=30, max_steps=40, align_weight=1.0))]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 3
 
 
@@ -198,7 +199,7 @@ def test_run_json_and_metrics(small, monkeypatch):
 
 
 def test_a_line_is_the_mean_since_the_line_before(small):
-    every, fifth = (metrics_of(stage2(small, f"every{n}", align_weight=0.1, log_interval=n)) for n in (1, 5))
+    every, fifth = (metrics_of(stage2(small, f"every{n}", align_steps="all", log_interval=n)) for n in (1, 5))
     assert [line["step"] for line in every] == list(range(1, 17))
     assert [line["step"] for line in fifth] == [5, 10, 15, 16]
     for first, line in zip((0, 5, 10, 15), fifth):
@@ -331,7 +332,7 @@ def in_two_processes(program: str, config: Config) -> Config:
 
 def test_two_processes_compute_what_one_does(small):
     """Rows, accumulated gradients, and words of the contrastive loss spread over processes: 2 of each process's 4 rows at a time."""
-    one = replace(small, micro_batch_size=2, codeswitch_ratio=0.3, stage1_align_weight=0.5, align_weight=0.5, align_entries=17)
+    one = replace(small, micro_batch_size=2, codeswitch_ratio=0.3, align_weight=0.5, align_steps="all", align_entries=17)
     two = in_two_processes("prealign.py", replace(one, out_dir=small.out_dir + "2"))
     assert_close_run(stage1(one), stage1_config(two))
     assert_close_run(stage2(two, "one", init_from="align"), in_two_processes("train.py", replace(two, method="two", init_from="align")))
@@ -431,9 +432,26 @@ def test_every_method_sees_the_same_rows_at_the_same_step(small, monkeypatch):
 
 
 def test_alignment_on_the_fly(small):
-    lines = metrics_of(stage2(small, "on-the-fly", align_weight=0.1))
+    lines = metrics_of(stage2(small, "on-the-fly", align_steps="all"))
     assert len(lines) == 16 and all(line["align_loss"] > 0 for line in lines)
     assert not any("align_loss" in line for line in metrics_of(stage2(small)))
+
+
+def test_post_alignment_is_joint_training_and_then_alignment(small):
+    """Until the alignment begins it is joint training of that many steps; then the schedule begins again. The rows are joint's."""
+    post = metrics_of(stage2(small, "post", align_steps="last", stage1_steps=6, log_interval=4, checkpoint_interval=100))
+    joint = metrics_of(stage2(small, "joint", stage1_steps=6, log_interval=4, checkpoint_interval=100))
+    assert [line["step"] for line in post] == [4, 8, 12, 16]
+    assert ["align_loss" in line for line in post] == [False, False, True, True]
+    schedule = Config(max_steps=10, stage1_steps=6, learning_rate=small.learning_rate)
+    assert [line["lr"] for line in post[:2]] == [learning_rate(step, schedule) for step in (3, 7)]
+    assert [line["lr"] for line in post[2:]] == [learning_rate(step, replace(schedule, max_steps=6, stage1_steps=0)) for step in (1, 5)]
+    assert [line["tokens"] for line in post] == [line["tokens"] for line in joint]
+
+
+def test_a_line_of_steps_with_and_without_alignment_has_the_mean_of_those_with_it(small):
+    every, fourth = (metrics_of(stage2(small, f"post{n}", align_steps="last", stage1_steps=6, log_interval=n, checkpoint_interval=100)) for n in (1, 4))
+    assert fourth[2]["align_loss"] == pytest.approx(np.mean([line["align_loss"] for line in every[10:12]]), rel=1e-5)
 
 
 # ---- runs that cannot be ----

@@ -1,0 +1,39 @@
+"""
+The paper's 1.3B model on English and En-Clone: 1.21B parameters without embeddings, 10.1B tokens, 1% of them En-Clone, about 1M
+tokens a step. The paper's learning rate, temperature and weight are not printed in our copy of it: see the README.
+
+    LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table1.sh 1.3b
+
+Put English text into texts/ (.txt or .jsonl, also .gz and .xz; 10B tokens make one epoch).
+"""
+
+data_dir = "data/paper"
+out_dir = "out/1.3b"
+
+source = "texts"
+tokenizer = "gpt2"
+val_fraction = 0.0005
+fact_count = 2048
+fact_frequencies = 100
+
+mix = {"en": 0.99, "clone": 0.01}
+batch_size = 1024
+micro_batch_size = 8
+block_size = 1024
+codeswitch_ratio = 0.05
+
+n_layer = 24
+n_head = 16
+n_embd = 2048
+
+max_steps = 9632
+learning_rate = 2e-4
+beta2 = 0.95
+
+stage1_steps = 500
+align_weight = 0.1
+align_entries = 4096
+checkpoint_interval = 500
+eval_tokens = 2_000_000
+eval_batch_size = 16
+nli_learning_rate = 2e-5

@@ -1,0 +1,123 @@
+"""A prepared data folder, opened: what data.py wrote, checked against its meta.json, bins memory-mapped."""
+
+import functools
+import hashlib
+import json
+import os
+
+import numpy as np
+import tiktoken
+
+import knowledge
+from config import UserError
+from table import Table
+from tokenizer import load_tokenizer
+
+FORMAT = 2
+FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
+
+
+def digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
+    """
+    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a small file, a sample of a large one,
+    so that opening 40 GB of bins takes no longer than opening 4 MB.
+    """
+    size = os.path.getsize(path)
+    sha = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as f:
+        for start in range(0, size, block) if size <= blocks * block else np.linspace(0, size - block, blocks, dtype=np.int64):
+            f.seek(int(start))
+            sha.update(f.read(block))
+    return sha.hexdigest()
+
+
+def facts_of(settings: dict) -> list[knowledge.Fact]:
+    """The facts of a data folder, by its settings."""
+    if not settings["fact_count"]:
+        return []
+    return knowledge.make_facts(settings["fact_count"], settings["fact_frequencies"], FACT_SEED, settings["fact_languages"], settings["fact_periods"])
+
+
+def text_language(language: str, pivot: str) -> str:
+    """The language whose text is behind `language`: En-Clone's is the pivot's."""
+    return pivot if language == "clone" else language
+
+
+def read_meta(data_dir: str) -> dict:
+    path = os.path.join(data_dir, "meta.json")
+    again = "run `python data.py` with the same config"
+    try:
+        with open(path, encoding="utf-8") as f:
+            meta = json.load(f)
+    except OSError as e:
+        raise UserError(f"no prepared data in {data_dir} ({e.strerror}); {again}") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON ({e}); {again}") from e
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise UserError(f"{path}: expected data format {FORMAT}, found {found}; {again}")
+    return meta
+
+
+class Dataset:
+    """A prepared data folder, opened: sizes checked against meta.json, bins memory-mapped."""
+
+    def __init__(self, data_dir: str):
+        self.dir = data_dir
+        self.meta = read_meta(data_dir)
+        try:
+            self.V, self.vocab_size, self.end_of_text = self.meta["V"], self.meta["vocab_size"], self.meta["end_of_text"]
+            self.offsets, self.splits, self.dtype = self.meta["offsets"], self.meta["splits"], np.dtype(self.meta["dtype"])
+            self.languages = tuple(self.offsets)
+            self.pivot = self.languages[0]
+            self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
+            self.meta["made_from"]["settings"]
+            {split: self.splits[split]["tokens"] + 0 for split in self.splits}
+        except (LookupError, TypeError, AttributeError) as e:
+            raise UserError(f"{data_dir}/meta.json: {e} is missing or of the wrong kind; run `python data.py` with the same config") from e
+
+    def intact(self, name: str) -> bool:
+        path = os.path.join(self.dir, name)
+        return os.path.isfile(path) and digest(path) == self.meta["digests"].get(name)
+
+    def _map(self, name: str, dtype: np.dtype, split: str) -> np.ndarray:
+        path = os.path.join(self.dir, name)
+        expected = self.splits[split]["tokens"] * dtype.itemsize
+        try:
+            found = os.path.getsize(path)
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}; run `python data.py` with the same config") from e
+        if found != expected:
+            raise UserError(f"{path}: expected {expected} bytes by meta.json, found {found}; delete {self.dir} and run `python data.py` again")
+        if digest(path) != self.meta["digests"].get(name):
+            raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
+        return np.memmap(path, dtype, mode="r")
+
+    def tokens(self, language: str, split: str) -> np.ndarray:
+        """Token ids (n,), memory-mapped."""
+        if split not in self.splits or language not in self.offsets or (split == "facts" and language != self.pivot):
+            raise UserError(f"{self.dir} has no {split} text in {language!r}; it has {', '.join(self.languages)} and {', '.join(self.splits)}")
+        return self._map(f"{language}_{split}.bin", self.dtype, split)
+
+    def align(self, split: str) -> np.ndarray:
+        """Alignment ids (n,) int32 of the pivot, memory-mapped."""
+        return self._map(f"{self.pivot}_{split}.align.bin", np.dtype("<i4"), split)
+
+    @functools.cached_property
+    def table(self) -> Table:
+        table = Table.load(os.path.join(self.dir, "table.npz"))
+        if not self.intact("table.npz"):
+            raise UserError(f"{self.dir}/table.npz: not the file that meta.json describes; run data.py again")
+        if table.languages != self.languages or (len(table.tokens) and not 0 <= table.tokens.min() <= table.tokens.max() < self.vocab_size):
+            raise UserError(f"{self.dir}/table.npz: its languages or token ids are not those of meta.json; run data.py again")
+        return table
+
+    @functools.cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        if self.meta["tokenizer"] == "train" and not self.intact("tokenizer.tiktoken"):
+            raise UserError(f"{self.dir}/tokenizer.tiktoken: not the file that meta.json describes; run data.py again")
+        return load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
+
+    @functools.cached_property
+    def facts(self) -> list[knowledge.Fact]:
+        return facts_of(self.meta["made_from"]["settings"])
