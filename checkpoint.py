@@ -31,10 +31,10 @@ def make_model(config: Config, vocab_size: int) -> GPT:
 @torch.no_grad()
 def make_golden(model: GPT, data: Dataset) -> None:
     """Give every token of En-Clone the embeddings of its English twin: perfect alignment, the upper bound of stage 1."""
-    for language in data.languages[1:]:
-        offset = data.offsets[language]
-        for weight in {model.wte.weight, model.lm_head.weight}:
-            weight[offset:offset + data.V] = weight[:data.V]
+    if "clone" not in data.languages:
+        raise UserError(f"init_from=golden copies English's embeddings to En-Clone's, and {data.dir} has no En-Clone")
+    for weight in {model.wte.weight, model.lm_head.weight}:
+        weight[data.offsets["clone"]:data.vocab_size] = weight[:data.V]
 
 
 def save_checkpoint(path: str, state: dict) -> None:

@@ -32,11 +32,14 @@ class Config:
     seed: int = 1                       # of weights, row order, codeswitching and word sampling
 
     # data
-    source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl, also .gz/.xz
+    source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl, also .gz/.xz; "texts/{language}" = one for each language
     pivot: str = "en"                   # the language most of the data is in
     targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
+    dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
+    dictionary_target_first: bool = False  # its translations stand before the pivot's words
     tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
     vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained
+    tokenizer_share: dict[str, float] = field(default_factory=dict)  # share of a language's documents that it is trained on; not named = all
     min_count: int = 20                 # a word must be seen more often than this to enter the alignment table
     val_fraction: float = 0.02          # share of the text held out, by whole documents
     workers: int = 0                    # processes of data.py; 0 = one per core. The result does not depend on it
@@ -110,6 +113,17 @@ class Config:
     nli_seeds: int = 1                  # fine-tunings, each with a seed of its own
 
     @property
+    def written(self) -> tuple[str, ...]:
+        """The languages that have text of their own: the pivot, and every target but En-Clone."""
+        return (self.pivot, *(language for language in self.targets if language != "clone"))
+
+    def source_of(self, language: str) -> str:
+        return self.source.replace("{language}", language)
+
+    def dictionary_of(self, language: str) -> str:
+        return self.dictionary.replace("{language}", language)
+
+    @property
     def run_dir(self) -> str:
         return os.path.join(self.out_dir, self.method, f"seed{self.seed}")
 
@@ -165,7 +179,7 @@ def _typed(key: str, value: object, where: str) -> object:
         good = isinstance(value, (tuple, list)) and len(value) > 0 and all(type(v) is item for v in value)
         value = tuple(value) if good else value
     elif expected == dict[str, float]:
-        good = isinstance(value, dict) and len(value) > 0 and all(
+        good = isinstance(value, dict) and (len(value) > 0 or key != "mix") and all(
             isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
         value = {k: float(v) for k, v in value.items()} if good else value
     if not good:
@@ -265,6 +279,9 @@ def _check(config: Config) -> None:
             raise UserError(f"mix names {language!r}, which is neither the pivot nor a target ({', '.join(languages)})")
         if not 0 <= weight < math.inf:
             raise UserError(f"mix: the weight of {language} must not be negative, found {weight}")
+    for language, share in config.tokenizer_share.items():
+        if language not in languages or not 0 <= share <= 1:
+            raise UserError(f"tokenizer_share gives the pivot and targets shares between 0 and 1, found {language!r}: {share}")
     if not sum(config.mix.values()) > 0:
         raise UserError(f"mix: some language needs a weight above 0, found {config.mix}")
     if config.only and not config.mix.get(config.only, 0) > 0:

@@ -329,14 +329,13 @@ def fingerprint(source: str, progress: bool = False, workers: int = 0) -> dict[s
     """
     if source == "builtin":
         return {source: hashlib.sha256("\n\n".join(_builtin(progress, workers)).encode()).hexdigest()}
-    digests = {}
-    for path in _files(source):
-        digest = hashlib.sha256()
-        try:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as e:
-            raise _unreadable(path, e) from e
-        digests[path] = digest.hexdigest()
-    return digests
+    return {path: file_digest(path) for path in _files(source)}
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file's bytes. Raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise _unreadable(path, e) from e

@@ -13,7 +13,7 @@ from config import UserError
 from table import Table
 from tokenizer import load_tokenizer
 
-FORMAT = 2
+FORMAT = 3
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 
@@ -72,7 +72,7 @@ class Dataset:
             self.pivot = self.languages[0]
             self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
             self.meta["made_from"]["settings"]
-            {split: self.splits[split]["tokens"] + 0 for split in self.splits}
+            {counts["tokens"] + 0 for split in self.splits.values() for counts in split.values()}
         except (LookupError, TypeError, AttributeError) as e:
             raise UserError(f"{data_dir}/meta.json: {e} is missing or of the wrong kind; run `python data.py` with the same config") from e
 
@@ -80,9 +80,9 @@ class Dataset:
         path = os.path.join(self.dir, name)
         return os.path.isfile(path) and digest(path) == self.meta["digests"].get(name)
 
-    def _map(self, name: str, dtype: np.dtype, split: str) -> np.ndarray:
+    def _map(self, name: str, dtype: np.dtype, tokens: int) -> np.ndarray:
         path = os.path.join(self.dir, name)
-        expected = self.splits[split]["tokens"] * dtype.itemsize
+        expected = tokens * dtype.itemsize
         try:
             found = os.path.getsize(path)
         except OSError as e:
@@ -95,13 +95,13 @@ class Dataset:
 
     def tokens(self, language: str, split: str) -> np.ndarray:
         """Token ids (n,), memory-mapped."""
-        if split not in self.splits or language not in self.offsets or (split == "facts" and language != self.pivot):
+        if language not in self.splits.get(split, ()):
             raise UserError(f"{self.dir} has no {split} text in {language!r}; it has {', '.join(self.languages)} and {', '.join(self.splits)}")
-        return self._map(f"{language}_{split}.bin", self.dtype, split)
+        return self._map(f"{language}_{split}.bin", self.dtype, self.splits[split][language]["tokens"])
 
     def align(self, split: str) -> np.ndarray:
         """Alignment ids (n,) int32 of the pivot, memory-mapped."""
-        return self._map(f"{self.pivot}_{split}.align.bin", np.dtype("<i4"), split)
+        return self._map(f"{self.pivot}_{split}.align.bin", np.dtype("<i4"), self.splits[split][self.pivot]["tokens"])
 
     @functools.cached_property
     def table(self) -> Table:

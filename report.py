@@ -9,7 +9,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from config import UserError
 
@@ -63,13 +63,14 @@ def report_tables(runs: list[dict]) -> str:
     languages, pairs = list(runs[0]["lm"]), list(runs[0]["clka"])
     with_nli = any("nli" in r for r in runs)
     mixed = next((list(r["mixed"]) for r in runs if r.get("mixed")), [])
-    header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in languages[1:]]
+    clones = [l for l in languages if l == "clone"]
+    header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in clones]
     header += [f"bits/byte {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
     header += [f"NLI {l} (95%)" for l in languages if with_nli] + [f"mixed {l} (95%)" for l in mixed]
 
     def row(r: dict) -> list[str]:
         cells = [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"]
-        cells += [f"{r['lm'][l]['ppl']:.1f}" for l in languages] + [f"{r['lm'][l]['ppl_in_language']:.1f}" for l in languages[1:]]
+        cells += [f"{r['lm'][l]['ppl']:.1f}" for l in languages] + [f"{r['lm'][l]['ppl_in_language']:.1f}" for l in clones]
         cells += [f"{r['lm'][l]['bpb']:.3f}" for l in languages]
         cells += [percent(r["clka"][p]["accuracy"], r["clka"][p]["n"]) for p in pairs]
         cells += [percent(nli_accuracy(r, l), r["nli"]["languages"][l]["n"]) if "nli" in r else "-" for l in languages if with_nli]
@@ -98,11 +99,13 @@ def report_tables(runs: list[dict]) -> str:
     rows = [[r["method"], str(r["seed"])] + [f"{r['lm'][l]['kinds'][k]['ppl']:.1f}" if k in r["lm"][l].get("kinds", ()) else "-" for l in languages for k in kinds] for r in runs]
     if kinds:
         text += "\n\nPerplexity by kind of token:\n\n" + markdown_table(["method", "seed"] + [f"{l}: {k}" for l in languages for k in kinds], rows)
-    layers = [s["layer"] for s in runs[0]["similarity"] if s["language"] == languages[-1]]
+    layers = list(dict.fromkeys(s["layer"] for s in runs[0]["similarity"]))
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
-        rows = [[r["method"], str(r["seed"])] + [f"{s[kind]:.3f}" for s in r["similarity"] if s["language"] == languages[-1] and s[kind] is not None] for r in runs]
-        if any(len(r) > 2 for r in rows):
-            text += f"\n\nCosine of {languages[0]} and {languages[-1]}, {what}:\n\n" + markdown_table(["method", "seed", *layers], rows)
+        rows = [[r["method"], str(r["seed"]), language] + [f"{s[kind]:.3f}" for s in r["similarity"] if s["language"] == language and s[kind] is not None]
+                for language in languages[1:] for r in runs]
+        rows = [row for row in rows if len(row) > 3]
+        if rows:
+            text += f"\n\nCosine with {languages[0]}, {what}:\n\n" + markdown_table(["method", "seed", "language", *layers], rows)
     return text
 
 
@@ -170,12 +173,14 @@ def comparison(runs: list[dict]) -> str:
             if r["seed"] != joint["seed"] or r is joint:
                 continue
             for language in targets:
-                if language not in r["lm"] or joint["lm"][language]["ppl"] <= joint["lm"][pivot]["ppl"]:
+                if language not in r["lm"]:
                     continue
                 a, b, floor = joint["lm"][language]["ppl"], r["lm"][language]["ppl"], joint["lm"][pivot]["ppl"]
-                lines.append(f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%, "
-                             f"{pivot} perplexity {100 * (r['lm'][pivot]['ppl'] / floor - 1):+.1f}%; "
-                             f"{100 * (a - b) / (a - floor):.0f}% of the gap between joint's {language} and {pivot} closed")
+                line = (f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%, "
+                        f"{pivot} perplexity {100 * (r['lm'][pivot]['ppl'] / floor - 1):+.1f}%")
+                if language == "clone" and a > floor:  # the same text, so that perplexities compare
+                    line += f"; {100 * (a - b) / (a - floor):.0f}% of the gap between joint's {language} and {pivot} closed"
+                lines.append(line)
     return "\n".join(lines)
 
 
@@ -217,22 +222,25 @@ def report(out_dir: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Beside the paper
 
-# What a column of the paper's tables is in a run: a number, or None where the run has not got it. Accuracies in %.
-METRICS: dict[str, Callable[[dict], float | None]] = {
-    "ppl en": lambda r: r["lm"]["en"]["ppl"],
-    "ppl clone": lambda r: r["lm"]["clone"]["ppl"],
-    "NLI en": lambda r: _nli(r, "en"),
-    "NLI clone": lambda r: _nli(r, "clone"),
-    "CLKA clone": lambda r: 100 * r["clka"]["en->clone"]["accuracy"] if "en->clone" in r["clka"] else None,
-    "mixed": lambda r: 100 * r["mixed"]["clone"]["share"] if r.get("mixed") else None,
-}
+def metric(run: dict, column: str) -> float | None:
+    """What a column of the paper's tables, such as "ppl de", is in a run: a number, or None where the run has not got it. Accuracies in %."""
+    kind, language = column.split(" ")
+    if kind == "ppl":
+        return run["lm"][language]["ppl"]
+    if kind == "NLI":
+        return 100 * nli_accuracy(run, language) if language in run.get("nli", {"languages": ()})["languages"] else None
+    if kind == "CLKA":
+        return 100 * run["clka"][f"en->{language}"]["accuracy"] if f"en->{language}" in run["clka"] else None
+    return 100 * run["mixed"][language]["share"] if run.get("mixed") else None
 
 
-def _nli(run: dict, language: str) -> float | None:
-    return 100 * nli_accuracy(run, language) if "nli" in run else None
+def _table_6(joint: str, prealign: str) -> dict[str, dict[str, float]]:
+    """Rows of Table 6, whose columns are in the paper's order."""
+    columns = [f"ppl {l}" for l in ("en", "zh", "de", "ar", "ru")] + [f"NLI {l}" for l in ("en", "zh", "de", "ar", "ru")] + [f"CLKA {l}" for l in ("zh", "de", "ar", "ru")]
+    return {method: dict(zip(columns, map(float, row.split()), strict=True)) for method, row in (("joint", joint), ("prealign", prealign))}
 
 
-# The paper's numbers (150M parameters, 10B English and 0.1B En-Clone tokens), by our names of methods and columns.
+# The paper's numbers (tables 1 to 5: 150M parameters, 10B English and 0.1B En-Clone tokens), by our names of methods and columns.
 PAPER: dict[str, dict[str, dict[str, float]]] = {
     "Table 1": {
         "only_target": {"ppl clone": 47.2},
@@ -252,8 +260,8 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
         "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
     },
     "Table 4": {
-        "vanilla_codeswitch": {"ppl clone": 17.1, "mixed": 4.17},
-        "prealign": {"ppl clone": 16.5, "mixed": 0.02},
+        "vanilla_codeswitch": {"ppl clone": 17.1, "mixed clone": 4.17},
+        "prealign": {"ppl clone": 16.5, "mixed clone": 0.02},
     },
     "Table 5": {
         "coverage25": {"ppl clone": 17.0, "NLI clone": 78.2, "CLKA clone": 80.2},
@@ -261,21 +269,39 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
         "coverage75": {"ppl clone": 16.6, "NLI clone": 78.8, "CLKA clone": 88.4},
         "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
     },
+    "Table 6, 150M": _table_6("25.7 99.7 43.5 46.9 49.8  80.6 64.6 63.5 58.3 62.0  26.2 25.1 26.8 26.3",
+                              "25.4 91.1 39.8 40.7 44.6  80.6 69.2 67.5 60.8 65.1  45.7 48.2 43.4 46.0"),
+    "Table 6, 400M": _table_6("20.3 79.8 32.5 34.8 39.6  82.3 65.8 65.3 56.9 63.7  37.8 39.5 36.1 37.7",
+                              "19.9 75.2 28.3 30.7 33.6  82.4 70.0 69.3 65.6 68.2  63.8 66.5 64.7 63.6"),
+    "Table 6, 1.3B": _table_6("15.8 62.2 24.0 27.7 31.2  84.3 70.8 70.6 63.7 68.6  49.6 44.1 45.5 48.0",
+                              "16.1 58.0 23.3 25.3 29.4  83.9 74.0 72.9 68.2 71.4  71.1 73.9 72.7 72.5"),
 }
 
 
+SIZES = {"150M": 150e6, "400M": 400e6, "1.3B": 1.3e9}  # parameters without embeddings
+
+
+def nearest_size(run: dict) -> str:
+    """Of the paper's model sizes, the nearest to the run's."""
+    config = run.get("config", {"n_layer": 1, "n_embd": 1})
+    parameters = 12 * config["n_layer"] * config["n_embd"] ** 2
+    return min(SIZES, key=lambda size: abs(math.log(SIZES[size] / parameters)))
+
+
 def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
-    """Each of the paper's En-Clone tables of which there are two methods or more: (heading, ours and the paper's in columns of their own)."""
+    """Each of the paper's tables of which there are two methods or more: (heading, ours and the paper's in columns of their own)."""
     for name, rows in PAPER.items():
-        here = {method: by_method[method] for method in rows if method in by_method and all({"en", "clone"} <= set(r["lm"]) for r in by_method[method])}
-        if len(here) < 2:
+        columns = list(dict.fromkeys(column for row in sorted(rows.values(), key=len, reverse=True) for column in row))
+        languages = {column.split(" ")[1] for column in columns}
+        here = {method: by_method[method] for method in rows if method in by_method and all(languages <= set(r["lm"]) for r in by_method[method])}
+        size = name.partition(", ")[2]
+        if len(here) < 2 or (size and size != nearest_size(here["joint"][0])):
             continue
-        columns = [m for m in METRICS if any(m in row for row in rows.values())]
         lines = []
         for method, runs in here.items():
             cells = [method, str(len(runs))]
             for column in columns:
-                ours = [value for r in runs if (value := METRICS[column](r)) is not None]
+                ours = [value for r in runs if (value := metric(r, column)) is not None]
                 theirs = rows[method].get(column)
                 cells += [spread(ours, 1) if ours else "-", "-" if theirs is None else str(theirs)]
             lines.append(cells)
@@ -286,14 +312,14 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         table = markdown_table(header, lines)
         if against := disagreements(here, rows, columns):
             table += "\n\nNot in the paper's order: " + "; ".join(against) + "."
-        yield f"{name}: ours at {scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at 10.1B:", table
+        yield f"{name}: ours at {scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at {'10.4B' if size else '10.1B'}:", table
 
 
 def disagreements(runs: dict[str, list[dict]], paper: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
     """Where two methods that differ in the paper come the other way round in ours, by means over seeds."""
     found = []
     for column in columns:
-        ours = {method: statistics.mean(values) for method, those in runs.items() if (values := [v for r in those if (v := METRICS[column](r)) is not None])}
+        ours = {method: statistics.mean(values) for method, those in runs.items() if (values := [v for r in those if (v := metric(r, column)) is not None])}
         both = [method for method in ours if column in paper[method]]
         found += [f"{column} of {a} and {b}" for i, a in enumerate(both) for b in both[i + 1:]
                   if (paper[a][column] - paper[b][column]) * (ours[a] - ours[b]) < 0]

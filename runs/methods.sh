@@ -17,7 +17,7 @@ fi
 LAUNCH=${LAUNCH:-python}
 SEEDS=${SEEDS:-1}
 KNOBS=("$@")
-ARGUMENTS=("$CONFIG" "${KNOBS[@]}")
+ARGUMENTS=("$CONFIG" ${KNOBS[@]+"${KNOBS[@]}"})
 
 knob() {  # the value of a knob of this scale
     python -c 'import config, sys; print(getattr(config.load(sys.argv[2:]), sys.argv[1]))' "$1" "${ARGUMENTS[@]}"
@@ -57,7 +57,7 @@ methods() {
 transfer() { each evaluate_transfer "$@"; }
 
 dynamics() {
-    local ARGUMENTS=("$CONFIG" "config/dynamics/$SCALE.py" "${KNOBS[@]}" --out_dir="$OUT/dynamics" --data_dir="${DATA}_dynamics")
+    local ARGUMENTS=("$CONFIG" "config/dynamics/$SCALE.py" ${KNOBS[@]+"${KNOBS[@]}"} --out_dir="$OUT/dynamics" --data_dir="${DATA}_dynamics")
     python data.py "${ARGUMENTS[@]}"
     each train "$@"
     each evaluate_dynamics "$@"

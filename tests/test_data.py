@@ -242,7 +242,7 @@ def test_bins_hold_the_alignment_of_every_document(tiny):
         for text in texts_of(dataset, split):
             expected += slow_align(dataset.encoding, entries, text)[1] + [0]
         assert dataset.align(split).tolist() == expected
-        assert dataset.splits[split]["aligned_words"] == sum(a > 0 for a in expected)
+        assert dataset.splits[split]["en"]["aligned_words"] == sum(a > 0 for a in expected)
 
 
 def test_words_are_whole_tokens_of_a_vocabulary_made_here(tiny):
@@ -280,9 +280,9 @@ def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
     assert train == [text for text in documents if text not in val]  # whole documents, in their order
     assert val == [text for text in documents if text not in train]
     for split, texts in (("train", train), ("val", val)):
-        assert dataset.splits[split]["documents"] == len(texts)
-        assert dataset.splits[split]["bytes"] == sum(len(text.encode()) for text in texts)
-        assert dataset.splits[split]["tokens"] == len(dataset.tokens("en", split)) == len(dataset.align(split))
+        assert dataset.splits[split]["en"]["documents"] == len(texts)
+        assert dataset.splits[split]["en"]["bytes"] == sum(len(text.encode()) for text in texts)
+        assert dataset.splits[split]["en"]["tokens"] == len(dataset.tokens("en", split)) == len(dataset.align(split))
     size = sum(map(len, documents))
     assert 0.1 * size <= sum(map(len, val)) < 0.1 * size + max(map(len, documents))
 
@@ -323,7 +323,7 @@ def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
     expected = {(fact.language, data.knowledge.statement(fact, "en")): fact for fact in dataset.facts}
     assert Counter(stated) == dict.fromkeys(expected, 2) and len(expected) == 16
     assert [expected[s].period for s in stated] == [0] * 16 + [1] * 16
-    assert dataset.splits["facts"]["documents"] == 32 and dataset.splits["facts"]["tokens"] == len(ids)
+    assert dataset.splits["facts"]["en"]["documents"] == 32 and dataset.splits["facts"]["en"]["tokens"] == len(ids)
 
 
 def test_no_facts(tiny, tmp_path):
@@ -423,10 +423,10 @@ def test_a_preparation_that_fails_leaves_no_broken_folder(tiny, tmp_path, monkey
     failure = {"disk full": OSError("No space left on device"), "interrupted": KeyboardInterrupt(), "not UTF-8": None}[cause]
     write_bins = data.write_bins
 
-    def fail(texts, split, *arguments):
+    def fail(texts, language, split, *arguments):
         if split == "val":
             raise failure
-        return write_bins(texts, split, *arguments)
+        return write_bins(texts, language, split, *arguments)
 
     with monkeypatch.context() as patch:
         if failure:
@@ -521,7 +521,7 @@ DAMAGE = {
     "meta without made_from": ("meta.json", lambda f: change_meta(f, made_from=None)),
     "meta without languages": ("meta.json", lambda f: change_meta(f, offsets={})),
     "meta with another dtype": ("meta.json", lambda f: change_meta(f, dtype="pear")),
-    "meta without counts": ("meta.json", lambda f: change_meta(f, splits={"train": {}, "val": {}, "facts": {}})),
+    "meta without counts": ("meta.json", lambda f: change_meta(f, splits={"train": {"en": {}}, "val": {}, "facts": {}})),
     "bin missing": ("en_train.bin", lambda f: (f / "en_train.bin").unlink()),
     "bin cut short": ("en_train.bin", lambda f: change(f / "en_train.bin", lambda b: b[:-2])),
     "bin too long": ("clone_val.bin", lambda f: change(f / "clone_val.bin", lambda b: b + b"\0\0")),

@@ -1,0 +1,103 @@
+"""
+Bilingual dictionaries for the alignment table: MUSE files as published, or tables of one's own.
+
+    dictionary = read("dictionaries/en-de.txt")          # {"house": ["haus", "hause"], ...}
+    dictionary = with_case(dictionary, counts)            # {"house": ["Haus", "Hause"], ...}: as German text has them
+    translations("House", dictionary)                     # ["Haus", "Hause"]
+
+A line is a pivot word and a translation with a tab or, when both are single words, a space between them.
+"""
+
+import glob
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from config import UserError
+from corpus import read_lines
+
+# Languages written without spaces between words: a translation spliced into running text brings none with it.
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo")
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    entries: dict[str, list[str]]  # pivot word -> translations, as they stand in the files, each once
+    pairs: int                     # lines that were kept
+    identical: int                 # lines left out because both words are the same: mostly names
+
+
+def is_unspaced(language: str) -> bool:
+    """Whether a language ("zh", "zh-hans", ...) is written without spaces between words."""
+    return language.lower().split("-")[0] in UNSPACED
+
+
+def dictionary_files(pattern: str) -> list[str]:
+    """The files that a name or glob pattern stands for, sorted. Raises UserError when there is none."""
+    paths = sorted(glob.glob(pattern, recursive=True))
+    if not paths:
+        raise UserError(f"dictionary: no file is named {pattern!r}, and none matches it as a pattern")
+    return paths
+
+
+def read(pattern: str, target_first: bool = False) -> Dictionary:
+    """
+    The dictionary in one or several files (a name or a glob pattern; .gz and .xz too). `target_first`: the translation
+    stands before the pivot word. Raises UserError, naming file and line, for a line that is not a pair.
+    """
+    entries: dict[str, dict[str, None]] = {}
+    pairs = identical = 0
+    for path in dictionary_files(pattern):
+        for number, line in read_lines(path):
+            if not line.strip():
+                continue
+            pair = [part.strip() for part in line.strip("\r\n").split("\t")] if "\t" in line else line.split()
+            if len(pair) != 2 or not all(pair):
+                raise UserError(f"{path}:{number}: expected a word and its translation with a tab between them (or a space, when both are single "
+                                f"words), found {line.strip()[:60]!r}")
+            word, translation = reversed(pair) if target_first else pair
+            if word == translation:
+                identical += 1
+                continue
+            pairs += translation not in entries.setdefault(word, {})
+            entries[word][translation] = None
+    if not pairs:
+        raise UserError(f"dictionary: there is no pair of different words in {pattern}")
+    return Dictionary({word: list(those) for word, those in entries.items()}, pairs, identical)
+
+
+def count_words(texts: list[str]) -> Counter:
+    """How often each run of letters stands in the texts, in the case it stands in."""
+    counts: Counter = Counter()
+    for text in texts:
+        counts.update(re.findall(r"[^\W\d_]+", text))
+    return counts
+
+
+def capitalised(word: str) -> str:
+    return word[:1].upper() + word[1:]
+
+
+def with_case(entries: dict[str, list[str]], counts: Counter) -> dict[str, list[str]]:
+    """
+    Dictionaries are often all in lower case. Translations in the case in which the target's text has them more often:
+    "haus" becomes "Haus" when that stands in it more often than "haus" does.
+    """
+    return {word: [capitalised(t) if counts[capitalised(t)] > counts[t] else t for t in those] for word, those in entries.items()}
+
+
+def translations(word: str, entries: dict[str, list[str]]) -> list[str]:
+    """The translations of a word as it stands, or else of the word in lower case, which then get the word's capitals."""
+    if word in entries or word.lower() not in entries:
+        return entries.get(word, [])
+    found = entries[word.lower()]
+    if len(word) == 1:  # "A", "I": capital for other reasons
+        return found
+    if word.isupper():
+        return [translation.upper() for translation in found]
+    return [capitalised(translation) for translation in found]
+
+
+def as_in_text(translation: str, surface: str, language: str) -> str:
+    """The translation as it stands in running text in place of `surface`: with the space before it, where the language has one."""
+    return " " + translation if surface.startswith(" ") and not is_unspaced(language) else translation

@@ -1,0 +1,242 @@
+"""Real languages: dictionaries as published, translations as they stand in text, and the pipeline on several targets at once."""
+
+import gzip
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dictionary
+import eval as evaluation
+import prealign
+import train as training
+from batches import Sampler
+from config import Config, UserError
+from conftest import make_text, overrides
+from data import coverage, in_share, prepare, translate
+from dataset import Dataset
+from dictionary import Dictionary, as_in_text, read, translations, with_case
+from eval import is_in
+from tokenizer import encode
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# ---- files ----
+
+def test_muse_files_with_spaces_and_tables_with_tabs(tmp_path):
+    write(tmp_path / "1.txt", "house haus\nhouse\thause\nhouse haus\n\nsea salt\tMeersalz\ntaxi taxi\n")
+    with gzip.open(tmp_path / "2.txt.gz", "wt", encoding="utf-8") as f:
+        f.write("small klein\r\n")
+    book = read(str(tmp_path / "*"))
+    assert book == Dictionary({"house": ["haus", "hause"], "sea salt": ["Meersalz"], "small": ["klein"]}, pairs=4, identical=1)
+
+
+def test_the_other_way_round(tmp_path):
+    path = write(tmp_path / "de-en.txt", "haus house\ngebäude\thouse\n")
+    assert read(path, target_first=True).entries == {"house": ["haus", "gebäude"]}
+
+
+@pytest.mark.parametrize("line", ["house", "a house haus", "house\thaus\tbuilding", "house\t"])
+def test_a_line_that_is_no_pair_is_named(tmp_path, line):
+    path = write(tmp_path / "bad.txt", "small klein\n" + line + "\n")
+    with pytest.raises(UserError, match=r"bad.txt:2: expected a word and its translation .* found " + re.escape(repr(line.strip()))):
+        read(path)
+
+
+def test_dictionaries_that_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="dictionary: no file is named"):
+        read(str(tmp_path / "missing.txt"))
+    with pytest.raises(UserError, match="no pair of different words"):
+        read(write(tmp_path / "names.txt", "taxi taxi\n"))
+
+
+# ---- translations as they stand in text ----
+
+def test_case_is_that_of_the_targets_text():
+    counts = dictionary.count_words(["Das Haus ist klein. Ein Haus, zwei Häuser; Kleine Häuser sind klein."])
+    entries = {"house": ["haus"], "houses": ["häuser"], "small": ["klein", "winzig"]}
+    assert with_case(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein", "winzig"]}
+
+
+@pytest.mark.parametrize("word, expected", [
+    ("house", ["Haus"]), ("House", ["Haus"]), ("HOUSE", ["HAUS"]), ("small", ["klein"]), ("Small", ["Klein"]), ("May", ["Mai"]), ("may", ["dürfen"]),
+    ("i", ["ich"]), ("I", ["ich"]), ("tree", []), ("Tree", [])])
+def test_capitals_are_those_of_the_word(word, expected):
+    assert translations(word, {"house": ["Haus"], "small": ["klein"], "May": ["Mai"], "may": ["dürfen"], "i": ["ich"]}) == expected
+
+
+@pytest.mark.parametrize("surface, language, expected", [
+    (" house", "de", " Haus"), ("house", "de", "Haus"), (" house", "zh", "Haus"), (" house", "zh-hans", "Haus"), (" house", "ar", " Haus")])
+def test_space_is_that_of_the_language(surface, language, expected):
+    assert as_in_text("Haus", surface, language) == expected
+
+
+def test_the_table_and_its_coverage_by_hand():
+    config = Config(targets=("de", "zh", "clone"))
+    books = {"de": Dictionary({"house": ["Haus", "Heim"], "Mr": ["Herr"], "tree": ["Baum"]}, 4, 2), "zh": Dictionary({"small": ["小"]}, 1, 0)}
+    surfaces = [" house", "House", " Mr", " small", " of", "."]
+    table = translate(surfaces, books, config)
+    assert table[" house"] == {"de": [" Haus", " Heim"], "zh": [], "clone": [" house"]}
+    assert table["House"]["de"] == ["Haus", "Heim"] and table[" small"]["zh"] == ["小"] and list(table) == surfaces
+    assert list(translate(surfaces, books, replace(config, targets=("de", "zh")))) == [" house", "House", " Mr", " small"]
+
+    counts = Counter({" house": 30, "House": 10, " Mr": 10, " small": 30, " of": 20, ".": 99})  # 100 with letters
+    numbers = coverage(table, counts, books)["de"]
+    assert numbers["running_words"] == pytest.approx(0.5) and numbers["running_words_as_they_stand"] == pytest.approx(0.4)
+    assert (numbers["pairs"], numbers["identical_pairs_left_out"], numbers["pairs_without_a_word_in_the_text"]) == (4, 2, 1)
+
+
+# ---- the pipeline ----
+
+def german(word: str) -> str:
+    return word[::-1] + "en"
+
+
+def chinese(word: str) -> str:
+    return "".join(chr(0x4E00 + ord(c)) for c in word)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Config:
+    """English with two targets: every word has a translation, German nouns (every third word) have capitals in text and none in the dictionary."""
+    folder = tmp_path_factory.mktemp("world")
+    english = make_text(80)
+    words = sorted({w.lower() for w in re.findall(r"[A-Za-z]+", english)})
+    nouns = set(words[::3])
+
+    def translated(seed: int, translate_word, separator: str) -> str:
+        text = make_text(80, seed)
+        documents = []
+        for document in text.split("\n\n"):
+            documents.append(separator.join(translate_word(w.lower()) for w in re.findall(r"[A-Za-z]+", document)) + ".")
+        return "\n\n".join(documents)
+
+    (folder / "texts").mkdir()
+    write(folder / "texts" / "en.txt", english)
+    write(folder / "texts" / "de.txt", translated(1, lambda w: german(w).capitalize() if w in nouns else german(w), " "))
+    write(folder / "texts" / "zh.txt", translated(2, chinese, ""))
+    write(folder / "en-de.txt", "".join(f"{w} {german(w)}\n" for w in words))
+    write(folder / "en-zh.txt", "".join(f"{w}\t{chinese(w)}\n" for w in words))
+    config = Config(
+        data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "texts" / "{language}.txt"), targets=("de", "zh"),
+        dictionary=str(folder / "en-{language}.txt"), vocab_size=500, min_count=3, val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,),
+        mix={"en": 0.5, "de": 0.25, "zh": 0.25}, batch_size=8, micro_batch_size=8, block_size=64, n_layer=1, n_head=2, n_embd=32, max_steps=12,
+        stage1_steps=4, align_entries=16, device="cpu", dtype="fp32", eval_words=50, sample_count=4)
+    prepare(config)
+    return config
+
+
+def test_every_language_has_its_bins_and_all_share_a_vocabulary(world):
+    data = Dataset(world.data_dir)
+    assert data.languages == ("en", "de", "zh") and set(data.offsets.values()) == {0} and data.vocab_size == data.V
+    for language in data.languages:
+        held_out = data.encoding.decode(data.tokens(language, "val").tolist()).split("<|endoftext|>")[:-1]
+        trained = data.encoding.decode(data.tokens(language, "train").tolist()).split("<|endoftext|>")[:-1]
+        documents = Path(world.source_of(language)).read_text(encoding="utf-8").split("\n\n")
+        assert sorted(held_out + trained) == sorted(documents) and held_out
+    with pytest.raises(UserError, match="has no facts text in 'de'"):
+        data.tokens("de", "facts")
+
+
+def test_table_has_translations_as_they_stand_in_text(world):
+    data = Dataset(world.data_dir)
+    texts = {language: Path(world.source_of(language)).read_text(encoding="utf-8") for language in ("de", "zh")}
+    seen = Counter()
+    for entry in range(len(data.table)):
+        (w,) = data.table.words(entry, 0)
+        surface = data.encoding.decode(data.table.word(w).tolist())
+        for l, language in enumerate(("de", "zh"), 1):
+            for t in data.table.words(entry, l):
+                translation = data.encoding.decode(data.table.word(t).tolist())
+                assert translation.startswith(" ") == (surface.startswith(" ") and language == "de")
+                seen[language, (surface.strip().islower() and re.search(rf"(?<!\w){translation.strip()}(?!\w)" if language == "de" else translation, texts[language])) is not None] += 1
+    assert seen["de", True] > 100 and seen["zh", True] > 100
+    lower = [json.loads(line.split("\t")[2]).strip() for line in Path(world.data_dir, "table.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    assert len(lower) > len(data.table)  # a line for each translation
+
+
+def test_coverage_is_told(world, capsys):
+    again = replace(world, data_dir=world.data_dir + "2")
+    prepare(again)
+    share = Dataset(again.data_dir).meta["coverage"]["de"]
+    assert 0.5 < share["running_words_as_they_stand"] < share["running_words"] <= 1
+    assert f"{100 * share['running_words']:.0f}% of running words have an entry" in capsys.readouterr().out
+    digests = [Dataset(c.data_dir).meta["digests"] for c in (world, again)]
+    assert digests[0] == digests[1]
+    prepare(again)
+    assert "is up to date" in capsys.readouterr().out
+    path = Path(world.dictionary_of("de"))
+    before = path.read_text()
+    path.write_text(before + "unheard ungehört\n")
+    prepare(again)
+    path.write_text(before)
+    assert "is up to date" not in capsys.readouterr().out
+
+
+def test_words_are_spliced_from_both_languages(world):
+    data = Dataset(world.data_dir)
+    batch = Sampler(data, replace(world, codeswitch_ratio=0.5, mix={"en": 1.0}, stage1_steps=4)).batch(np.arange(8))
+    text = data.encoding.decode(batch.inputs.ravel().tolist())
+    assert re.search("[\u4e00-\u9fff]", text)
+    words = {german(w) for w in re.findall(r"[a-z]+", Path(world.source_of("en")).read_text())}
+    assert len(words & set(re.findall("[a-z]+", text))) > 5
+    plain = data.encoding.decode([t for t in batch.targets.ravel().tolist() if t >= 0])
+    assert not re.search("[\u4e00-\u9fff]", plain)  # never predicted
+
+
+def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "StopSignal", lambda: type("Never", (), {"asked": False})())
+    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+    config = replace(world, out_dir=str(tmp_path), method="prealign", init_from="align", codeswitch_ratio=0.3)
+    joint = replace(world, out_dir=str(tmp_path), codeswitch_ratio=0.0)
+    prealign.main(overrides(config))
+    for run in (config, joint):
+        training.main(overrides(run))
+        result = evaluation.evaluate(run)
+    assert list(result["lm"]) == ["en", "de", "zh"] and list(result["clka"]) == ["en->en", "en->de", "en->zh"]
+    assert {s["language"] for s in result["similarity"]} == {"de", "zh"} and all(s["text"] is None for s in result["similarity"])
+    assert set(result["mixed"]) == {"de", "zh"}
+    assert result["lm"]["de"]["ppl"] == pytest.approx(result["lm"]["de"]["ppl_in_language"])
+    text = evaluation.report_tables([result])
+    assert "ppl zh" in text and "in language" not in text
+    with pytest.raises(UserError, match="golden copies English's embeddings to En-Clone's"):
+        training.main(overrides(joint, method="golden", init_from="golden"))
+    with pytest.raises(UserError, match="builtin is in English only; for 'de' give a file"):
+        evaluation.evaluate_transfer(joint)
+
+
+def test_text_of_a_target_is_recognised_in_a_continuation(world):
+    data = Dataset(world.data_dir)
+
+    def found(language: str, text: str) -> bool:
+        return is_in(language, data)(encode(data.encoding, text))
+
+    (w,) = data.table.words(3, 0)
+    word = data.encoding.decode(data.table.word(w).tolist()).strip().lower()
+    assert found("zh", f"a {chinese(word)} b") and not found("zh", f"a {word} b")
+    assert found("de", f"a {german(word)} b") and not found("de", f"a {word} b")
+    assert not found("de", f"{german(word)} b")  # perhaps the end of a word that the prompt began
+
+
+def test_a_language_without_text_or_dictionary_is_an_error(world):
+    with pytest.raises(UserError, match="'de' needs text and a dictionary of its own: source must have {language} in it"):
+        prepare(replace(world, source="builtin"))
+    with pytest.raises(UserError, match="dictionary must have {language} in it"):
+        prepare(replace(world, dictionary=""))
+    with pytest.raises(UserError, match="is it the right one, and the right way round"):
+        prepare(replace(world, data_dir=world.data_dir + "3", dictionary_target_first=True))
+    assert not Path(world.data_dir + "3").exists()
+
+
+def test_a_share_of_the_documents_trains_the_vocabulary():
+    texts = [make_text(1, seed) for seed in range(400)]
+    assert sum(in_share(text, 0.25) for text in texts) == pytest.approx(100, abs=30)
+    assert all(in_share(text, 1.0) for text in texts) and not any(in_share(text, 0.0) for text in texts)
