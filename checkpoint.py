@@ -71,8 +71,8 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
     """Refuse a checkpoint made from other data, or with other values of `knobs`."""
     if state["data"] != data.fingerprint or state["vocab_size"] != data.vocab_size:
         raise UserError(f"{path} was made from other data than {data.dir}; delete its folder to train anew, or point data_dir to its own data")
-    mine, theirs = config.plain(), state["config"]
-    different = [f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in knobs if theirs.get(k) != mine[k]]
+    mine, theirs = config.plain(), Config().plain() | state["config"]  # a knob that is newer than the checkpoint had its default then
+    different = [f"{k} (there {theirs[k]!r}, here {mine[k]!r})" for k in knobs if theirs[k] != mine[k]]
     if different:
         raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another --method or --out_dir, or delete its folder")
 

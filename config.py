@@ -106,8 +106,8 @@ class Config:
     nli_train: str = "builtin"          # English pairs: "builtin", or a file: XNLI, MultiNLI, SNLI, SICK or PAWS-X as published
     nli_dev: str = "builtin"            # English pairs that choose the epoch
     nli_test: str = "builtin"           # pairs in every language
-    nli_builtin: int = 4000             # hypotheses of the built-in training pairs, three pairs each; a tenth for dev and for test
-    nli_epochs: int = 4
+    nli_builtin: int = 2500             # hypotheses of the built-in training pairs, three pairs each; a tenth for dev and for test
+    nli_epochs: int = 3
     nli_batch_size: int = 32
     nli_learning_rate: float = 5e-4
     nli_seeds: int = 1                  # fine-tunings, each with a seed of its own

@@ -34,7 +34,7 @@ from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
 from report import report, report_tables, wilson
 from tokenizer import encode, token_byte_lengths
-from train import choose_device, start
+from train import open_device, start
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
@@ -280,7 +280,7 @@ def load_run(config: Config, data: Dataset, device: torch.device | str = "cpu") 
 def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
     data = Dataset(config.data_dir)
-    model, state = load_run(config, data, choose_device(config))
+    model, state = load_run(config, data, open_device(config))
     result = {
         "method": config.method, "seed": config.seed,
         "tokens": state["tokens"], "config": config.plain(),
@@ -309,7 +309,7 @@ def dynamics(config: Config) -> list[dict]:
     Measure a finished run at each of its snapshots and write dynamics.jsonl into its folder: similarity (the paper's Fig. 5),
     and CLKA by frequency on the facts of the period that ended last (Fig. 4).
     """
-    data, device = Dataset(config.data_dir), choose_device(config)
+    data, device = Dataset(config.data_dir), open_device(config)
     load_run(config, data)  # or raises
     names = sorted(glob.glob(os.path.join(config.run_dir, "snapshots", "*.pt")))
     if not names:

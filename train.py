@@ -10,6 +10,7 @@ it goes on where it stopped; a finished run is left alone. On several nodes, sta
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -38,6 +39,9 @@ from prealign import Words, contrastive_loss, draw_entries, to_device, word_repr
 # Hardware
 
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3), in bytes
+
+
 @dataclass(frozen=True)
 class Hardware:
     device: torch.device
@@ -58,8 +62,8 @@ def bf16_pays(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_device(config: Config, local_rank: int = 0) -> torch.device:
-    """config.device, or for "auto" this process's GPU if there is one, else the CPU."""
+def open_device(config: Config, local_rank: int = 0) -> torch.device:
+    """config.device, or for "auto" this process's GPU if there is one, else the CPU; made ready for work."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +72,20 @@ def choose_device(config: Config, local_rank: int = 0) -> torch.device:
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, another number, or as many --nproc_per_node as there are")
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """
+    Tell glibc to keep what is freed for the next allocation. By default it gives large blocks back to the kernel, which zeroes
+    them anew: a third of a training step on a CPU. Elsewhere than on Linux with glibc nothing happens.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(option, value)
 
 
 def start(config: Config) -> Hardware:
@@ -76,7 +93,7 @@ def start(config: Config) -> Hardware:
     world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if world > 1 and ":" in config.device:
         raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes a GPU of its own")
-    device = choose_device(config, local_rank)
+    device = open_device(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
