@@ -306,18 +306,19 @@ def evaluate_transfer(config: Config) -> dict:
 
 def dynamics(config: Config) -> list[dict]:
     """
-    Measure a finished run at each of its snapshots and write dynamics.jsonl into its folder: similarity (the paper's Fig. 5),
-    and CLKA by frequency on the facts of the period that ended last (Fig. 4).
+    Measure a finished run at each of its snapshots, those of its stage 1 first, and write dynamics.jsonl into its folder:
+    similarity (the paper's Fig. 5), and CLKA by frequency on the facts of the period that ended last (Fig. 4).
     """
     data, device = Dataset(config.data_dir), open_device(config)
     load_run(config, data)  # or raises
-    names = sorted(glob.glob(os.path.join(config.run_dir, "snapshots", "*.pt")))
-    if not names:
+    folders = [config.run_dir] if config.init_from != "align" else [config.stage1_dir, config.run_dir]
+    snapshots = [(folder, path) for folder in folders for path in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
+    if not snapshots:
         raise UserError(f"{config.run_dir} has no snapshots; train it with --snapshot_interval=250 or so")
     periods = data.meta["made_from"]["settings"]["fact_periods"]
     records = []
-    for name in tqdm(names, desc="snapshots", disable=None):
-        model, state = load_trained(config.run_dir, data, device, snapshot=os.path.join("snapshots", os.path.basename(name)))
+    for folder, path in tqdm(snapshots, desc="snapshots", disable=None):
+        model, state = load_trained(folder, data, device, snapshot=os.path.join("snapshots", os.path.basename(path)))
         ended = (state["step"] - config.stage1_steps) * periods // (config.max_steps - config.stage1_steps)
         facts = [fact for fact in data.facts if fact.period == ended - 1]
         frequencies = sorted({fact.frequency for fact in facts})

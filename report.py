@@ -312,7 +312,8 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         table = markdown_table(header, lines)
         if against := disagreements(here, rows, columns):
             table += "\n\nNot in the paper's order: " + "; ".join(against) + "."
-        yield f"{name}: ours at {scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at {'10.4B' if size else '10.1B'}:", table
+        sizes = {f"{12 * c['n_layer'] * c['n_embd'] ** 2 / 1e6:.3g}M parameters, " for runs in here.values() for r in runs if (c := r.get("config"))}
+        yield f"{name}: ours at {''.join(sizes) if len(sizes) == 1 else ''}{scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at {'10.4B' if size else '10.1B'}:", table
 
 
 def disagreements(runs: dict[str, list[dict]], paper: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
