@@ -35,6 +35,8 @@ class Config:
     source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl, also .gz/.xz; "texts/{language}" = one for each language
     pivot: str = "en"                   # the language most of the data is in
     targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
+    budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text; not named = all there are
+    shard_seed: int = 0                 # of the order of the text's files; 0 = by name
     dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
     dictionary_target_first: bool = False  # its translations stand before the pivot's words
     tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
@@ -112,6 +114,19 @@ class Config:
     nli_learning_rate: float = 5e-4
     nli_seeds: int = 1                  # fine-tunings, each with a seed of its own
 
+    # a dictionary from a language model (translate.py)
+    llm_url: str = "https://api.openai.com/v1"  # of an OpenAI-compatible endpoint
+    llm_model: str = "gpt-4o-mini"
+    llm_key: str = "OPENAI_API_KEY"     # the environment variable that holds the key
+    llm_translations: int = 5           # per word, at most
+    llm_words: int = 20                 # per request
+    llm_requests: int = 8               # at a time
+    llm_timeout: float = 120.0          # seconds
+    llm_backoff: float = 1.0            # seconds of the first pause after a failure; it doubles
+    llm_price_in: float = 0.0           # dollars per million tokens, for the cost; 0 = not told
+    llm_price_out: float = 0.0
+    dry_run: bool = False               # translate.py says what it would do and asks for nothing
+
     @property
     def written(self) -> tuple[str, ...]:
         """The languages that have text of their own: the pivot, and every target but En-Clone."""
@@ -153,9 +168,10 @@ CHOICES = {
 POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
             "learning_rate", "align_entries", "align_tau", "align_coverage", "init_std", "embedding_init_std",
             "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words", "sample_count", "sample_prompt", "sample_tokens",
-            "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds")
+            "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds",
+            "llm_translations", "llm_words", "llm_requests", "llm_timeout")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
-                "align_weight", "align_power", "eval_tokens")
+                "align_weight", "align_power", "eval_tokens", "shard_seed", "llm_backoff", "llm_price_in", "llm_price_out")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
@@ -279,6 +295,9 @@ def _check(config: Config) -> None:
             raise UserError(f"mix names {language!r}, which is neither the pivot nor a target ({', '.join(languages)})")
         if not 0 <= weight < math.inf:
             raise UserError(f"mix: the weight of {language} must not be negative, found {weight}")
+    for language, tokens in config.budget.items():
+        if language not in config.written or not tokens >= 1:
+            raise UserError(f"budget gives languages that have text a number of tokens, found {language!r}: {tokens}")
     for language, share in config.tokenizer_share.items():
         if language not in languages or not 0 <= share <= 1:
             raise UserError(f"tokenizer_share gives the pivot and targets shares between 0 and 1, found {language!r}: {share}")

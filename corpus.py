@@ -1,8 +1,8 @@
 """
 Text in, documents out.
 
-A source is a file, a folder or a glob pattern of .txt (blank lines end a document) and .jsonl (one document per line, field
-"text"), each also .gz or .xz. Or it is "builtin", which needs no download: the documentation inside the Python standard
+A source is a file, a folder or a glob pattern of .txt (blank lines end a document), .jsonl (one document per line, field
+"text"), each also .gz, .xz or .zst, and .parquet (column "text"; as CulturaX is published). Or it is "builtin", which needs no download: the documentation inside the Python standard
 library and the packages of requirements.txt, cleaned to English prose. Its wording follows the installed versions;
 `fingerprint` tells two of them apart.
 
@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import importlib.util
 import inspect
+import io
 import json
 import lzma
 import multiprocessing
@@ -25,6 +26,7 @@ import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -32,8 +34,16 @@ from config import UserError
 
 # ---- files ----
 
-COMPRESSION = {".gz": gzip.open, ".xz": lzma.open}
-READABLE = tuple(kind + packed for kind in (".txt", ".jsonl") for packed in ("", *COMPRESSION))
+def _open_zst(file: BinaryIO) -> BinaryIO:
+    try:
+        import zstandard
+    except ImportError as e:
+        raise UserError(f"{file.name}: to read .zst files, install zstandard: pip install zstandard") from e
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+
+
+COMPRESSION = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
+READABLE = (*(kind + packed for kind in (".txt", ".jsonl") for packed in ("", *COMPRESSION)), ".parquet")
 
 
 def _unreadable(path: str, e: Exception) -> UserError:
@@ -83,6 +93,10 @@ def read_lines(path: str, bar: tqdm | None = None) -> Iterator[tuple[int, str]]:
                     position = file.tell()
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:  # missing, forbidden, cut off or corrupt
         raise _unreadable(path, e) from e
+    except Exception as e:
+        if type(e).__name__ == "ZstdError":
+            raise _unreadable(path, e) from e
+        raise
 
 
 def _document(lines: Iterable[str]) -> str:
@@ -114,6 +128,26 @@ def _read_jsonl(path: str, bar: tqdm) -> Iterator[str]:
             raise UserError(f'{path}:{number}: expected {{"text": "..."}} on each line, with a string of Unicode characters, '
                             f"found {line.strip()[:60]!r}")
         yield _document(text.split("\n"))
+
+
+def _read_parquet(path: str, bar: tqdm) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise UserError(f"{path}: to read .parquet files, install pyarrow: pip install pyarrow") from e
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names or not pyarrow.types.is_string(file.schema_arrow.field("text").type) and not pyarrow.types.is_large_string(
+                    file.schema_arrow.field("text").type):
+                raise UserError(f'{path}: expected a column "text" of strings, found {", ".join(file.schema_arrow.names)}')
+            size, rows = os.path.getsize(path), max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+                for text in batch.column(0).to_pylist():
+                    yield _document((text or "").split("\n"))
+                bar.update(size * len(batch) // rows)
+    except (OSError, pyarrow.ArrowException) as e:
+        raise _unreadable(path, e) from e
 
 
 # ---- builtin: the prose inside documentation ----
@@ -297,9 +331,10 @@ def _builtin(progress: bool, workers: int) -> list[str]:
 
 # ---- both ----
 
-def documents(source: str, progress: bool = False, workers: int = 0) -> Iterator[str]:
+def documents(source: str, progress: str = "", workers: int = 0, shard_seed: int = 0) -> Iterator[str]:
     """
-    The documents of `source` in a fixed order: files sorted by name, documents as they stand in them.
+    The documents of `source` in a fixed order: files sorted by name, or with a `shard_seed` shuffled; documents as they stand in
+    them. `progress` names a bar over the bytes on disk; without it there is none.
 
     Files are streamed, so that memory holds one document at a time; "builtin" (about 6 MB) is made by `workers` processes.
     Raises UserError, while iterating, for a source that does not exist, cannot be read, is not UTF-8 or not the JSON
@@ -307,14 +342,16 @@ def documents(source: str, progress: bool = False, workers: int = 0) -> Iterator
     """
     def read() -> Iterator[str]:
         paths = _files(source)
+        if shard_seed:
+            paths.sort(key=lambda path: hashlib.sha256(f"{shard_seed} {os.path.basename(path)}".encode()).digest())
         size = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
-        with tqdm(desc="reading", unit="B", unit_scale=True, total=size, disable=None if progress else True) as bar:
+        with tqdm(desc=progress, unit="B", unit_scale=True, total=size, disable=None if progress else True) as bar:
             for path in paths:
-                is_json = path.lower().removesuffix(".gz").removesuffix(".xz").endswith(".jsonl")
-                yield from _read_jsonl(path, bar) if is_json else _read_txt(path, bar)
+                kind = os.path.splitext(re.sub(r"\.(gz|xz|zst)$", "", path.lower()))[1]
+                yield from {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_txt}[kind](path, bar)
 
     empty = True
-    for document in _builtin(progress, workers) if source == "builtin" else read():
+    for document in _builtin(bool(progress), workers) if source == "builtin" else read():
         if document:
             empty = False
             yield document
@@ -324,18 +361,25 @@ def documents(source: str, progress: bool = False, workers: int = 0) -> Iterator
 
 def fingerprint(source: str, progress: bool = False, workers: int = 0) -> dict[str, str]:
     """
-    {path: sha256 of the file's bytes} for the files of `source`, in the order `documents` reads them, or
-    {"builtin": sha256 of all its documents}. Raises UserError for files that cannot be found or read.
+    {path: digest of the file} for the files of `source`, sorted by name, or {"builtin": sha256 of all its documents}. Raises UserError for files that cannot be found or read.
     """
     if source == "builtin":
         return {source: hashlib.sha256("\n\n".join(_builtin(progress, workers)).encode()).hexdigest()}
-    return {path: file_digest(path) for path in _files(source)}
+    return {path: file_digest(path, blocks=2**14) for path in _files(source)}  # all of a file up to 1 GiB
 
 
-def file_digest(path: str) -> str:
-    """SHA-256 of a file's bytes. Raises UserError when it cannot be read."""
+def file_digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
+    """
+    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a small file, a sample of a large one, so that
+    checking 40 GB takes no longer than checking 4 MB. Raises UserError when it cannot be read.
+    """
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.path.getsize(path)
+        sha = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as f:
+            for start in range(0, size, block) if size <= blocks * block else [i * (size - block) // (blocks - 1) for i in range(blocks)]:
+                f.seek(start)
+                sha.update(f.read(block))
     except OSError as e:
         raise _unreadable(path, e) from e
+    return sha.hexdigest()

@@ -10,25 +10,12 @@ import tiktoken
 
 import knowledge
 from config import UserError
+from corpus import file_digest
 from table import Table
 from tokenizer import load_tokenizer
 
 FORMAT = 3
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
-
-
-def digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
-    """
-    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a small file, a sample of a large one,
-    so that opening 40 GB of bins takes no longer than opening 4 MB.
-    """
-    size = os.path.getsize(path)
-    sha = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as f:
-        for start in range(0, size, block) if size <= blocks * block else np.linspace(0, size - block, blocks, dtype=np.int64):
-            f.seek(int(start))
-            sha.update(f.read(block))
-    return sha.hexdigest()
 
 
 def facts_of(settings: dict) -> list[knowledge.Fact]:
@@ -78,7 +65,7 @@ class Dataset:
 
     def intact(self, name: str) -> bool:
         path = os.path.join(self.dir, name)
-        return os.path.isfile(path) and digest(path) == self.meta["digests"].get(name)
+        return os.path.isfile(path) and file_digest(path) == self.meta["digests"].get(name)
 
     def _map(self, name: str, dtype: np.dtype, tokens: int) -> np.ndarray:
         path = os.path.join(self.dir, name)
@@ -89,7 +76,7 @@ class Dataset:
             raise UserError(f"{path}: {e.strerror}; run `python data.py` with the same config") from e
         if found != expected:
             raise UserError(f"{path}: expected {expected} bytes by meta.json, found {found}; delete {self.dir} and run `python data.py` again")
-        if digest(path) != self.meta["digests"].get(name):
+        if file_digest(path) != self.meta["digests"].get(name):
             raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
         return np.memmap(path, dtype, mode="r")
 

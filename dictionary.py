@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from config import UserError
+from config import Config, UserError
 from corpus import read_lines
 
 # Languages written without spaces between words: a translation spliced into running text brings none with it.
@@ -101,3 +101,38 @@ def translations(word: str, entries: dict[str, list[str]]) -> list[str]:
 def as_in_text(translation: str, surface: str, language: str) -> str:
     """The translation as it stands in running text in place of `surface`: with the space before it, where the language has one."""
     return " " + translation if surface.startswith(" ") and not is_unspaced(language) else translation
+
+
+def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary], config: Config) -> dict[str, dict[str, list[str]]]:
+    """For every surface form that has any: its translations by language, as they stand in running text. En-Clone has them all."""
+    table = {}
+    for surface in surfaces:
+        found = {}
+        for language in config.targets:
+            if language == "clone":
+                found[language] = [surface]
+            else:
+                those = translations(surface.removeprefix(" "), dictionaries[language].entries)
+                found[language] = list(dict.fromkeys(as_in_text(t, surface, language) for t in those))
+        if any(found.values()):
+            table[surface] = found
+    return table
+
+
+def coverage(translated: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
+    """
+    By language with a dictionary: the share of the pivot's running words (with a letter in them) that have an entry, that share
+    without the look-up in lower case, and the share of the dictionary's pairs whose pivot word is in no entry.
+    """
+    running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
+    result = {}
+    for language, book in dictionaries.items():
+        entries = {surface for surface, found in translated.items() if found[language]}
+        used = {surface.removeprefix(" ") for surface in entries}
+        used |= {word.lower() for word in used}
+        result[language] = {
+            "running_words": sum(running[s] for s in entries if s in running) / sum(running.values()),
+            "running_words_as_they_stand": sum(running[s] for s in entries if s in running and s.removeprefix(" ") in book.entries) / sum(running.values()),
+            "pairs": book.pairs, "identical_pairs_left_out": book.identical,
+            "pairs_without_a_word_in_the_text": sum(len(those) for word, those in book.entries.items() if word not in used)}
+    return result

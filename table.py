@@ -137,12 +137,18 @@ def aligned_surfaces(surfaces: Counter, min_count: int) -> list[str]:
     The surface forms of every word seen more than `min_count` times, all its forms counted together, most frequent
     form first. Raises UserError when there is none.
     """
-    words: Counter = Counter()
+    words = seen_words(surfaces, min_count)
+    return sorted((s for s in surfaces if s.removeprefix(" ") in words), key=lambda s: (-surfaces[s], s))
+
+
+def seen_words(surfaces: Counter, min_count: int) -> Counter:
+    """Words seen more than `min_count` times, all their surface forms counted together. Raises UserError when there is none."""
+    counts: Counter = Counter()
     for surface, count in surfaces.items():
-        words[surface.removeprefix(" ")] += count
-    kept = sorted((s for s in surfaces if words[s.removeprefix(" ")] > min_count), key=lambda s: (-surfaces[s], s))
-    if not kept:
-        word, count = max(words.items(), key=lambda item: item[1], default=("", 0))
+        counts[surface.removeprefix(" ")] += count
+    words = Counter({word: count for word, count in counts.items() if count > min_count})
+    if not words:
+        word, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
         raise UserError(f"no word of the corpus is seen more than min_count={min_count} times (the most frequent, {word!r}, {count} times); "
                         "use a larger corpus or a smaller --min_count")
-    return kept
+    return words

@@ -1,11 +1,13 @@
 """Readers, their errors, and the cleaning that turns docstrings into prose."""
 
 import gzip
+import hashlib
 import json
 import logging
 import lzma
 import os
 import re
+import sys
 import textwrap
 
 import pytest
@@ -152,11 +154,51 @@ def test_empty_corpus(tmp_path, name, content):
     assert "no text" in error(write(tmp_path / name, content))
 
 
+def test_compressed_by_zstandard(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    packed = zstandard.ZstdCompressor().compress
+    (tmp_path / "a.txt.zst").write_bytes(packed(b"one\n\ntwo\n") + packed(b"more of two\n"))  # two frames, as pzstd makes them
+    (tmp_path / "b.jsonl.zst").write_bytes(packed(rows("three").encode()))
+    assert list(documents(str(tmp_path))) == ["one", "two\nmore of two", "three"]
+    (tmp_path / "a.txt.zst").write_bytes(b"no zstandard at all")
+    assert "a.txt.zst: cannot be read" in error(tmp_path)
+
+
+def test_parquet_as_culturax_has_it(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["one\n\n still one ", None, "two"], "url": ["a", "b", "c"]})
+    parquet.write_table(table, tmp_path / "en_part_00000.parquet", row_group_size=2)
+    assert list(documents(str(tmp_path))) == ["one\n still one", "two"]
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "en_part_00000.parquet")
+    assert 'expected a column "text" of strings, found text' in error(tmp_path)
+    parquet.write_table(pyarrow.table({"content": ["a"]}), tmp_path / "en_part_00000.parquet")
+    assert 'expected a column "text" of strings, found content' in error(tmp_path)
+    (tmp_path / "en_part_00000.parquet").write_bytes(b"PAR1 and no more")
+    assert "en_part_00000.parquet: cannot be read" in error(tmp_path)
+
+
+@pytest.mark.parametrize("name, module", [("a.parquet", "pyarrow"), ("a.txt.zst", "zstandard")])
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, module):
+    (tmp_path / name).write_bytes(b"something")
+    monkeypatch.setitem(sys.modules, module, None)
+    assert f"install {module}: pip install {module}" in error(tmp_path)
+
+
+def test_files_in_a_shuffled_order(tmp_path):
+    for i in range(20):
+        write(tmp_path / f"{i:02}.txt", str(i))
+    orders = [list(documents(str(tmp_path), shard_seed=seed)) for seed in (0, 1, 1, 2)]
+    assert orders[0] == [str(i) for i in range(20)] and orders[1] == orders[2]
+    assert len({tuple(order) for order in orders}) == 3 and all(sorted(order) == sorted(orders[0]) for order in orders)
+
+
 def test_fingerprint_names_files_in_order_and_follows_their_bytes(tmp_path):
     b, a = write(tmp_path / "b.txt", "b"), write(tmp_path / "a.txt.gz", "a")
     first = fingerprint(str(tmp_path))
     assert list(first) == [a, b]
-    assert first[b] == "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d"  # sha256sum
+    assert first[b] == hashlib.sha256(b"1" + b"b").hexdigest()  # of size and bytes
     assert fingerprint(str(tmp_path)) == first
     write(tmp_path / "b.txt", "c")
     second = fingerprint(str(tmp_path))

@@ -15,11 +15,14 @@ from nltk.tokenize import NLTKWordTokenizer
 from tiktoken.load import load_tiktoken_bpe
 
 import corpus
+import bins
 import data
 from config import UserError
 from conftest import make_text, overrides, run_command
-from data import Encoder, prepare, smallest_dtype
-from dataset import Dataset, digest
+from bins import Encoder, smallest_dtype
+from data import prepare
+from corpus import file_digest
+from dataset import Dataset
 from tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
 
 ODD_WORDS = ["naïve", "Straße", "日本語", "мир", "😀", "don't", "cannot", "it's", "I'll", "rock'n'roll", "o'clock", '"so"', "“so”",
@@ -335,7 +338,7 @@ def test_no_facts(tiny, tmp_path):
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(data._batches, "__defaults__", (1000,))  # characters: many batches of this small text
+    monkeypatch.setattr(bins.text_batches, "__defaults__", (1000,))  # characters: many batches of this small text
     made = []
     for workers in (1, 2, 3):
         config = replace(tiny, data_dir=str(tmp_path / str(workers)), workers=workers)
@@ -348,7 +351,7 @@ def test_the_files_are_these_and_meta_has_the_digest_of_each(tiny):
     names = {f"{language}_{split}.bin" for language in ("en", "clone") for split in ("train", "val")} | {"en_facts.bin"}
     names |= {f"en_{split}.align.bin" for split in ("train", "val", "facts")} | {"table.npz", "table.tsv", "tokenizer.tiktoken"}
     assert set(contents(tiny.data_dir)) == names | {"meta.json"}
-    assert Dataset(tiny.data_dir).meta["digests"] == {name: digest(f"{tiny.data_dir}/{name}") for name in names}
+    assert Dataset(tiny.data_dir).meta["digests"] == {name: file_digest(f"{tiny.data_dir}/{name}") for name in names}
 
 
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
@@ -445,6 +448,96 @@ def test_a_preparation_that_fails_leaves_no_broken_folder(tiny, tmp_path, monkey
     prepare(replace(config, min_count=4))
     read_everything(config.data_dir)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "text.txt"]
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 8, 9])
+def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys, stop_after):
+    """Interrupted after so many batches of documents, of which every second is a place to go on from; the result is the same."""
+    monkeypatch.setattr(bins.text_batches, "__defaults__", (2000,))  # characters: ten batches or so
+    monkeypatch.setattr(bins, "BATCHES_PER_SAVE", 2)
+    config = replace(tiny, data_dir=str(tmp_path / "data"))
+    encoded = []
+
+    class Pool:  # in this process, so that what is encoded can be counted
+        def __init__(self, workers, initializer=None, arguments=()):
+            if initializer is not None:
+                initializer(*arguments)
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+
+        def imap(self, function, batches):
+            for batch in batches:
+                if getattr(function, "func", None) is bins.encode_documents:
+                    if len(encoded) == stop_after and not again:
+                        raise KeyboardInterrupt
+                    encoded.append(batch)
+                yield function(batch)
+
+    monkeypatch.setattr(data, "Pool", Pool)
+    again = False
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    # What a kill leaves behind the last place to go on from is not relied on.
+    for path in (tmp_path / "data.partial").glob("*.bin"):
+        path.write_bytes(path.read_bytes() + b"rubbish")
+    before, again = len(encoded), True
+    capsys.readouterr()
+    prepare(config)
+    assert "going on with" in capsys.readouterr().out
+    assert contents(config.data_dir) == contents(tiny.data_dir)
+    texts = [text for batch in encoded for text in batch]
+    twice = len(encoded) - len({tuple(batch) for batch in encoded})
+    assert twice <= 2 and set(texts) == set(corpus.documents(tiny.source)) and before == stop_after
+
+
+def test_a_preparation_of_something_else_is_not_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
+    config = replace(tiny, data_dir=str(tmp_path / "data"))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "write_bins", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(replace(config, vocab_size=380))
+    prepare(config)
+    assert "going on with" not in capsys.readouterr().out and contents(config.data_dir) == contents(tiny.data_dir)
+
+
+@pytest.mark.parametrize("budget", [100, 1500, 4000, 10**6])
+def test_a_budget_is_reached_and_not_passed_by_more_than_a_document(tiny, tmp_path, monkeypatch, capsys, budget):
+    monkeypatch.setattr(bins.text_batches, "__defaults__", (1000,))
+    made = []
+    for workers in (1, 2):
+        config = replace(tiny, data_dir=str(tmp_path / str(workers)), budget={"en": budget}, workers=workers, vocab_size=300, fact_count=0)
+        prepare(config)
+        made.append(contents(config.data_dir) | {"meta.json": None})
+    assert made[0] == made[1]
+    dataset = Dataset(config.data_dir)
+    tokens, length = dataset.tokens("en", "train"), dataset.splits["train"]["en"]["tokens"]
+    ends = np.flatnonzero(tokens == dataset.end_of_text)
+    assert len(tokens) == length == len(dataset.tokens("clone", "train")) and len(ends) == dataset.splits["train"]["en"]["documents"]
+    if budget == 10**6:
+        assert f"all there are of the {budget:,} asked for" in capsys.readouterr().out
+    else:
+        assert length >= budget and (len(ends) == 1 or ends[-2] + 1 < budget)
+    documents, held_out = list(corpus.documents(tiny.source)), texts_of(dataset, "val")
+    train = texts_of(dataset, "train")
+    assert train == [text for text in documents if text not in held_out][:len(train)]
+
+
+def test_choosing_what_is_held_out_needs_no_memory_of_all(tiny, tmp_path):
+    """With little spare room the choice is the same as with all digests in memory."""
+    config = replace(tiny, source=write(tmp_path / "text.txt", make_text(600, seed=5)))
+    for val_fraction in (0.01, 0.1):
+        config = replace(config, val_fraction=val_fraction)
+        assert data.choose_held_out(config, "en", spare=1000) == data.choose_held_out(config, "en")
+
+
+def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(data, "MAX_COUNTED", 10)
+    monkeypatch.setattr(bins.text_batches, "__defaults__", (1,))
+    texts = [f"the house {i}" for i in range(50)]
+    one_process = type("Pool", (), {"imap": staticmethod(map)})
+    counts = data.count_in(one_process, lambda batch: Counter(batch[0].split()), texts)
+    assert counts["the"] == counts["house"] == 50 and len(counts) <= 10
 
 
 def test_a_folder_that_is_not_ours_is_never_deleted(tiny, tmp_path):
@@ -601,8 +694,8 @@ def test_a_digest_reads_all_of_a_small_file_and_samples_a_large_one(tmp_path):
         if at is not None:
             raw[at] = 1
         path.write_bytes(raw)
-        digests.add(digest(str(path), blocks=10, block=100))
+        digests.add(file_digest(str(path), blocks=10, block=100))
     assert len(digests) == 8
     with open(path, "wb") as f:
         f.truncate(100 * 2**30)  # sparse
-    digest(str(path))
+    file_digest(str(path))

@@ -17,9 +17,9 @@ import train as training
 from batches import Sampler
 from config import Config, UserError
 from conftest import make_text, overrides
-from data import coverage, in_share, prepare, translate
+from data import in_share, prepare
 from dataset import Dataset
-from dictionary import Dictionary, as_in_text, read, translations, with_case
+from dictionary import Dictionary, as_in_text, coverage, read, translate_surfaces, translations, with_case
 from eval import is_in
 from tokenizer import encode
 
@@ -83,10 +83,10 @@ def test_the_table_and_its_coverage_by_hand():
     config = Config(targets=("de", "zh", "clone"))
     books = {"de": Dictionary({"house": ["Haus", "Heim"], "Mr": ["Herr"], "tree": ["Baum"]}, 4, 2), "zh": Dictionary({"small": ["小"]}, 1, 0)}
     surfaces = [" house", "House", " Mr", " small", " of", "."]
-    table = translate(surfaces, books, config)
+    table = translate_surfaces(surfaces, books, config)
     assert table[" house"] == {"de": [" Haus", " Heim"], "zh": [], "clone": [" house"]}
     assert table["House"]["de"] == ["Haus", "Heim"] and table[" small"]["zh"] == ["小"] and list(table) == surfaces
-    assert list(translate(surfaces, books, replace(config, targets=("de", "zh")))) == [" house", "House", " Mr", " small"]
+    assert list(translate_surfaces(surfaces, books, replace(config, targets=("de", "zh")))) == [" house", "House", " Mr", " small"]
 
     counts = Counter({" house": 30, "House": 10, " Mr": 10, " small": 30, " of": 20, ".": 99})  # 100 with letters
     numbers = coverage(table, counts, books)["de"]

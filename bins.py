@@ -1,0 +1,238 @@
+"""
+Documents to memory-mapped bins: token ids, and beside the pivot's the alignment ids; in parallel, and resumable.
+
+The table's file for people and for programs is written here too: what is on disk is described in the README, "Files".
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import tiktoken
+
+import knowledge
+from config import Config, UserError
+from dataset import text_language
+from table import CHUNK, make_table, words_of_chunk
+from tokenizer import encode, load_tokenizer, token_byte_lengths
+
+BATCHES_PER_SAVE = 128     # of about 500,000 characters: what is done again after an interruption
+T = TypeVar("T")
+
+
+def write_json(path: str, value: object) -> None:
+    """Written beside its place and moved there, so that there is a whole file or none."""
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(value, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def remembered(path: str, make: Callable[[], T]) -> T:
+    """What an earlier, interrupted preparation has found and left at `path`, or else what `make()` finds, left there for a later one."""
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    value = make()
+    write_json(path, value)
+    return value
+
+
+def smallest_dtype(vocab_size: int) -> np.dtype:
+    """uint16 when every id fits, else uint32. Raises UserError beyond 2**31 ids, which the table's int32 could not hold."""
+    if vocab_size <= 2**31:
+        return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer cloned languages")
+
+
+def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int], folder: str) -> None:
+    """table.npz and table.tsv. In En-Clone a word's translation is its own token ids + V."""
+    words = [[[encode(encoding, surface)]] + [[encode(encoding, t) + offsets[language] for t in those] for language, those in found.items()]
+             for surface, found in translated.items()]
+    make_table(words, [counts[surface] for surface in translated], tuple(offsets)).save(os.path.join(folder, "table.npz"))
+    with open(os.path.join(folder, "table.tsv"), "w", encoding="utf-8") as f:
+        f.write("entry\tfrequency\tpivot\tlanguage\ttranslation\n")
+        for k, (surface, found) in enumerate(translated.items(), 1):
+            for language, those in found.items():
+                for translation in those:  # quoted, so that leading spaces and line ends show
+                    quoted = (json.dumps(s, ensure_ascii=False) for s in (surface, translation))
+                    f.write("\t".join((str(k), str(counts[surface]), next(quoted), language, next(quoted))) + "\n")
+
+
+class Encoder:
+    """Text to token ids and alignment ids. Remembers the words of every chunk it has seen."""
+
+    def __init__(self, encoding: tiktoken.Encoding, surfaces: list[str]):
+        self.encoding = encoding
+        self.token_bytes = token_byte_lengths(encoding)
+        self.entry = {surface: k for k, surface in enumerate(surfaces, 1)}
+        self.chunks: dict[str, tuple[int, list[tuple[int, int, int]]]] = {}
+
+    def chunk(self, chunk: str) -> tuple[int, list[tuple[int, int, int]]]:
+        """(length in bytes, [(first byte, byte after the last, entry), ...]) of a chunk's words in the table."""
+        known = self.chunks.get(chunk)
+        if known is None:
+            words = [(a, b, self.entry[s]) for a, b, s in words_of_chunk(chunk) if s in self.entry]
+            if len(self.chunks) > 1_000_000:
+                self.chunks.clear()  # bounded, whatever the corpus
+            known = self.chunks[chunk] = (len(chunk.encode()), words)
+        return known
+
+    def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Token ids (n,) int64 and alignment ids (n,) int32 of a document, without end-of-text.
+
+        A word is marked when tokens begin and end exactly where it does: +k on its first token, -k on the others.
+        """
+        ids = encode(self.encoding, text)
+        align = np.zeros(len(ids), dtype=np.int32)
+        spans, position = [], 0
+        for chunk in CHUNK.findall(text):
+            length, words = self.chunk(chunk)
+            for first, end, entry in words:
+                spans.append((position + first, position + end, entry))
+            position += length
+        if not spans or not len(ids):
+            return ids, align
+        first, end, entry = np.array(spans).T  # (words,) each
+        token_end = np.cumsum(self.token_bytes[ids])  # (n,)
+        token_start = token_end - self.token_bytes[ids]
+        i, j = np.searchsorted(token_start, first), np.searchsorted(token_end, end)
+        whole = (i < len(ids)) & (j < len(ids))
+        whole[whole] = (token_start[i[whole]] == first[whole]) & (token_end[j[whole]] == end[whole])
+        i, j, entry = i[whole], j[whole], entry[whole]
+        length = j - i + 1
+        inside = np.repeat(i - np.cumsum(length) + length, length) + np.arange(length.sum())  # every token of every word
+        align[inside] = -np.repeat(entry, length)
+        align[i] = entry
+        return ids, align
+
+
+_encoder: Encoder  # of a worker process
+
+
+def start_worker(tokenizer: str, tokenizer_path: str, surfaces_path: str) -> None:
+    global _encoder
+    with open(surfaces_path, encoding="utf-8") as f:
+        _encoder = Encoder(load_tokenizer(tokenizer, tokenizer_path), json.load(f))
+
+
+def encode_documents(texts: list[str], aligned: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Of documents, each ended by end-of-text (no entry): token ids (n,), alignment ids (n,) int32 (0 when not `aligned`), and of
+    each document where it ends in them and its bytes.
+    """
+    ids, align = [], []
+    for text in texts:
+        i, a = _encoder(text) if aligned else (plain := encode(_encoder.encoding, text), np.zeros(len(plain), dtype=np.int32))
+        ids.append(np.append(i, _encoder.encoding.eot_token))
+        align.append(np.append(a, np.int32(0)))
+    return np.concatenate(ids), np.concatenate(align), np.cumsum([len(i) for i in ids]), np.array([len(text.encode()) for text in texts])
+
+
+def text_batches(texts: Iterable[str], size: int = 500_000) -> Iterator[list[str]]:
+    """Lists of documents of about `size` characters: enough work for a process at a time."""
+    batch, length = [], 0
+    for text in texts:
+        batch.append(text)
+        length += len(text)
+        if length >= size:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+class Progress:
+    """How far the bins of a preparation are, in a file of its folder, so that an interrupted one goes on where it stopped."""
+
+    def __init__(self, folder: str):
+        self.path = os.path.join(folder, "progress.json")
+        self.bins: dict[str, dict] = remembered(self.path, dict)
+
+    def save(self, name: str, batches: int, counts: dict[str, int], files: Iterable[BinaryIO], finished: bool) -> None:
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+        self.bins[name] = {"batches": batches, "counts": counts, "finished": finished}
+        write_json(self.path, self.bins)
+
+
+def write_bins(texts: Iterable[str], language: str, split: str, config: Config, folder: str, pool, offsets: dict[str, int], dtype: np.dtype, progress: Progress) -> dict:
+    """
+    LANGUAGE_SPLIT.bin, of whole documents up to the language's budget; for the pivot also its .align.bin and the bin of
+    En-Clone. Goes on after the last batch of documents that `progress` has. Returns the counts for meta.json.
+    """
+    name, is_pivot = f"{language}_{split}", language == config.pivot
+    budget = config.budget.get(language, math.inf) if split == "train" else math.inf
+    before = progress.bins.get(name, {"batches": 0, "counts": {"documents": 0, "bytes": 0, "tokens": 0, "aligned_words": 0}, "finished": False})
+    count, number, done = dict(before["counts"]), before["batches"], before["batches"]
+
+    def create(name: str, bytes_per_token: int) -> BinaryIO:
+        path = os.path.join(folder, name)
+        file = files.enter_context(open(path, "r+b" if done else "wb"))
+        file.truncate(count["tokens"] * bytes_per_token)
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def batches() -> Iterator[list[str]]:
+        for batch in itertools.islice(text_batches(texts), done, None):
+            if count["tokens"] >= budget:
+                return
+            yield batch
+
+    with contextlib.ExitStack() as files:
+        bins = {language: create(f"{name}.bin", dtype.itemsize)}
+        if is_pivot:
+            alignment = create(f"{name}.align.bin", 4)
+            bins |= {clone: create(f"{clone}_{split}.bin", dtype.itemsize) for clone in config.targets if clone == "clone"}
+        everything = [*bins.values(), alignment] if is_pivot else list(bins.values())
+        if before["finished"]:
+            return count
+        for ids, align, ends, sizes in pool.imap(functools.partial(encode_documents, aligned=is_pivot), batches()):
+            enough = int(np.searchsorted(count["tokens"] + ends, budget)) + 1  # documents until the budget is reached
+            ids, align, sizes = ids[:ends[:enough][-1]], align[:ends[:enough][-1]], sizes[:enough]
+            for name_, file in bins.items():
+                (ids + offsets[name_]).astype(dtype).tofile(file)
+            if is_pivot:
+                align.astype("<i4").tofile(alignment)
+            count["documents"] += len(sizes)
+            count["bytes"] += int(sizes.sum())
+            count["tokens"] += len(ids)
+            count["aligned_words"] += int((align > 0).sum())
+            number += 1
+            if number % BATCHES_PER_SAVE == 0:
+                progress.save(name, number, count, everything, finished=False)
+            if count["tokens"] >= budget:
+                break
+        progress.save(name, number, count, everything, finished=True)
+    return count
+
+
+def write_facts(stated: list[knowledge.Fact], encoder: Encoder, config: Config, folder: str, offsets: dict[str, int], dtype: np.dtype) -> dict:
+    """
+    PIVOT_facts.bin and PIVOT_facts.align.bin: statements as documents, in the order in which they are stated, each in its
+    fact's language (only words of the pivot have entries); returns the counts for meta.json.
+    """
+    known = {}
+    for fact in stated:
+        if fact.index not in known:
+            text = knowledge.statement(fact, text_language(fact.language, config.pivot))
+            ids, align = encoder(text)
+            ids, align = np.append(ids, encoder.encoding.eot_token), np.append(align, 0)
+            if fact.language != config.pivot:
+                ids, align = ids + offsets[fact.language], np.zeros_like(align)
+            known[fact.index] = ids, align, len(text.encode())
+    ids, align, sizes = zip(*(known[fact.index] for fact in stated))
+    ids, align = np.concatenate(ids), np.concatenate(align)
+    ids.astype(dtype).tofile(os.path.join(folder, f"{config.pivot}_facts.bin"))
+    align.astype("<i4").tofile(os.path.join(folder, f"{config.pivot}_facts.align.bin"))
+    return {"documents": len(stated), "bytes": sum(sizes), "tokens": len(ids), "aligned_words": int((align > 0).sum())}

@@ -1,0 +1,238 @@
+"""
+A dictionary from a language model: the pivot's words translated by any OpenAI-compatible chat endpoint (paper, section 3.1).
+
+    export OPENAI_API_KEY=...
+    python translate.py config/mine.py --dry_run=true       # how many words, how many requests, what it may cost
+    python translate.py config/mine.py                      # asks, and writes the files that `dictionary` names
+
+Asks for the words that the alignment table can use: those of the corpus seen more than min_count times, most frequent first. Every
+answer is appended to DICTIONARY.jsonl at once, so that the same command goes on where it stopped and asks only for what is missing.
+"""
+
+import http.client
+import json
+import os
+import random
+import re
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+import config as configs
+from config import Config, UserError
+from data import count_pivot_surfaces, documents
+from table import seen_words
+
+LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "German", "el": "Greek", "es": "Spanish", "fr": "French", "he": "Hebrew",
+                  "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian",
+                  "sw": "Swahili", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese (simplified characters)"}
+ATTEMPTS = 6        # of one request, when the endpoint is busy, failing or silent
+ROUNDS = 3          # in which words whose answers could not be used are asked for again
+LONGEST = 80        # characters of a translation
+CHARACTERS_PER_TOKEN = 4  # of English; for the estimate before
+
+
+def prompt(words: list[str], pivot: str, language: str, k: int) -> list[dict[str, str]]:
+    source, target = (LANGUAGE_NAMES.get(name, {"en": "English"}.get(name, name)) for name in (pivot, language))
+    return [
+        {"role": "system", "content": f"You write a bilingual dictionary from {source} to {target}."},
+        {"role": "user", "content":
+            f"For each {source} word of this JSON list give its {k} most common translations into {target}, the most common first; fewer when there are not "
+            f"so many. Each is one word, or a short phrase where {target} needs one, in the form in which it stands in ordinary text, without explanations. "
+            f"Names get the form that {target} uses for them. Answer with one JSON object only: every word of the list, exactly as written here, to the list "
+            f"of its translations.\n{json.dumps(words, ensure_ascii=False)}"}]
+
+
+def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
+    """The words whose translations the answer gives as asked: 1 to k different short strings. Others are left out."""
+    answer = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer.strip())
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return {}
+    result = {}
+    for word in words:
+        those = found.get(word) if isinstance(found, dict) else None
+        if not isinstance(those, list) or not all(isinstance(t, str) for t in those):
+            continue
+        those = list(dict.fromkeys(t.strip() for t in those))
+        if 1 <= len(those) <= k and all(0 < len(t) <= LONGEST and t.isprintable() for t in those):
+            result[word] = those
+    return result
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens_in: int
+    tokens_out: int
+
+
+def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threading.Event) -> Answer:
+    """
+    One request, repeated after a growing pause while the endpoint is busy (429), failing (5xx), silent or not reached. Raises
+    UserError when it refuses, or after ATTEMPTS. The key is in no message.
+    """
+    body = json.dumps({"model": config.llm_model, "messages": messages, "temperature": 0}).encode()
+    request = urllib.request.Request(config.llm_url.rstrip("/") + "/chat/completions", body,
+                                     {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
+    for attempt in range(1, ATTEMPTS + 1):
+        pause = 2 ** attempt * config.llm_backoff * (0.5 + random.random())
+        try:
+            with urllib.request.urlopen(request, timeout=config.llm_timeout) as response:
+                reply = json.load(response)
+            usage = reply.get("usage") or {}
+            return Answer(reply["choices"][0]["message"]["content"], usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        except urllib.error.HTTPError as e:
+            problem = f"status {e.code}"
+            if e.code != 429 and e.code < 500:
+                detail = e.read(300).decode(errors="replace").replace(key, "***") if key else e.read(300).decode(errors="replace")
+                raise UserError(f"{config.llm_url} refused the request ({problem}): {detail.strip()}") from None
+            if (after := e.headers.get("Retry-After", "")).isdigit():
+                pause = max(pause, int(after))
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as e:
+            problem = str(getattr(e, "reason", e)) or type(e).__name__
+        except (ValueError, LookupError, TypeError, AttributeError):
+            problem = "an answer that is not a chat completion"
+        if attempt < ATTEMPTS and stop.wait(pause):
+            break
+    raise UserError(f"{config.llm_url}: {problem}, {attempt} times; what was answered is kept: run the same command again")
+
+
+class Cache:
+    """Every answer ever given, one line each: {"word", "language", "model", "translations"}. A line cut off by a crash is dropped."""
+
+    def __init__(self, path: str, language: str, k: int):
+        self.path, self.language = path, language
+        self.known: dict[str, list[str]] = {}
+        whole = 0
+        if os.path.exists(path):
+            with open(path, "rb") as f:
+                for number, line in enumerate(f, 1):
+                    try:
+                        row = json.loads(line)
+                        if line.endswith(b"\n"):
+                            self.known |= parse(json.dumps({row["word"]: row["translations"]}), [row["word"]], k)
+                            whole += len(line)
+                            continue
+                    except (ValueError, LookupError, TypeError):
+                        pass
+                    if line.endswith(b"\n"):
+                        raise UserError(f"{path}:{number}: not an answer of translate.py, found {line[:60]!r}; mend or delete the line")
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        self.file = open(path, "ab")
+        self.file.truncate(whole)
+
+    def add(self, translations: dict[str, list[str]], model: str) -> None:
+        for word, those in translations.items():
+            self.known[word] = those
+            line = json.dumps({"word": word, "language": self.language, "model": model, "translations": those}, ensure_ascii=False)
+            self.file.write(line.encode() + b"\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def groups(words: list[str], size: int) -> Iterator[list[str]]:
+    return (words[i:i + size] for i in range(0, len(words), size))
+
+
+def words_to_ask(config: Config) -> list[str]:
+    """
+    The corpus's words with a letter in them that are seen more than min_count times, most frequent first; in lower case, where that
+    is one of them too.
+    """
+    counts = seen_words(count_pivot_surfaces(config, documents(config, config.pivot, f"words {config.pivot}"), []), config.min_count)
+    words = [word for word, _ in counts.most_common() if any(c.isalpha() for c in word)]
+    return list(dict.fromkeys(word.lower() if word.lower() in counts else word for word in words))
+
+
+def cost(tokens_in: float, tokens_out: float, config: Config) -> str:
+    text = f"{tokens_in:,.0f} tokens in, {tokens_out:,.0f} out"
+    if config.llm_price_in or config.llm_price_out:
+        text += f", ${(tokens_in * config.llm_price_in + tokens_out * config.llm_price_out) / 1e6:,.2f}"
+    return text
+
+
+def translate(words: list[str], language: str, config: Config, key: str, cache: Cache) -> tuple[list[str], int, int]:
+    """Ask for all words, several requests at a time. Returns the words that have no usable answer, and tokens in and out."""
+    tokens_in = tokens_out = 0
+    stop = threading.Event()
+    missing = [word for word in words if word not in cache.known]
+    with ThreadPoolExecutor(config.llm_requests) as pool, tqdm(total=len(missing), desc=f"words {language}", unit="word", disable=None) as bar:
+        try:
+            for round_ in range(ROUNDS):  # the later ones with fewer words at a time: what is bad in one answer spoils less
+                waiting: dict[Future, list[str]] = {}
+                todo = groups(missing, max(1, config.llm_words // 4 ** round_))
+                while True:
+                    while len(waiting) < 2 * config.llm_requests and (group := next(todo, None)) is not None:
+                        waiting[pool.submit(ask, prompt(group, config.pivot, language, config.llm_translations), config, key, stop)] = group
+                    if not waiting:
+                        break
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        group, answer = waiting.pop(future), future.result()
+                        found = parse(answer.text, group, config.llm_translations)
+                        cache.add(found, config.llm_model)
+                        tokens_in, tokens_out = tokens_in + answer.tokens_in, tokens_out + answer.tokens_out
+                        bar.update(len(found))
+                missing = [word for word in missing if word not in cache.known]
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return missing, tokens_in, tokens_out
+
+
+def write_dictionary(path: str, words: list[str], known: dict[str, list[str]]) -> None:
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        f.writelines(f"{word}\t{translation}\n" for word in words for translation in known.get(word, ()))
+    os.replace(path + ".tmp", path)
+
+
+def main(arguments: list[str]) -> None:
+    config = configs.load(arguments, __doc__)
+    targets = config.written[1:]
+    if not targets or "{language}" not in config.dictionary or any(c in config.dictionary for c in "*?["):
+        raise UserError("translate.py writes the file that `dictionary` names, for every target but En-Clone: it must have {language} in it and no "
+                        f"pattern; found {config.dictionary!r} and targets {', '.join(config.targets)}")
+    if urllib.parse.urlparse(config.llm_url).scheme not in ("http", "https"):
+        raise UserError(f"llm_url: expected http:// or https://, found {config.llm_url!r}")
+    key = os.environ.get(config.llm_key, "")
+    if not key and not config.dry_run:
+        raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, if it needs none), or name another with --llm_key")
+    words = words_to_ask(config)
+    failed = []
+    for language in targets:
+        path = config.dictionary_of(language)
+        cache = Cache(path + ".jsonl", language, config.llm_translations)
+        try:
+            missing = [word for word in words if word not in cache.known]
+            requests = list(groups(missing, config.llm_words))
+            characters = sum(len(message["content"]) for group in requests for message in prompt(group, config.pivot, language, config.llm_translations))
+            # Of an answer: the word, and k translations of its length in letters, each of which may be a token in another script.
+            out = sum(len(word) / CHARACTERS_PER_TOKEN + config.llm_translations * (len(word) / 2 + 2) for word in missing)
+            print(f"{language}: {len(words):,} words, {len(missing):,} to ask for in {len(requests):,} requests; estimated "
+                  f"{cost(characters / CHARACTERS_PER_TOKEN, out, config)}")
+            if config.dry_run:
+                continue
+            bad, tokens_in, tokens_out = translate(words, language, config, key, cache)
+            write_dictionary(path, words, cache.known)
+            print(f"{path}: {sum(word in cache.known for word in words):,} words; used {cost(tokens_in, tokens_out, config)}")
+            failed += [f"{word} ({language})" for word in bad]
+        finally:
+            cache.close()
+    if failed:
+        print(f"without a usable answer after {ROUNDS} rounds: {len(failed):,} words: {', '.join(failed[:20])}{' ...' if len(failed) > 20 else ''}; "
+              "the dictionary is written without them, the same command asks for them again")
+
+
+if __name__ == "__main__":
+    configs.run(main)
