@@ -17,6 +17,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import tiktoken
 
+import dictionary
 import knowledge
 from config import Config, UserError
 from dataset import text_language
@@ -58,13 +59,7 @@ def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, en
     words = [[[encode(encoding, surface)]] + [[encode(encoding, t) + offsets[language] for t in those] for language, those in found.items()]
              for surface, found in translated.items()]
     make_table(words, [counts[surface] for surface in translated], tuple(offsets)).save(os.path.join(folder, "table.npz"))
-    with open(os.path.join(folder, "table.tsv"), "w", encoding="utf-8") as f:
-        f.write("entry\tfrequency\tpivot\tlanguage\ttranslation\n")
-        for k, (surface, found) in enumerate(translated.items(), 1):
-            for language, those in found.items():
-                for translation in those:  # quoted, so that leading spaces and line ends show
-                    quoted = (json.dumps(s, ensure_ascii=False) for s in (surface, translation))
-                    f.write("\t".join((str(k), str(counts[surface]), next(quoted), language, next(quoted))) + "\n")
+    dictionary.write_table_tsv(os.path.join(folder, "table.tsv"), translated, counts)
 
 
 class Encoder:

@@ -38,6 +38,7 @@ class Config:
     budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text; not named = all there are
     shard_seed: int = 0                 # of the order of the text's files; 0 = by name
     dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
+    table: str = ""                     # a table.tsv that data.py made, edited: used in place of dictionaries
     dictionary_target_first: bool = False  # its translations stand before the pivot's words
     tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
     vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained

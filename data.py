@@ -28,7 +28,7 @@ from dataset import FACT_SEED, FORMAT, Dataset, facts_of, text_language
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "tokenizer", "vocab_size",
+SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "table", "tokenizer", "vocab_size",
             "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
 CHARACTERS_PER_TOKEN = 8   # at most, on average, in any language
 MAX_COUNTED = 20_000_000   # different words in memory: about 3 GB
@@ -150,7 +150,7 @@ def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, di
 
 def check_targets(config: Config) -> None:
     for language in config.written[1:]:
-        for key in ("source", "dictionary"):
+        for key in ("source",) if config.table else ("source", "dictionary"):
             if "{language}" not in getattr(config, key):
                 raise UserError(f"targets: {language!r} needs text and a dictionary of its own: {key} must have {{language}} in it, as in \"texts/{{language}}\", "
                                 f"found {getattr(config, key)!r}; the target that needs neither is \"clone\"")
@@ -161,8 +161,8 @@ def made_from(config: Config) -> dict:
     inputs = {}
     for language in config.written:
         inputs |= corpus.fingerprint(config.source_of(language), progress=True, workers=config.workers)
-    for language in config.written[1:]:
-        inputs |= {path: corpus.file_digest(path, blocks=2**14) for path in dictionary.dictionary_files(config.dictionary_of(language))}
+    translations = [config.table] if config.table else [path for language in config.written[1:] for path in dictionary.dictionary_files(config.dictionary_of(language))]
+    inputs |= {path: corpus.file_digest(path, blocks=2**14) for path in translations}
     plain = config.plain()
     return {"format": FORMAT, "settings": {key: plain[key] for key in SETTINGS}, "inputs": inputs}
 
@@ -231,10 +231,14 @@ def prepare(config: Config) -> None:
     print(f"counting words with {config.workers or os.cpu_count()} processes")
     counts = Counter(remembered(os.path.join(work, "counts.json"),
                                 lambda: count_pivot_surfaces(config, texts.of(config.pivot, "train", f"words {config.pivot}"), statements)))
-    dictionaries = read_dictionaries(config, texts, work)
-    translated = dictionary.translate_surfaces(aligned_surfaces(counts, config.min_count), dictionaries, config)
+    if config.table:  # an entry's number is its place by frequency, whatever was edited
+        dictionaries, by_hand = {}, dictionary.read_table_tsv(config.table, config)
+        translated = {surface: by_hand[surface] for surface in sorted(by_hand, key=lambda s: (-counts[s], s)) if counts[surface]}
+    else:
+        dictionaries = read_dictionaries(config, texts, work)
+        translated = dictionary.translate_surfaces(aligned_surfaces(counts, config.min_count), dictionaries, config)
     if not translated:
-        raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in {config.dictionary}; is it the right "
+        raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in {config.table or config.dictionary}; is it the right "
                         "one, and the right way round (--dictionary_target_first)?")
 
     tokenizer_path = os.path.join(partial, "tokenizer.tiktoken")

@@ -9,6 +9,7 @@ A line is a pivot word and a translation with a tab or, when both are single wor
 """
 
 import glob
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -117,6 +118,50 @@ def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary],
         if any(found.values()):
             table[surface] = found
     return table
+
+
+COLUMNS = ("entry", "frequency", "pivot", "language", "translation")
+
+
+def write_table_tsv(path: str, translated: dict[str, dict[str, list[str]]], counts: Counter) -> None:
+    """The table for people: a line for each translation, words quoted as in JSON, so that leading spaces and line ends show."""
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("\t".join(COLUMNS) + "\n")
+        for k, (surface, found) in enumerate(translated.items(), 1):
+            for language, those in found.items():
+                for translation in those:
+                    f.write(f"{k}\t{counts[surface]}\t{json.dumps(surface, ensure_ascii=False)}\t{language}\t{json.dumps(translation, ensure_ascii=False)}\n")
+
+
+def read_table_tsv(path: str, config: Config) -> dict[str, dict[str, list[str]]]:
+    """
+    A table that write_table_tsv wrote and a person may have edited: translations by language for every surface form, in the order
+    of the lines. Entry and frequency are not looked at: they are made anew. Raises UserError, naming the line, for what is not such a table.
+    """
+    translated: dict[str, dict[str, list[str]]] = {}
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\r\n").split("\t")
+        if number == 1 and tuple(fields) == COLUMNS:
+            continue
+        try:
+            _, _, surface, language, translation = fields
+            surface, translation = json.loads(surface), json.loads(translation)
+        except ValueError:
+            surface = translation = None
+        if not isinstance(surface, str) or not isinstance(translation, str) or not surface or not translation:
+            raise UserError(f"{path}:{number}: expected {', '.join(COLUMNS)} with tabs between them, both words quoted as in JSON, found {line.strip()[:80]!r}")
+        if language not in config.targets:
+            raise UserError(f"{path}:{number}: a translation into {language!r}, which is not among the targets {', '.join(config.targets)}")
+        if language == "clone" and translation != surface:
+            raise UserError(f"{path}:{number}: in En-Clone every word is its own translation, found {translation!r} for {surface!r}")
+        those = translated.setdefault(surface, {target: [] for target in config.targets})[language]
+        if translation not in those:
+            those.append(translation)
+    if not translated:
+        raise UserError(f"{path}: there is no translation in this table")
+    return translated
 
 
 def coverage(translated: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:

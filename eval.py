@@ -29,7 +29,7 @@ from checkpoint import SHAPE, check_matches, load_trained
 from config import Config, UserError
 from dataset import Dataset, text_language
 from finetune import transfer
-from knowledge import Fact, statement
+from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
 from report import report, report_tables, wilson
@@ -151,10 +151,10 @@ def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, confi
 
 
 def clka(model: GPT, data: Dataset, facts: list[Fact], config: Config) -> dict[str, dict]:
-    """`knowledge` for every language of training and every language of the test, by "TRAINING->TEST"."""
+    """`knowledge` for every language of training and every language of the test that has templates, by "TRAINING->TEST"."""
     stated = {language: [fact for fact in facts if fact.language == language] for language in data.languages}
     return {f"{training}->{test}": knowledge(model, data, those, test, config)
-            for training, those in stated.items() if those for test in data.languages}
+            for training, those in stated.items() if those for test in data.languages if text_language(test, data.pivot) in LANGUAGES}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -181,6 +181,31 @@ def test_coverage_is_told(world, capsys):
     assert "is up to date" not in capsys.readouterr().out
 
 
+def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path):
+    """Unedited, it makes the same data. A line taken out is a translation less; one more is one more."""
+    original = Path(world.data_dir, "table.tsv").read_text(encoding="utf-8")
+    made = replace(world, dictionary="", table=write(tmp_path / "table.tsv", original), data_dir=str(tmp_path / "same"))
+    prepare(made)
+    assert Dataset(made.data_dir).meta["digests"] == Dataset(world.data_dir).meta["digests"]
+    header, first, *lines = original.splitlines(keepends=True)
+    fields = first.split("\t")
+    lines.insert(0, "\t".join([*fields[:3], "zh", '"新"\n']))
+    edited = replace(made, table=write(tmp_path / "edited.tsv", header + "".join(lines)), data_dir=str(tmp_path / "edited"))
+    prepare(edited)
+    before, after = Dataset(world.data_dir).table, Dataset(edited.data_dir).table
+    assert fields[3] == "de" and [len(before.words(0, l)) for l in (1, 2)] == [1, 1] and [len(after.words(0, l)) for l in (1, 2)] == [0, 2]
+
+
+@pytest.mark.parametrize("line, message", [
+    ("1\t2\thouse\tde\tHaus", "both words quoted as in JSON"), ('1\t2\t"house"\tfr\t"maison"', "into 'fr', which is not among the targets"),
+    ('1\t2\t"house"\t"Haus"', "expected entry, frequency, pivot, language, translation"), ('1\t2\t"a"\tclone\t"b"', "every word is its own translation")])
+def test_a_line_that_is_none_of_a_table_is_named(tmp_path, line, message):
+    path = write(tmp_path / "table.tsv", "\t".join(dictionary.COLUMNS) + "\n" + line + "\n")
+    with pytest.raises(UserError, match="table.tsv:2: ") as e:
+        dictionary.read_table_tsv(path, Config(targets=("de", "clone")))
+    assert message in str(e.value)
+
+
 def test_words_are_spliced_from_both_languages(world):
     data = Dataset(world.data_dir)
     batch = Sampler(data, replace(world, codeswitch_ratio=0.5, mix={"en": 1.0}, stage1_steps=4)).batch(np.arange(8))
