@@ -182,128 +182,161 @@ def train(config: Config, first_step: int, last_step: int) -> None:
             dist.destroy_process_group()
 
 
+@dataclass
+class Training:
+    """What the steps of a run work on."""
+
+    config: Config
+    hardware: Hardware
+    sampler: Sampler
+    model: GPT
+    network: torch.nn.Module  # the model, compiled and wrapped for several processes
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    sums: torch.Tensor        # since the last log line: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps
+
+    def batch(self, step: int) -> tuple[Batch, Words | None]:
+        """This process's rows of a step, and the words of all processes in a step that aligns."""
+        config, hardware = self.config, self.hardware
+        words = word_rows(self.sampler.table, draw_entries(self.sampler.table, config, step), hardware.world) if aligns(step, config) else None
+        return self.sampler.batch(rows_of(step, config, hardware)), words
+
+
+def set_up(config: Config, hardware: Hardware, data: Dataset, model: GPT) -> Training:
+    """Model, optimizer and loss scale on the device, nothing of them from a checkpoint yet."""
+    model.to(hardware.device)
+    optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
+    network = compiled(model, config, hardware)
+    if hardware.world > 1:
+        network = DistributedDataParallel(network, device_ids=[hardware.device] if hardware.device.type == "cuda" else None, gradient_as_bucket_view=True)
+    sampler = Sampler(data, config)
+    return Training(config, hardware, sampler, model, network, optimizer, scaler, torch.zeros(2 * len(sampler.streams) + 2, device=hardware.device))
+
+
+def take_step(training: Training, batch: Batch, words: Words | None, lr: float, predicted: int) -> None:
+    """
+    One step of the optimizer on Eq. 4: the language-model loss of `batch` and, with `words`, the contrastive loss, each weighted
+    so that DDP's mean over processes is the loss of the global batch, in which `predicted` tokens are.
+    """
+    config, hardware, scaler, sums = training.config, training.hardware, training.scaler, training.sums
+    no_sync = training.network.no_sync if hardware.world > 1 else contextlib.nullcontext
+    for group in training.optimizer.param_groups:
+        group["lr"] = lr
+    if words is not None:
+        mine = np.array_split(np.arange(len(words.ids)), hardware.world)[hardware.rank]
+        with no_sync():
+            with hardware.autocast:
+                representations = word_representations(training.model, torch.from_numpy(words.ids[mine]), torch.from_numpy(words.length[mine]))
+            align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), config.align_tau)
+            scaler.scale(config.align_weight * hardware.world * align_loss).backward()
+        sums[-2] += align_loss.detach()
+        sums[-1] += hardware.rank == 0
+    micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
+    for begin in micro_batches:
+        rows = slice(begin, begin + config.micro_batch_size)
+        inputs, targets, stream = (to_device(torch.from_numpy(x[rows]), hardware.device) for x in (batch.inputs, batch.targets, batch.stream))
+        with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
+            with hardware.autocast:
+                loss, losses = training.network(inputs, targets)
+            scaler.scale(loss * (hardware.world / max(1, predicted))).backward()
+        sums.index_add_(0, 2 * stream, losses.sum(1))
+        sums.index_add_(0, 2 * stream + 1, (targets >= 0).sum(1).float())
+    scaler.unscale_(training.optimizer)
+    if config.grad_clip > 0:
+        torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip)
+    scaler.step(training.optimizer)
+    scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+
+
+def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
+    """What all processes must know of a step: how many tokens are predicted, and whether someone was told to stop."""
+    shared = torch.tensor([(batch.targets >= 0).sum(), asked])
+    if hardware.world > 1:
+        try:
+            dist.all_reduce(shared, group=hardware.control)
+        except RuntimeError as e:
+            raise UserError("another process has stopped; its own message says why") from e
+    predicted, stopping = shared.tolist()
+    return predicted, stopping > 0
+
+
+def check_same_everywhere(config: Config, step: int, data: Dataset, hardware: Hardware) -> None:
+    steps = [None] * hardware.world
+    dist.all_gather_object(steps, (step, data.fingerprint), group=hardware.control)
+    if len(set(steps)) > 1:
+        raise UserError(f"the processes see different checkpoints in {config.run_dir} or different data in {config.data_dir}; "
+                        "all nodes must share these folders")
+
+
+def check_finite(training: Training, step: int, save: bool, path: str) -> None:
+    if not torch.isfinite(training.sums).all() or (save and not all(p.isfinite().all() for p in training.model.parameters())):
+        saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
+        raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
+
+
 def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> None:
-    device, main_process = hardware.device, hardware.rank == 0
+    main_process = hardware.rank == 0
     if config.batch_size % hardware.world:
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({hardware.world})")
     torch.manual_seed(config.seed)
     data = Dataset(config.data_dir)
-    sampler = Sampler(data, config)
     if config.align_steps != "none" and np.diff(data.table.offsets).max() > config.block_size:
         raise UserError(f"a word of the alignment table has {np.diff(data.table.offsets).max()} tokens, more than block_size={config.block_size}; "
                         "use a larger vocab_size or block_size")
     model = make_model(config, data.vocab_size)
     path = os.path.join(config.run_dir, "checkpoint.pt")
-    state = load_checkpoint(path) if os.path.exists(path) else None
-    step = first_step
-    if state is None:
-        before = initial_state(model, config, data)
-    else:
-        before = state
+    step, state = first_step, None
+    if os.path.exists(path):
+        before = state = load_checkpoint(path)
         check_matches(state, path, config, data, FIXED)
         load_weights(model, state, path)
         step = state["step"]
+    else:
+        before = initial_state(model, config, data)
     if hardware.world > 1:
-        steps = [None] * hardware.world
-        dist.all_gather_object(steps, (step, data.fingerprint), group=hardware.control)
-        if len(set(steps)) > 1:
-            raise UserError(f"the processes see different checkpoints in {config.run_dir} or different data in {config.data_dir}; "
-                            "all nodes must share these folders")
-    if state is not None:
-        if step == last_step:
-            if main_process:
-                print(f"{config.run_dir} is finished ({step} steps)")
-            return
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate,
-                                  betas=(config.beta1, config.beta2), fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=hardware.dtype == torch.float16)
+        check_same_everywhere(config, step, data, hardware)
+    if state is not None and step == last_step:
+        if main_process:
+            print(f"{config.run_dir} is finished ({step} steps)")
+        return
+    training = set_up(config, hardware, data, model)
     if state is not None or config.init_from == "align":  # stage 2 goes on with stage 1's optimizer
-        optimizer.load_state_dict(before["optimizer"])
-        scaler.load_state_dict(before["scaler"])
+        training.optimizer.load_state_dict(before["optimizer"])
+        training.scaler.load_state_dict(before["scaler"])
     # Tokens that the weights have seen, by the run they are from too.
     per_step = config.batch_size * config.block_size
     tokens_before = before["tokens"] - (step - first_step) * per_step if before is not None else 0
-    network = compiled(model, config, hardware)
-    if hardware.world > 1:
-        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
-
-    log = Log(config, hardware, model, sampler.streams, step, last_step) if main_process else None
+    log = Log(config, hardware, model, training.sampler.streams, step, last_step) if main_process else None
     if state is not None:
         torch.set_rng_state(state["rng"])
     del state, before
 
-    def make_batch(step: int) -> tuple[Batch, Words | None]:
-        batch = sampler.batch(rows_of(step, config, hardware))
-        words = word_rows(sampler.table, draw_entries(sampler.table, config, step), hardware.world) if aligns(step, config) else None
-        return batch, words
-
-    # Since the last log line, on the device: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps.
-    sums = torch.zeros(2 * len(sampler.streams) + 2, device=device)
     stop = StopSignal()
-    batches = prefetch(make_batch, range(step, last_step))
+    batches = prefetch(training.batch, range(step, last_step))
     for batch, words in batches:
+        predicted, stopping = share_counts(batch, stop.asked, hardware)
         lr = learning_rate(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        # What all processes must know of the step: how many tokens are predicted, and whether someone was told to stop.
-        shared = torch.tensor([(batch.targets >= 0).sum(), stop.asked])
-        if hardware.world > 1:
-            try:
-                dist.all_reduce(shared, group=hardware.control)
-            except RuntimeError as e:
-                raise UserError("another process has stopped; its own message says why") from e
-        predicted, stopping = shared.tolist()
-
-        # Eq. 4: the contrastive loss and the language-model loss, each weighted so that DDP's mean over processes is
-        # the loss of the global batch.
-        no_sync = network.no_sync if hardware.world > 1 else contextlib.nullcontext
-        if words is not None:
-            mine = np.array_split(np.arange(len(words.ids)), hardware.world)[hardware.rank]
-            with no_sync():
-                with hardware.autocast:
-                    representations = word_representations(model, torch.from_numpy(words.ids[mine]), torch.from_numpy(words.length[mine]))
-                align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), config.align_tau)
-                scaler.scale(config.align_weight * hardware.world * align_loss).backward()
-            sums[-2] += align_loss.detach()
-            sums[-1] += hardware.rank == 0
-        micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
-        for begin in micro_batches:
-            rows = slice(begin, begin + config.micro_batch_size)
-            inputs, targets, stream = (to_device(torch.from_numpy(x[rows]), device) for x in (batch.inputs, batch.targets, batch.stream))
-            with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
-                with hardware.autocast:
-                    loss, losses = network(inputs, targets)
-                scaler.scale(loss * (hardware.world / max(1, predicted))).backward()
-            sums.index_add_(0, 2 * stream, losses.sum(1))
-            sums.index_add_(0, 2 * stream + 1, (targets >= 0).sum(1).float())
-        scaler.unscale_(optimizer)
-        if config.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        take_step(training, batch, words, lr, predicted)
         step += 1
 
         save = step % config.checkpoint_interval == 0 or step == last_step or stopping
         if step % config.log_interval == 0 or save:
             if hardware.world > 1:
-                dist.all_reduce(sums)
-            # Here and in the next lines, only, does the loop wait for the GPU.
-            if not torch.isfinite(sums).all() or (save and not all(p.isfinite().all() for p in model.parameters())):
-                saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
-                raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
+                dist.all_reduce(training.sums)
+            check_finite(training, step, save, path)  # here and in the next line, only, does the loop wait for the GPU
             if main_process:
-                log.line(step, lr, sums.tolist())
-            sums.zero_()
+                log.line(step, lr, training.sums.tolist())
+            training.sums.zero_()
         elif main_process:
             log.tick(step)
         snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
         if main_process and (save or snapshot):
             checkpoint = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": torch.get_rng_state(),
-                "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step, "config": config.plain(),
-                "data": data.fingerprint, "vocab_size": data.vocab_size}
+                "model": model.state_dict(), "optimizer": training.optimizer.state_dict(), "scaler": training.scaler.state_dict(),
+                "rng": torch.get_rng_state(), "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step,
+                "config": config.plain(), "data": data.fingerprint, "vocab_size": data.vocab_size}
             if save:
                 save_checkpoint(path, checkpoint)
             if snapshot:
