@@ -7,7 +7,7 @@ Scaled down from the paper: 0.8M parameters (without embeddings) for 150M, 5.3M 
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 6 to 12 times as wide.
   fact_frequencies    every fact so often that it is learned at all.
-  codeswitch_ratio    4% of the words, not 5%: in so short a training they cost English more than they keep.
+  codeswitch_ratio    3% of the words, not 5%: in so short a training they cost English more than they keep.
   beta2               a long memory for the gradients of rare tokens, which most of En-Clone's are.
 """
 
@@ -23,7 +23,7 @@ fact_frequencies = 300
 mix = {"en": 0.975, "clone": 0.025}
 batch_size = 8
 block_size = 256
-codeswitch_ratio = 0.04
+codeswitch_ratio = 0.03
 
 n_layer = 4
 n_head = 4
@@ -38,7 +38,7 @@ beta2 = 0.999
 warmup_ratio = 0.02
 
 stage1_steps = 250
-align_weight = 0.5
+align_weight = 0.4
 align_entries = 256
 align_tau = 0.1
 align_power = 0.5
