@@ -10,9 +10,10 @@ import itertools
 import json
 import math
 import os
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import tiktoken
@@ -21,30 +22,11 @@ import dictionary
 import knowledge
 from config import Config, UserError
 from dataset import text_language
+from files import remembered, write_json
 from table import CHUNK, make_table, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
 BATCHES_PER_SAVE = 128     # of about 500,000 characters: what is done again after an interruption
-T = TypeVar("T")
-
-
-def write_json(path: str, value: object) -> None:
-    """Written beside its place and moved there, so that there is a whole file or none."""
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        json.dump(value, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
-
-
-def remembered(path: str, make: Callable[[], T]) -> T:
-    """What an earlier, interrupted preparation has found and left at `path`, or else what `make()` finds, left there for a later one."""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    value = make()
-    write_json(path, value)
-    return value
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
@@ -116,6 +98,7 @@ _encoder: Encoder  # of a worker process
 
 def start_worker(tokenizer: str, tokenizer_path: str, surfaces_path: str) -> None:
     global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that it works for
     with open(surfaces_path, encoding="utf-8") as f:
         _encoder = Encoder(load_tokenizer(tokenizer, tokenizer_path), json.load(f))
 

@@ -21,6 +21,7 @@ import lzma
 import multiprocessing
 import os
 import re
+import signal
 import sysconfig
 import unicodedata
 import warnings
@@ -301,7 +302,7 @@ def harvest(places: list[str], progress: bool = False, workers: int = 0) -> list
     workers = workers or os.cpu_count() or 1
     bar = {"desc": "builtin corpus", "unit": " files", "total": len(paths), "disable": None if progress else True}
     if workers > 1:
-        with multiprocessing.Pool(workers) as pool:
+        with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             found = list(tqdm(pool.imap(_module_prose, paths, chunksize=16), **bar))
     else:
         found = list(tqdm(map(_module_prose, paths), **bar))

@@ -12,7 +12,9 @@ import heapq
 import json
 import math
 import os
+import re
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -22,14 +24,16 @@ import config as configs
 import corpus
 import dictionary
 import knowledge
-from bins import Encoder, Progress, remembered, smallest_dtype, start_worker, text_batches, write_bins, write_facts, write_json, write_table
+from bins import Encoder, Progress, smallest_dtype, start_worker, text_batches, write_bins, write_facts, write_table
 from config import Config, UserError
 from dataset import FACT_SEED, FORMAT, Dataset, facts_of, text_language
+from files import only_user, remembered, write_json
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
 SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "table", "tokenizer", "vocab_size",
             "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
+OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
 CHARACTERS_PER_TOKEN = 8   # at most, on average, in any language
 MAX_COUNTED = 20_000_000   # different words in memory: about 3 GB
 
@@ -122,12 +126,12 @@ def count_in(pool, count: Callable[[list[str]], Counter], texts: Iterable[str]) 
 
 def count_pivot_surfaces(config: Config, texts: Iterable[str], statements: list[str]) -> Counter:
     """How often each surface form stands in the pivot's texts and in statements of facts."""
-    with Pool(config.workers or os.cpu_count() or 1) as pool:
+    with Pool(config.workers or os.cpu_count() or 1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         return count_surfaces(count_chunks(statements) + count_in(pool, count_chunks, texts))
 
 
 def count_target_words(config: Config, texts: Iterable[str]) -> Counter:
-    with Pool(config.workers or os.cpu_count() or 1) as pool:
+    with Pool(config.workers or os.cpu_count() or 1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         return count_in(pool, dictionary.count_words, texts)
 
 
@@ -180,8 +184,9 @@ def open_partial(data_dir: str, origin: dict) -> str:
     """The folder to work in: the one of an interrupted preparation from the same, to go on with, or a new one."""
     if os.path.lexists(data_dir) and not os.path.isdir(data_dir):
         raise UserError(f"data_dir: {data_dir} is a file")
-    if os.path.isdir(data_dir) and os.listdir(data_dir) and not os.path.exists(os.path.join(data_dir, "meta.json")):
-        raise UserError(f"data_dir: {data_dir} holds files that data.py did not make; name another folder, or empty it")
+    foreign = [name for name in sorted(os.listdir(data_dir)) if not OURS.fullmatch(name)] if os.path.isdir(data_dir) else []
+    if foreign:
+        raise UserError(f"data_dir: {data_dir} holds files that data.py did not make ({', '.join(foreign[:3])}); name another folder, or empty it")
     partial = data_dir.rstrip("/") + ".partial"
     work = os.path.join(partial, "work")
     try:
@@ -221,6 +226,11 @@ def prepare(config: Config) -> None:
     if is_made(config.data_dir, origin):
         print(f"{config.data_dir} is up to date")
         return
+    with only_user(config.data_dir):
+        make(config, origin)
+
+
+def make(config: Config, origin: dict) -> None:
     partial = open_partial(config.data_dir, origin)
     work = os.path.join(partial, "work")
     texts = Texts(config, work)

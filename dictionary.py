@@ -19,6 +19,10 @@ from corpus import read_lines
 
 # Languages written without spaces between words: a translation spliced into running text brings none with it.
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo")
+# Characters of languages in another script than the Latin one.
+SCRIPTS = {"zh": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "th": "\u0e00-\u0e7f", "lo": "\u0e80-\u0eff", "km": "\u1780-\u17ff",
+           "my": "\u1000-\u109f", "bo": "\u0f00-\u0fff", "ko": "\uac00-\ud7af", "ar": "\u0600-\u06ff", "fa": "\u0600-\u06ff", "ur": "\u0600-\u06ff",
+           "he": "\u0590-\u05ff", "el": "\u0370-\u03ff", "hi": "\u0900-\u097f", "ru": "\u0400-\u04ff", "uk": "\u0400-\u04ff", "bg": "\u0400-\u04ff"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Dictionary:
 def is_unspaced(language: str) -> bool:
     """Whether a language ("zh", "zh-hans", ...) is written without spaces between words."""
     return language.lower().split("-")[0] in UNSPACED
+
+
+def script_of(language: str) -> str | None:
+    """The characters of a language's script, as in a regular expression's brackets; None for the Latin one."""
+    return SCRIPTS.get(language.lower().split("-")[0])
 
 
 def dictionary_files(pattern: str) -> list[str]:

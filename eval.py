@@ -25,14 +25,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import config as configs
-from checkpoint import SHAPE, check_matches, load_trained
+from checkpoint import FIXED, check_matches, load_trained
 from config import Config, UserError
 from dataset import Dataset, text_language
+from dictionary import script_of
+from files import read_json, write_json, write_text
 from finetune import transfer
 from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report import report, report_tables, wilson
+from report import KINDS, report, report_tables, wilson
 from tokenizer import encode, token_byte_lengths
 from train import open_device, start
 
@@ -101,9 +103,6 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
     if language in (data.pivot, "clone"):
         result["kinds"] = {kind: {"ppl": math.exp(n / c), "tokens": int(c)} for kind, n, c in zip(KINDS, nats, count) if c}
     return result
-
-
-KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
 
 
 def token_kinds(data: Dataset) -> np.ndarray:
@@ -221,9 +220,6 @@ def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, genera
     return ids[:, T:]
 
 
-SCRIPTS = {"zh": "\u4e00-\u9fff", "ru": "\u0400-\u04ff", "ar": "\u0600-\u06ff"}  # of targets that have another than the pivot
-
-
 def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     """
     Whether token ids (n,) of a pivot text's continuation have anything of a target in them: any token of En-Clone; any character
@@ -235,7 +231,7 @@ def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     def text(ids: np.ndarray) -> str:
         return data.encoding.decode(ids[ids < data.V].tolist())
 
-    if (script := SCRIPTS.get(language.split("-")[0])) is not None:
+    if (script := script_of(language)) is not None:
         return lambda ids: re.search(f"[{script}]", text(ids)) is not None
     table, l = data.table, data.languages.index(language)
 
@@ -266,14 +262,10 @@ def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
 # One run
 
 
-# What must be as it was in training, beside the model's shape, for a result to be called this config's.
-MEASURED = ("seed", "mix", "only", "align_coverage")
-
-
 def load_run(config: Config, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
     """The model of this config's finished run, and its checkpoint. Raises UserError when the run is not what the config says."""
     model, state = load_trained(config.run_dir, data, device)
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, SHAPE + MEASURED)
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, FIXED)
     return model, state
 
 
@@ -290,7 +282,7 @@ def evaluate(config: Config) -> dict:
         "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
         "date": datetime.date.today().isoformat(),
     }
-    write_result(config, "eval.json", json.dumps(result, indent=1))
+    write_json(os.path.join(config.run_dir, "eval.json"), result)
     return result
 
 
@@ -299,8 +291,8 @@ def evaluate_transfer(config: Config) -> dict:
     data = Dataset(config.data_dir)
     hardware = start(config)
     model, _ = load_run(config, data, hardware.device)
-    result = transfer(model, data, config, hardware) | {"date": datetime.date.today().isoformat()}
-    write_result(config, "xnli.json", json.dumps(result, indent=1))
+    result = transfer(model, data, config, hardware) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
+    write_json(os.path.join(config.run_dir, "xnli.json"), result)
     return result
 
 
@@ -314,7 +306,7 @@ def dynamics(config: Config) -> list[dict]:
     folders = [config.run_dir] if config.init_from != "align" else [config.stage1_dir, config.run_dir]
     snapshots = [(folder, path) for folder in folders for path in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
     if not snapshots:
-        raise UserError(f"{config.run_dir} has no snapshots; train it with --snapshot_interval=250 or so")
+        raise UserError(f"{config.run_dir} has no snapshots; delete its folder and train it with --snapshot_interval=250 or so")
     periods = data.meta["made_from"]["settings"]["fact_periods"]
     records = []
     for folder, path in tqdm(snapshots, desc="snapshots", disable=None):
@@ -325,16 +317,24 @@ def dynamics(config: Config) -> list[dict]:
         records.append({
             "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "similarity": similarity(model, data, config),
             "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
-    write_result(config, "dynamics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_text(os.path.join(config.run_dir, "dynamics.jsonl"), "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
-def write_result(config: Config, name: str, text: str) -> None:
-    """A file in the run's folder, written beside its place and moved there."""
+def measured(config: Config, name: str, knobs: tuple[str, ...]) -> dict | None:
+    """What an earlier evaluation left in the run's folder, if it is newer than the run and was made with the same values of `knobs`."""
     path = os.path.join(config.run_dir, name)
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(path + ".tmp", path)
+    if not is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
+        return None
+    result, plain = read_json(path, "delete it and make it again with eval.py"), config.plain()
+    if any(result.get("config", {}).get(knob) != plain[knob] for knob in knobs):
+        return None
+    print(f"{path} is up to date")
+    return result
+
+
+def is_newer(path: str, than: str) -> bool:
+    return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
 
 
 def main(arguments: list[str]) -> None:
@@ -345,15 +345,20 @@ def main(arguments: list[str]) -> None:
         return report(arguments[1])
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "xnli":
-        result = evaluate_transfer(config)
+        knobs = tuple(k for k in configs.FIELDS if k.startswith("nli_"))
+        result = measured(config, "xnli.json", knobs) or evaluate_transfer(config)
         for language, numbers in result["languages"].items():
             print(f"{config.method} seed {config.seed}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs")
     elif verb == "dynamics":
+        path = os.path.join(config.run_dir, "dynamics.jsonl")
+        if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
+            return print(f"{path} is up to date")
         for record in dynamics(config):
             shares = [f"{pair} {n}x {100 * numbers['accuracy']:.0f}%" for n, pairs in record["clka"].items() for pair, numbers in pairs.items()]
             print(f"step {record['step']}, period {record['period']}: {', '.join(shares) or 'no facts yet'}")
     else:
-        print(report_tables([evaluate(config)]))
+        knobs = tuple(k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size")
+        print(report_tables([measured(config, "eval.json", knobs) or evaluate(config)]))
 
 
 if __name__ == "__main__":

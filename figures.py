@@ -23,7 +23,7 @@ from config import Config, UserError
 from dataset import Dataset
 from model import GPT
 from prealign import draw_keys, padded, word_representations
-from report import dynamics_of, gather
+from report import KINDS, dynamics_of, gather, in_any
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -39,15 +39,19 @@ class Figure:
 
 
 def draw(out_dir: str) -> list[Figure]:
-    """Draw every figure whose runs are in `out_dir`, as OUT_DIR/figures/NAME.png."""
+    """Draw every figure whose runs are in `out_dir`, as OUT_DIR/figures/NAME.png; say which cannot be drawn, and why."""
     drawn = []
-    os.makedirs(os.path.join(out_dir, "figures"), exist_ok=True)
     for name, make in FIGURES.items():
-        made = make(out_dir)
+        try:
+            made = make(out_dir)
+        except UserError as e:
+            print(f"{name} is not drawn: {e}")
+            continue
         if made is None:
             continue
         figure, title, caption = made
         file = f"figures/{name}.png"
+        os.makedirs(os.path.join(out_dir, "figures"), exist_ok=True)
         figure.savefig(os.path.join(out_dir, file), dpi=130)
         plt.close(figure)
         drawn.append(Figure(file, title, caption))
@@ -124,22 +128,22 @@ def kinds_of(run: dict, language: str) -> dict[str, dict]:
 
 def figure_6(out_dir: str) -> tuple | None:
     runs = defaultdict(list)
-    for run in gather(out_dir):
+    for run in gather(out_dir, needed=False):
         if run["method"] in ("joint", "prealign") or run["method"].startswith("coverage"):
             runs[run["method"]].append(run)
-    if not any(method.startswith("coverage") for method in runs):
+    if not any(method.startswith("coverage") and kinds_of(run, "en") for method, group in runs.items() for run in group):
         return None
     methods = sorted(runs, key=lambda m: (m != "joint", m == "prealign", m))  # by what they have aligned
-    languages = [language for language in next(iter(runs.values()))[0]["lm"] if any(kinds_of(r, language) for group in runs.values() for r in group)]
-    kinds = list(kinds_of(next(iter(runs.values()))[0], languages[0]))
+    languages = [language for language in in_any([run for group in runs.values() for run in group], "lm")
+                 if any(kinds_of(run, language) for group in runs.values() for run in group)]
     colours = plt.get_cmap("viridis")(np.linspace(0.9, 0, len(methods)))
     figure, axes = plt.subplots(1, len(languages), figsize=(4.6 * len(languages), 3.6), sharey=True, squeeze=False, layout="constrained")
     for axis, language in zip(axes[0], languages):
         for method, colour in zip(methods, colours):
-            values = [np.mean([kinds_of(r, language)[kind]["ppl"] for r in runs[method]]) for kind in kinds]
-            axis.plot(range(len(kinds)), values, marker="o", markersize=4, color=colour, label=method, linestyle=":" if method == "joint" else "-")
+            values = [np.mean([kinds_of(r, language).get(kind, {"ppl": np.nan})["ppl"] for r in runs[method]]) for kind in KINDS]
+            axis.plot(range(len(KINDS)), values, marker="o", markersize=4, color=colour, label=method, linestyle=":" if method == "joint" else "-")
         axis.set_yscale("log")
-        axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right")
+        axis.set_xticks(range(len(KINDS)), KINDS, rotation=30, ha="right")
         axis.set_xlabel("kind of token, by its word's place in the table")
         axis.set_title(language)
     axes[0, 0].set_ylabel("perplexity per token (log scale)")
@@ -230,10 +234,10 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("expected: python figures.py OUT_DIR")
     drawn = draw(arguments[0])
+    for figure in drawn:
+        print(f"{figure.title}: {os.path.join(arguments[0], figure.file)}")
     if not drawn:
         raise UserError(f"{arguments[0]}: no figure can be drawn from what is there; runs/figures.sh makes the runs")
-    for figure in drawn:
-        print(f"{os.path.join(arguments[0], figure.file)}: {figure.title}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
 def encode_pairs(pairs: list[Pair], data: Dataset, language: str, block_size: int) -> list[np.ndarray]:
     """Each pair as end-of-text, premise, end-of-text, hypothesis, end-of-text; En-Clone by id offset; the end kept when too long."""
-    offset = data.offsets[language] if language == "clone" else 0
+    offset = data.offsets[language]
     eot = [data.end_of_text]
     rows = (np.concatenate([eot, encode(data.encoding, pair.premise), eot, encode(data.encoding, pair.hypothesis), eot]) for pair in pairs)
     return [(row + offset)[-block_size:] for row in rows]
@@ -87,7 +87,7 @@ def fine_tune(model: GPT, rows: list[np.ndarray], pairs: list[Pair], labels: int
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
     target = torch.tensor([pair.label for pair in pairs], device=hardware.device)
     per_epoch = math.ceil(len(rows) / config.nli_batch_size)
-    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=per_epoch * config.nli_epochs)
+    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=per_epoch * config.nli_epochs, align_steps="none")
     best, best_state, step = -1.0, None, 0
     with tqdm(total=per_epoch * config.nli_epochs, desc=f"fine-tuning, seed {seed}", unit="step", disable=None) as bar:
         for _ in range(config.nli_epochs):
@@ -113,14 +113,17 @@ def fine_tune(model: GPT, rows: list[np.ndarray], pairs: list[Pair], labels: int
     return classifier, best
 
 
-def pairs_of(config: Config, split: str, language: str, pivot: str) -> tuple[list[Pair], tuple[str, ...]]:
-    """The pairs of a split, "train", "dev" or "test", in a language that has text, and the names of their labels."""
+def pairs_of(config: Config, split: str, language: str, pivot: str, several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
+    """
+    The pairs of a split, "train", "dev" or "test", in a language that has text, and the names of their labels. When `several`
+    languages are read from one file, it must say which pair is in which.
+    """
     source = getattr(config, f"nli_{split}")
     if source == "builtin":
         if language != pivot:
             raise UserError(f"nli_{split}=builtin is in English only; for {language!r} give a file, such as xnli.test.tsv")
         return nli.builtin(split, config.nli_builtin if split == "train" else max(1, config.nli_builtin // 10)), nli.LABELS
-    return nli.read(source, language)
+    return nli.read(source.replace("{language}", language), language, several=several and "{language}" not in source)
 
 
 def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> dict:
@@ -131,7 +134,8 @@ def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> d
     """
     splits = {split: pairs_of(config, split, data.pivot, data.pivot) for split in ("train", "dev")}
     texts = {language: text_language(language, data.pivot) for language in data.languages}
-    read = {text: pairs_of(config, "test", text, data.pivot) for text in dict.fromkeys(texts.values())}  # once each
+    several = len(set(texts.values())) > 1
+    read = {text: pairs_of(config, "test", text, data.pivot, several) for text in dict.fromkeys(texts.values())}  # once each
     tests = {language: read[text] for language, text in texts.items()}
     labels = splits["train"][1]
     for name, (_, found) in (splits | tests).items():
@@ -139,7 +143,7 @@ def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> d
             raise UserError(f"the labels of the {name} pairs are {', '.join(found)}, those of the training pairs {', '.join(labels)}")
     rows = {split: encode_pairs(pairs, data, data.pivot, config.block_size) for split, (pairs, _) in splits.items()}
     test_rows = {language: encode_pairs(pairs, data, language, config.block_size) for language, (pairs, _) in tests.items()}
-    result = {"train": config.nli_train, "pairs": len(rows["train"]), "labels": list(labels), "dev": [],
+    result = {"train": config.nli_train, "test": config.nli_test, "pairs": len(rows["train"]), "labels": list(labels), "dev": [],
               "languages": {language: {"accuracies": [], "n": len(pairs)} for language, (pairs, _) in tests.items()}}
     for seed in range(1, config.nli_seeds + 1):
         classifier, dev = fine_tune(model, rows["train"], splits["train"][0], len(labels), (rows["dev"], splits["dev"][0]), config, hardware, seed)

@@ -45,17 +45,21 @@ LABEL = ("gold_label", "label", "entailment_label", "entailment_judgment")
 SPELLINGS = {"contradictory": "contradiction"}
 
 
-def read(path: str, language: str | None = None) -> tuple[list[Pair], tuple[str, ...]]:
+def read(path: str, language: str | None = None, several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
     """
     The pairs of a tab-separated file with a header, or of a .jsonl file, each also .gz or .xz; and the names of its labels:
     LABELS, or ("0", "1") as in PAWS-X.
 
-    `language` keeps the rows whose column `language` says so; a file without that column is taken to be in it. Pairs without
-    a gold label ("-") are left out, as their publishers advise. Raises UserError, naming the line, for anything else.
+    `language` keeps the rows whose column `language` says so; a file without that column is taken to be in it, unless it is
+    said to be of `several`. Pairs without a gold label ("-") are left out, as their publishers advise. Raises UserError, naming the
+    line, for anything else.
     """
     pairs, labels, languages = [], None, set()
     for number, row in _rows(path):
         where = f"{path}:{number}"
+        if several and "language" not in row:
+            raise UserError(f"{where}: the file does not say which pairs are in {language!r}: it has no column \"language\"; for a file for each language "
+                            "put {language} into its name")
         if language is not None and "language" in row:
             languages.add(row["language"])
             if row["language"] != language:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterator
 
 from config import UserError
+from files import read_json, write_json, write_text
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -21,25 +22,20 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
-def gather(out_dir: str) -> list[dict]:
-    """The results of every evaluated run in a folder, ordered by method and seed, joint first; under "nli" those of eval.py xnli."""
+def gather(out_dir: str, needed: bool = True) -> list[dict]:
+    """
+    The results of every evaluated run in a folder, ordered by method and seed, joint first; under "nli" those of eval.py xnli.
+    Raises UserError when they are `needed` and there is none.
+    """
     runs = []
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "eval.json"))):
-        runs.append(_read(path))
+        runs.append(read_json(path, "delete it and make it again with eval.py"))
         transfer = os.path.join(os.path.dirname(path), "xnli.json")
         if os.path.exists(transfer):
-            runs[-1]["nli"] = _read(transfer)
-    if not runs:
+            runs[-1]["nli"] = read_json(transfer, "delete it and make it again with eval.py xnli")
+    if not runs and needed:
         raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by `python eval.py CONFIG ...`")
     return sorted(runs, key=lambda r: (r["method"] != "joint", r["method"], r["seed"]))
-
-
-def _read(path: str) -> dict:
-    try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e}); delete it and make it again with eval.py") from e
 
 
 def percent(share: float, n: int) -> str:
@@ -48,46 +44,74 @@ def percent(share: float, n: int) -> str:
     return f"{100 * share:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def spread(values: list[float], digits: int) -> str:
+def spread(values: list[float | None], digits: int) -> str:
+    """Mean and standard deviation of the values that there are, or "-"."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
     sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{sd}"
 
 
-def nli_accuracy(run: dict, language: str) -> float:
-    """Of a run, the mean over its fine-tunings."""
-    return statistics.mean(run["nli"]["languages"][language]["accuracies"])
+def in_any(runs: list[dict], *path: str) -> list[str]:
+    """The keys that any run has at `path`, in order: languages of "lm", pairs of "clka", ..."""
+    found: dict[str, None] = {}
+    for run in runs:
+        for key in path:
+            run = run.get(key) or {}
+        found |= dict.fromkeys(run)
+    return list(found)
+
+
+def perplexity(run: dict, language: str, which: str = "ppl") -> float | None:
+    return run["lm"].get(language, {}).get(which)
+
+
+def knowledge(run: dict, pair: str) -> float | None:
+    """CLKA in %."""
+    return 100 * run["clka"][pair]["accuracy"] if pair in run["clka"] else None
+
+
+def inference(run: dict, language: str) -> float | None:
+    """Accuracy in %, the mean over a run's fine-tunings."""
+    numbers = run.get("nli", {"languages": {}})["languages"].get(language)
+    return 100 * statistics.mean(numbers["accuracies"]) if numbers else None
+
+
+def cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def interval_cell(numbers: dict | None, share: str) -> str:
+    return percent(numbers[share], numbers["n"]) if numbers else "-"
 
 
 def report_tables(runs: list[dict]) -> str:
     """Markdown that also reads well in a terminal."""
-    languages, pairs = list(runs[0]["lm"]), list(runs[0]["clka"])
-    with_nli = any("nli" in r for r in runs)
-    mixed = next((list(r["mixed"]) for r in runs if r.get("mixed")), [])
+    languages, pairs, tested, mixed = in_any(runs, "lm"), in_any(runs, "clka"), in_any(runs, "nli", "languages"), in_any(runs, "mixed")
     clones = [l for l in languages if l == "clone"]
     header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in clones]
     header += [f"bits/byte {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
-    header += [f"NLI {l} (95%)" for l in languages if with_nli] + [f"mixed {l} (95%)" for l in mixed]
+    header += [f"NLI {l} (95%)" for l in tested] + [f"mixed {l} (95%)" for l in mixed]
 
     def row(r: dict) -> list[str]:
         cells = [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"]
-        cells += [f"{r['lm'][l]['ppl']:.1f}" for l in languages] + [f"{r['lm'][l]['ppl_in_language']:.1f}" for l in clones]
-        cells += [f"{r['lm'][l]['bpb']:.3f}" for l in languages]
-        cells += [percent(r["clka"][p]["accuracy"], r["clka"][p]["n"]) for p in pairs]
-        cells += [percent(nli_accuracy(r, l), r["nli"]["languages"][l]["n"]) if "nli" in r else "-" for l in languages if with_nli]
-        return cells + [percent(r["mixed"][l]["share"], r["mixed"][l]["n"]) if r.get("mixed") else "-" for l in mixed]
+        cells += [cell(perplexity(r, l), 1) for l in languages] + [cell(perplexity(r, l, "ppl_in_language"), 1) for l in clones]
+        cells += [cell(perplexity(r, l, "bpb"), 3) for l in languages] + [interval_cell(r["clka"].get(p), "accuracy") for p in pairs]
+        cells += ["-" if (share := inference(r, l)) is None else percent(share / 100, r["nli"]["languages"][l]["n"]) for l in tested]
+        return cells + [interval_cell((r.get("mixed") or {}).get(l), "share") for l in mixed]
 
     text = markdown_table(header, [row(r) for r in runs])
+    if sources := sorted({str(r["nli"].get("test")) for r in runs if "nli" in r}):
+        text += f"\n\nNLI is measured on {', '.join(sources).replace('builtin', 'the built-in pairs')}."
     by_method: dict[str, list[dict]] = {}
     for r in runs:
         by_method.setdefault(r["method"], []).append(r)
     if any(len(group) > 1 for group in by_method.values()):
-        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs] + [f"NLI {l} %" for l in languages if with_nli]
-        lines = []
-        for method, group in by_method.items():
-            tested = [r for r in group if "nli" in r]
-            lines.append([method, str(len(group))] + [spread([r["lm"][l]["ppl"] for r in group], 1) for l in languages]
-                         + [spread([100 * r["clka"][p]["accuracy"] for r in group], 1) for p in pairs]
-                         + [spread([100 * nli_accuracy(r, l) for r in tested], 1) if tested else "-" for l in languages if with_nli])
+        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs] + [f"NLI {l} %" for l in tested]
+        lines = [[method, str(len(group))] + [spread([perplexity(r, l) for r in group], 1) for l in languages]
+                 + [spread([knowledge(r, p) for r in group], 1) for p in pairs] + [spread([inference(r, l) for r in group], 1) for l in tested]
+                 for method, group in by_method.items()]
         text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
     if lines := comparison(runs):
         text += "\n\n" + lines
@@ -95,18 +119,24 @@ def report_tables(runs: list[dict]) -> str:
         text += f"\n\n{name}\n\n" + table
     if table := seen_and_unseen(by_method):
         text += "\n\nPerplexity of words that were aligned (seen), of the other words, and of what is no word:\n\n" + table
-    kinds = list(runs[0]["lm"][languages[0]].get("kinds", ()))
-    rows = [[r["method"], str(r["seed"])] + [f"{r['lm'][l]['kinds'][k]['ppl']:.1f}" if k in r["lm"][l].get("kinds", ()) else "-" for l in languages for k in kinds] for r in runs]
+    kinds = [(l, kind) for l in languages for kind in in_any(runs, "lm", l, "kinds")]
     if kinds:
-        text += "\n\nPerplexity by kind of token:\n\n" + markdown_table(["method", "seed"] + [f"{l}: {k}" for l in languages for k in kinds], rows)
-    layers = list(dict.fromkeys(s["layer"] for s in runs[0]["similarity"]))
+        rows = [[r["method"], str(r["seed"])] + [cell(r["lm"].get(l, {}).get("kinds", {}).get(kind, {}).get("ppl"), 1) for l, kind in kinds] for r in runs]
+        text += "\n\nPerplexity by kind of token:\n\n" + markdown_table(["method", "seed"] + [f"{l}: {kind}" for l, kind in kinds], rows)
+    layers = list(dict.fromkeys(s["layer"] for r in runs for s in r["similarity"]))
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
-        rows = [[r["method"], str(r["seed"]), language] + [f"{s[kind]:.3f}" for s in r["similarity"] if s["language"] == language and s[kind] is not None]
-                for language in languages[1:] for r in runs]
-        rows = [row for row in rows if len(row) > 3]
+        rows = []
+        for language in languages[1:]:
+            for r in runs:
+                values = {s["layer"]: s[kind] for s in r["similarity"] if s["language"] == language and s[kind] is not None}
+                rows += [[r["method"], str(r["seed"]), language] + [cell(values.get(layer), 3) for layer in layers]] if values else []
         if rows:
             text += f"\n\nCosine with {languages[0]}, {what}:\n\n" + markdown_table(["method", "seed", "language", *layers], rows)
     return text
+
+
+# Of held-out tokens, by their word's place in the table; and the last two, part of a word without an entry, and of no word.
+KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
 
 
 def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
@@ -117,12 +147,13 @@ def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
         if not (method.startswith("coverage") or method == "prealign") or coverage is None:
             continue
         cells = {}
-        for language, numbers in runs[0]["lm"].items():
-            kinds = list(numbers.get("kinds", ()))
+        for language in in_any(runs, "lm"):
+            if not in_any(runs, "lm", language, "kinds"):
+                continue
             seen = round(4 * coverage)
-            for name, those in (("seen", kinds[:seen]), ("unseen", kinds[seen:-1]), ("not words", kinds[-1:])):
-                if those:
-                    cells[f"{language}: {name}"] = spread([pooled_perplexity([r["lm"][language]["kinds"][k] for k in those]) for r in runs], 1)
+            for name, those in (("seen", KINDS[:seen]), ("unseen", KINDS[seen:-1]), ("not words", KINDS[-1:])):
+                parts = [[r["lm"][language]["kinds"][k] for k in those if k in r["lm"][language]["kinds"]] for r in runs]
+                cells[f"{language}: {name}"] = spread([pooled_perplexity(those) if those else None for those in parts], 1)
         header = ["method", "share of the table", *cells]
         rows.append([method, f"{100 * coverage:g}%", *cells.values()])
     return markdown_table(header, rows) if len(rows) > 1 else ""
@@ -135,17 +166,17 @@ def pooled_perplexity(parts: list[dict]) -> float:
 
 def dynamics_table(out_dir: str) -> str:
     """CLKA in the second half of training, by method, language of training and of the test, and frequency, over all its periods and seeds."""
-    rows = []
-    for method, records in dynamics_of(out_dir).items():
+    rows, everything = [], dynamics_of(out_dir)
+    frequencies = sorted({int(n) for records in everything.values() for r in records for n in r["clka"]})
+    for method, records in everything.items():
         tested = [r for r in records if r["clka"]]
         late = [r for r in tested if r["step"] > max(r["step"] for r in tested) / 2]
-        frequencies = sorted({int(n) for r in late for n in r["clka"]})
         for pair in dict.fromkeys(pair for r in late for pairs in r["clka"].values() for pair in pairs):
             cells = []
             for n in frequencies:
                 parts = [r["clka"][str(n)][pair] for r in late if pair in r["clka"].get(str(n), {})]
                 facts = sum(part["n"] for part in parts)
-                cells.append(percent(sum(part["accuracy"] * part["n"] for part in parts) / facts, facts))
+                cells.append(percent(sum(part["accuracy"] * part["n"] for part in parts) / facts, facts) if facts else "-")
             rows.append([method, pair, *cells])
     return markdown_table(["method", "stated -> asked", *(f"stated {n} times (95%)" for n in frequencies)], rows) if rows else ""
 
@@ -168,7 +199,7 @@ def comparison(runs: list[dict]) -> str:
     """One line per seed and method: what it changes against joint training, and the share of joint's gap to English it closes."""
     lines = []
     for joint in (r for r in runs if r["method"] == "joint"):
-        pivot, *targets = joint["lm"]
+        pivot, *targets = joint["lm"]  # the pivot comes first
         for r in runs:
             if r["seed"] != joint["seed"] or r is joint:
                 continue
@@ -194,8 +225,8 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def report(out_dir: str) -> None:
     """
-    Print the tables of every evaluated run in `out_dir` and draw the figures; write report.md, with OUT_DIR/notes.md in it if
-    there is one, and report.json there.
+    Print the tables of every evaluated run in `out_dir`, write report.json and report.md there, with OUT_DIR/notes.md in it if there
+    is one, and draw the figures into it.
     """
     from figures import draw  # here, as it takes a second to load
 
@@ -207,16 +238,13 @@ def report(out_dir: str) -> None:
     if os.path.exists(notes):
         with open(notes, encoding="utf-8") as f:
             text += "\n\n" + f.read().strip()
-    figures = draw(out_dir)
-    with open(os.path.join(out_dir, "report.json"), "w", encoding="utf-8") as f:
-        json.dump({"runs": runs}, f, indent=1)
-    with open(os.path.join(out_dir, "report.md"), "w", encoding="utf-8") as f:
-        f.write(f"# {out_dir}\n\n{text}\n")
-        f.writelines(f"\n## {figure.title}\n\n![{figure.title}]({figure.file})\n\n{figure.caption}\n" for figure in figures)
-    print(text)
-    for figure in figures:
-        print(f"\n{figure.title}: {os.path.join(out_dir, figure.file)}", end="")
-    print()
+    print(f"{text}\n")
+    write_json(os.path.join(out_dir, "report.json"), {"runs": runs})
+    pictures = []
+    for figure in draw(out_dir):
+        print(f"{figure.title}: {os.path.join(out_dir, figure.file)}")
+        pictures.append(f"## {figure.title}\n\n![{figure.title}]({figure.file})\n\n{figure.caption}\n")
+    write_text(os.path.join(out_dir, "report.md"), "\n".join([f"# {out_dir}\n\n{text}\n", *pictures]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,11 +254,11 @@ def metric(run: dict, column: str) -> float | None:
     """What a column of the paper's tables, such as "ppl de", is in a run: a number, or None where the run has not got it. Accuracies in %."""
     kind, language = column.split(" ")
     if kind == "ppl":
-        return run["lm"][language]["ppl"]
+        return perplexity(run, language)
     if kind == "NLI":
-        return 100 * nli_accuracy(run, language) if language in run.get("nli", {"languages": ()})["languages"] else None
+        return inference(run, language)
     if kind == "CLKA":
-        return 100 * run["clka"][f"en->{language}"]["accuracy"] if f"en->{language}" in run["clka"] else None
+        return knowledge(run, f"en->{language}")
     return 100 * run["mixed"][language]["share"] if run.get("mixed") else None
 
 
@@ -295,7 +323,7 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         languages = {column.split(" ")[1] for column in columns}
         here = {method: by_method[method] for method in rows if method in by_method and all(languages <= set(r["lm"]) for r in by_method[method])}
         size = name.partition(", ")[2]
-        if len(here) < 2 or (size and size != nearest_size(here["joint"][0])):
+        if len(here) < 2 or (size and size != nearest_size(next(iter(here.values()))[0])):
             continue
         lines = []
         for method, runs in here.items():

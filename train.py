@@ -32,6 +32,7 @@ from batches import Batch, Sampler, prefetch
 from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from config import Config, UserError
 from dataset import Dataset
+from files import only_user
 from model import GPT
 from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
 
@@ -84,8 +85,10 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            mallopt(option, value)
+        # Older versions refuse more than 32 MB, and then answer 0.
+        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(M_TOP_PAD, 2**26)
 
 
 def start(config: Config) -> Hardware:
@@ -174,7 +177,8 @@ def train(config: Config, first_step: int, last_step: int) -> None:
     hardware = start(config)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run(config, first_step, last_step, hardware)
+        with only_user(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
+            run(config, first_step, last_step, hardware)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -282,7 +286,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({hardware.world})")
     torch.manual_seed(config.seed)
     data = Dataset(config.data_dir)
-    if config.align_steps != "none" and np.diff(data.table.offsets).max() > config.block_size:
+    if np.diff(data.table.offsets).max() > config.block_size:  # a row that stage 1 and the evaluation read
         raise UserError(f"a word of the alignment table has {np.diff(data.table.offsets).max()} tokens, more than block_size={config.block_size}; "
                         "use a larger vocab_size or block_size")
     model = make_model(config, data.vocab_size)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import config as configs
 from config import Config, UserError
 from data import count_pivot_surfaces, documents
+from files import write_text
 from table import seen_words
 
 LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "German", "el": "Greek", "es": "Spanish", "fr": "French", "he": "Hebrew",
@@ -192,9 +193,7 @@ def translate(words: list[str], language: str, config: Config, key: str, cache: 
 
 
 def write_dictionary(path: str, words: list[str], known: dict[str, list[str]]) -> None:
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.writelines(f"{word}\t{translation}\n" for word in words for translation in known.get(word, ()))
-    os.replace(path + ".tmp", path)
+    write_text(path, "".join(f"{word}\t{translation}\n" for word in words for translation in known.get(word, ())))
 
 
 def main(arguments: list[str]) -> None:

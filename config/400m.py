@@ -4,13 +4,13 @@ tokens a step. The paper's learning rate, temperature and weight are not printed
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table1.sh 400m
 
-Put English text into texts/ (.txt or .jsonl, also .gz and .xz; 10B tokens make one epoch).
+Put English text into texts/en/ (.txt or .jsonl, also .gz and .xz; 10B tokens make one epoch).
 """
 
 data_dir = "data/paper"
 out_dir = "out/400m"
 
-source = "texts"
+source = "texts/en"
 tokenizer = "gpt2"
 val_fraction = 0.0005
 fact_count = 2048

@@ -1,13 +1,13 @@
 """
 English to En-Clone on one GPU: 25M parameters (without embeddings), 262M tokens, 1% of them En-Clone.
 
-Put English text into texts/ (.txt or .jsonl, also .gz and .xz; about 50M words make one epoch).
+Put English text into texts/en/ (.txt or .jsonl, also .gz and .xz; about 50M words make one epoch).
 """
 
 data_dir = "data/small"
 out_dir = "out/small"
 
-source = "texts"
+source = "texts/en"
 vocab_size = 16384
 fact_count = 512
 fact_frequencies = 100

@@ -11,7 +11,10 @@ SCALE=${1:-demo}
 [ "$SCALE" = paper ] && SCALE=150m
 CONFIG=config/$SCALE.py
 if [ ! -f "$CONFIG" ]; then
-    echo "error: there is no $CONFIG; the first argument is a scale: paper $(cd config && ls -- *.py | sed 's/\.py$//' | paste -sd' ')" >&2
+    kind=
+    if [[ $SCALE == table6_* ]]; then kind=table6_; fi
+    scales=$(cd config && ls -- "$kind"*.py | sed "s/\.py$//; s/^$kind//" | grep -v -e ^table6 -e ^bench | paste -sd' ' -)
+    echo "error: there is no $CONFIG; the first argument is a scale: paper $scales" >&2
     exit 1
 fi
 LAUNCH=${LAUNCH:-python}
@@ -20,33 +23,31 @@ KNOBS=("$@")
 ARGUMENTS=("$CONFIG" ${KNOBS[@]+"${KNOBS[@]}"})
 
 knob() {  # the value of a knob of this scale
-    python -c 'import config, sys; print(getattr(config.load(sys.argv[2:]), sys.argv[1]))' "$1" "${ARGUMENTS[@]}"
+    python -c 'import config; config.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$1" "${ARGUMENTS[@]}"
 }
 OUT=$(knob out_dir)
 DATA=$(knob data_dir)
 
-each() {  # each COMMAND NAME ...: COMMAND with the folder and the arguments of every method's run, for every seed
+each() {  # each COMMAND NAME ...: COMMAND with the arguments of every method's run, for every seed
     local command=$1 name seed
     shift
     for name in "$@"; do
         for seed in $SEEDS; do
-            "$command" "$(knob out_dir)/$name/seed$seed" "${ARGUMENTS[@]}" "config/method/$name.py" --seed="$seed"
+            "$command" "${ARGUMENTS[@]}" "config/method/$name.py" --seed="$seed"
         done
     done
 }
 
 train() {
-    local folder=$1
-    shift
     if grep -q '^init_from = "align"' "${@: -2:1}"; then
         $LAUNCH prealign.py "$@"
     fi
     $LAUNCH train.py "$@"
 }
 
-evaluate() { [ "$1/eval.json" -nt "$1/checkpoint.pt" ] || python eval.py "${@:2}"; }
-evaluate_transfer() { [ "$1/xnli.json" -nt "$1/checkpoint.pt" ] || python eval.py xnli "${@:2}"; }
-evaluate_dynamics() { [ "$1/dynamics.jsonl" -nt "$1/checkpoint.pt" ] || python eval.py dynamics "${@:2}"; }
+evaluate() { python eval.py "$@"; }
+evaluate_transfer() { python eval.py xnli "$@"; }
+evaluate_dynamics() { python eval.py dynamics "$@"; }
 
 methods() {
     python data.py "${ARGUMENTS[@]}"
@@ -57,6 +58,10 @@ methods() {
 transfer() { each evaluate_transfer "$@"; }
 
 dynamics() {
+    if [ ! -f "config/dynamics/$SCALE.py" ]; then
+        echo "error: there is no config/dynamics/$SCALE.py, which says what facts come when at this scale" >&2
+        exit 1
+    fi
     local ARGUMENTS=("$CONFIG" "config/dynamics/$SCALE.py" ${KNOBS[@]+"${KNOBS[@]}"} --out_dir="$OUT/dynamics" --data_dir="${DATA}_dynamics")
     python data.py "${ARGUMENTS[@]}"
     each train "$@"

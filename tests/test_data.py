@@ -548,6 +548,19 @@ def test_a_folder_that_is_not_ours_is_never_deleted(tiny, tmp_path):
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == make_text() and (tmp_path / "notes").is_dir()
 
 
+def test_a_folder_with_something_of_its_owners_is_not_deleted(tiny, tmp_path):
+    config = replace(tiny, data_dir=str(tmp_path / "data"))
+    prepare(config)
+    write(tmp_path / "data" / "notes.txt", "mine")
+    assert "did not make (notes.txt)" in error(prepare, replace(config, min_count=4))
+    (tmp_path / "data" / "notes.txt").unlink()
+    prepare(replace(config, min_count=4))
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "meta.json", '{"title": "my thesis"}')
+    write(tmp_path / "other" / "thesis.txt", "mine")
+    assert "did not make (thesis.txt)" in error(prepare, replace(config, data_dir=str(tmp_path / "other")))
+
+
 def test_an_empty_folder_is_filled(tiny, tmp_path):
     prepare(replace(tiny, data_dir=str(tmp_path)))
     assert contents(tmp_path) == contents(tiny.data_dir)

@@ -83,4 +83,4 @@ def test_lines_that_are_not_those_of_dynamics_are_an_error(tmp_path):
     path = tmp_path / "dynamics" / "joint" / "seed1" / "dynamics.jsonl"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match="joint/seed1/dynamics.jsonl: not the lines of eval.py dynamics"):
-        figures.draw(str(tmp_path))
+        figures.figure_4(str(tmp_path))

@@ -11,13 +11,13 @@ import torch
 import eval as evaluation
 import train as training
 from checkpoint import make_model
-from config import UserError
+from config import Config, UserError
 from conftest import overrides
 from dataset import Dataset
-from tokenizer import encode
 from finetune import Classifier, accuracy, encode_pairs, fine_tune, padded_batch, predict, transfer
 from nli import LABELS, Pair
-from train import start
+from tokenizer import encode
+from train import Hardware, learning_rate, start
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2), Pair("Ri ken so al.", "Lo", 0),
          Pair("Ost ost.", "Mer.", 1), Pair("u u u u u", "ken ken", 2)]
@@ -97,3 +97,16 @@ def test_command(tiny, data, tmp_path, capsys):
     evaluation.main(overrides(config))
     evaluation.main(["report", str(tmp_path)])
     assert "NLI clone (95%)" in capsys.readouterr().out
+
+
+def test_the_schedule_is_the_same_for_every_method(tiny, monkeypatch):
+    """Post-alignment has two schedules in training; its fine-tuning has one, as every other."""
+    config = replace(tiny, align_steps="last", stage1_steps=6, nli_learning_rate=1e-3)
+    seen: list[float] = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *_, **__: seen.append(self.param_groups[0]["lr"]))
+    data = Dataset(tiny.data_dir)
+    pairs = [Pair("a b", "a", 0), Pair("a", "b", 1), Pair("b", "a", 2)] * 8
+    rows = encode_pairs(pairs, data, "en", 32)
+    hardware = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)
+    fine_tune(make_model(config, data.vocab_size), rows, pairs, 3, (rows, pairs), replace(config, nli_batch_size=2, nli_epochs=2), hardware, 1)
+    assert len(seen) == 24 and seen == [learning_rate(step, replace(Config(), learning_rate=1e-3, max_steps=24, warmup_ratio=config.warmup_ratio)) for step in range(24)]

@@ -161,3 +161,11 @@ def test_the_hypothesis_alone_says_nothing():
     assert accuracy(lambda p: bag(p.hypothesis)) < 0.4
     assert accuracy(lambda p: bag(p.premise)) < 0.5
     assert accuracy(lambda p: torch.cat([bag(p.premise), bag(p.hypothesis)])) < 0.5
+
+
+def test_a_file_that_does_not_say_what_language_a_pair_is_in_is_not_of_several(tmp_path):
+    path = tmp_path / "test_2k.tsv"
+    path.write_text("id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n", encoding="utf-8")
+    assert read(str(path), "de")[0] == [Pair("a", "b", 1)]
+    with pytest.raises(UserError, match=r"test_2k.tsv:2: the file does not say which pairs are in 'de'.* put \{language\} into its name"):
+        read(str(path), "de", several=True)

@@ -41,7 +41,7 @@ def test_report_has_the_numbers_of_the_runs(out_dir, capsys):
     printed = capsys.readouterr().out
     runs = [result_of(out_dir, "joint", 1), result_of(out_dir, "joint", 2), result_of(out_dir, "prealign", 1)]
     assert json.loads((out_dir / "report.json").read_text()) == {"runs": runs}
-    tables, _, figures = printed.partition("\n\nAligned words in two principal components: ")
+    tables, _, figures = printed.partition("\nAligned words in two principal components: ")
     assert tables.strip() in (out_dir / "report.md").read_text() and figures.strip() == str(out_dir / "figures" / "words.png")
     header, *rows = tables_of(printed)[0]
     assert len(rows) == 3
@@ -129,7 +129,7 @@ def test_a_single_run_needs_no_spread_and_no_comparison(tmp_path, capsys):
 
 
 def test_the_report_shows_figures_and_notes(out_dir, tmp_path, capsys):
-    shutil.copytree(out_dir, tmp_path / "runs")
+    shutil.copytree(out_dir, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "report.*"))
     (tmp_path / "runs" / "notes.md").write_text("What we think of it.\n")
     evaluation.main(["report", str(tmp_path / "runs")])
     printed, written = capsys.readouterr().out, (tmp_path / "runs" / "report.md").read_text()
@@ -166,12 +166,36 @@ def test_the_report_says_where_the_order_is_not_the_papers(tmp_path, capsys):
     assert "Not in the paper's order: ppl clone of joint and codeswitch_only; ppl clone of init_only and prealign.\n" in capsys.readouterr().out
 
 
+def test_runs_of_different_languages_and_tasks_share_a_table(tmp_path, capsys):
+    write_result(tmp_path, "joint", 1, 20, 40, 0.3)
+    write_result(tmp_path, "german", 1, 20, 40, 0.3)
+    path = tmp_path / "german" / "seed1" / "eval.json"
+    run = json.loads(path.read_text())
+    run |= {"lm": {"en": run["lm"]["en"], "de": run["lm"]["clone"]}, "clka": {}, "mixed": {"de": {"share": 0.5, "n": 10}}}
+    path.write_text(json.dumps(run))
+    report.report(str(tmp_path))
+    header, joint, german = tables_of(capsys.readouterr().out)[0]
+    joint, german = dict(zip(header, joint)), dict(zip(header, german))
+    assert (joint["ppl clone"], joint["ppl de"], german["ppl clone"], german["ppl de"]) == ("40.0", "-", "-", "40.0")
+    assert german["CLKA en->en (95%)"] == "-" and joint["mixed de (95%)"] == "-" and german["mixed de (95%)"].startswith("50%")
+
+
+def test_a_run_that_is_not_finished_costs_a_figure_and_not_the_report(out_dir, tmp_path, capsys):
+    shutil.copytree(out_dir, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "report.*"))
+    checkpoint = tmp_path / "runs" / "prealign" / "seed1" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    report.report(str(tmp_path / "runs"))
+    printed = capsys.readouterr().out
+    assert "words is not drawn: " in printed and "not a whole checkpoint" in printed and len(tables_of(printed)) >= 4
+    assert (tmp_path / "runs" / "report.md").exists() and not (tmp_path / "runs" / "figures").exists()
+
+
 def test_reports_that_cannot_be(out_dir, tmp_path):
     with pytest.raises(UserError, match="no evaluated run in .*expected METHOD/seedN/eval.json"):
         report.report(str(tmp_path))
     with pytest.raises(UserError, match="expected: python eval.py report OUT_DIR"):
         evaluation.main(["report"])
-    shutil.copytree(out_dir, tmp_path / "runs")
+    shutil.copytree(out_dir, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "report.*"))
     damaged = tmp_path / "runs" / "prealign" / "seed1" / "eval.json"
     damaged.write_text(damaged.read_text()[:50])
     with pytest.raises(UserError, match="prealign/seed1/eval.json: not JSON .*delete it and make it again with eval.py"):

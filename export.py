@@ -1,0 +1,128 @@
+"""
+A trained model for other tools: a Hugging Face folder that AutoModelForCausalLM and AutoTokenizer load.
+
+    pip install transformers safetensors
+    python export.py config/demo.py config/method/prealign.py        # -> out/demo/prealign/seed1/huggingface
+
+The architecture is GPT-2's, so nothing is lost: GPT2LMHeadModel gives the same logits. The tokenizer is the pivot's (and that of every
+target that shares its vocabulary); En-Clone's token t is t + V. README.md in the folder is the model card.
+"""
+
+import base64
+import json
+import os
+
+import torch
+
+import config as configs
+from config import Config, UserError
+from dataset import Dataset
+from eval import load_run
+from files import write_json, write_text
+from model import GPT
+
+
+def weights(model: GPT) -> dict[str, torch.Tensor]:
+    """Our weights by GPT2LMHeadModel's names. Its matrices stand the other way round: (in, out)."""
+    own = model.state_dict()
+    result = {"transformer.wte.weight": own["wte.weight"], "transformer.wpe.weight": own["wpe.weight"],
+              "transformer.ln_f.weight": own["ln_f.weight"], "transformer.ln_f.bias": own["ln_f.bias"]}
+    if model.lm_head.weight is not model.wte.weight:
+        result["lm_head.weight"] = own["lm_head.weight"]
+    names = {"ln_1": "ln_1", "attention.qkv": "attn.c_attn", "attention.proj": "attn.c_proj", "ln_2": "ln_2", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
+    for block in range(len(model.blocks)):
+        for ours, theirs in names.items():
+            for part in ("weight", "bias"):
+                value = own[f"blocks.{block}.{ours}.{part}"]
+                result[f"transformer.h.{block}.{theirs}.{part}"] = value.T if value.dim() == 2 else value
+    return {name: value.contiguous().clone() for name, value in result.items()}
+
+
+def huggingface_config(model: GPT, end_of_text: int) -> dict:
+    return {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": model.wte.num_embeddings, "n_positions": model.block_size,
+        "n_embd": model.wte.embedding_dim, "n_layer": len(model.blocks), "n_head": model.blocks[0].attention.n_head,
+        "activation_function": "gelu_new", "layer_norm_epsilon": model.ln_f.eps, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "tie_word_embeddings": model.lm_head.weight is model.wte.weight, "bos_token_id": end_of_text, "eos_token_id": end_of_text,
+        "torch_dtype": "float32"}
+
+
+def write_tokenizer(data: Dataset, folder: str) -> None:
+    """tokenizer.json of the same encoding, by transformers' converter of tiktoken vocabularies."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    encoding = data.encoding
+    end = encoding.decode([data.end_of_text])
+    path = os.path.join(folder, "vocabulary.tiktoken")
+    try:
+        with open(path, "wb") as f:
+            for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
+                f.write(base64.b64encode(token) + b" " + str(rank).encode() + b"\n")
+        converter = TikTokenConverter(vocab_file=path, pattern=encoding._pat_str, extra_special_tokens=[end])
+        fast = PreTrainedTokenizerFast(tokenizer_object=converter.converted(), bos_token=end, eos_token=end, unk_token=end, clean_up_tokenization_spaces=False)
+    finally:
+        if os.path.exists(path):
+            os.remove(path)
+    fast.save_pretrained(folder)
+
+
+def model_card(config: Config, data: Dataset, state: dict, run_dir: str) -> str:
+    """What the model is, what it was made from, how, and what was measured."""
+    results = ""
+    path = os.path.join(run_dir, "eval.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            measured = json.load(f)
+        results = "\n## Results\n\nOn held-out text:\n\n| language | perplexity | bits per byte |\n|---|---:|---:|\n" + "".join(
+            f"| {language} | {numbers['ppl']:.2f} | {numbers['bpb']:.3f} |\n" for language, numbers in measured["lm"].items())
+    languages = "".join(f"| {language} | {counts['tokens']:,} |\n" for language, counts in data.splits["train"].items())
+    return f"""---
+library_name: transformers
+tags: [prealign]
+---
+
+# {config.method}, seed {config.seed}
+
+A GPT of {config.n_layer} layers x {config.n_embd}, trained with PreAlign's reference implementation (method "{config.method}") on
+{state['tokens']:,} tokens, {config.block_size} at a time; languages by share of the rows: {', '.join(f'{l} {w:g}' for l, w in config.mix.items())}.
+
+## Data
+
+Prepared from `{config.source}`, V = {data.V:,}{', En-Clone in ids V to 2V - 1' if 'clone' in data.languages else ''}:
+
+| language | training tokens |
+|---|---:|
+{languages}
+## Configuration
+
+```json
+{json.dumps(state['config'], indent=1)}
+```
+{results}"""
+
+
+def export(config: Config) -> str:
+    """Write the folder and return its path. Raises UserError when the run is unfinished or a package is missing."""
+    try:
+        from safetensors.torch import save_file
+        import transformers  # noqa: F401
+    except ImportError as e:
+        raise UserError(f"to export a model, install {e.name}: pip install transformers safetensors") from e
+    data = Dataset(config.data_dir)
+    model, state = load_run(config, data)
+    folder = os.path.join(config.run_dir, "huggingface")
+    os.makedirs(folder, exist_ok=True)
+    save_file(weights(model), os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    write_json(os.path.join(folder, "config.json"), huggingface_config(model, data.end_of_text))
+    write_tokenizer(data, folder)
+    write_text(os.path.join(folder, "README.md"), model_card(config, data, state, config.run_dir))
+    return folder
+
+
+def main(arguments: list[str]) -> None:
+    print(export(configs.load(arguments, __doc__)))
+
+
+if __name__ == "__main__":
+    configs.run(main)

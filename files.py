@@ -1,0 +1,71 @@
+"""Files that are there whole or not at all, and folders in which one process works at a time."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from config import UserError
+
+T = TypeVar("T")
+
+
+def write_text(path: str, text: str) -> None:
+    """Written beside its place and moved there, so that there is the whole file or the one before."""
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def write_json(path: str, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: str, again: str) -> object:
+    """Raises UserError, saying how to make the file `again`, when it is not JSON."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON ({e}); {again}") from e
+
+
+def remembered(path: str, make: Callable[[], T]) -> T:
+    """What an earlier, interrupted run has found and left at `path`, or else what `make()` finds, left there for a later one."""
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    value = make()
+    write_json(path, value)
+    return value
+
+
+@contextlib.contextmanager
+def only_user(folder: str) -> Iterator[None]:
+    """
+    Raises UserError when another process is working in `folder`. The lock is the kernel's, on FOLDER.lock, and goes with the process,
+    however it ends; where the file system has no locks there is none.
+    """
+    import fcntl
+
+    path = folder.rstrip("/") + ".lock"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        file = open(path, "w")
+    except OSError as e:
+        raise UserError(f"cannot make {path} ({e.strerror})") from e
+    with file as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"another process is working in {folder}; wait for it, or name another folder") from e
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(path)
