@@ -183,7 +183,10 @@ class Sampler:
         if "facts" in data.splits and self.pivot in weights and self.stage2_rows:
             self.bins["facts"], self.align["facts"] = data.tokens(self.pivot, "facts"), data.align("facts")
             self.fact_rows = self._windows("facts")
-            self.fact_periods = data.meta["made_from"]["settings"]["fact_periods"]
+            # Each period of stage 2 has the windows of its own facts, to within a window: row and window at which each ends, from 0.
+            ends = data.splits["facts"][self.pivot]["period_ends"]
+            self.fact_cuts = np.array([0, *(round(end / config.block_size) for end in ends[:-1]), self.fact_rows]).clip(max=self.fact_rows)
+            self.row_cuts = -(-self.stage2_rows * np.arange(len(ends) + 1) // len(ends))
             if self.fact_rows > self.stage2_rows // 2:
                 raise UserError(f"the facts fill {self.fact_rows} rows of the {self.stage2_rows} that stage 2 has; use fewer facts, lower "
                                 "fact_frequencies or more max_steps")
@@ -207,15 +210,20 @@ class Sampler:
         """Stream (an index into self.streams) and index within it, both (R,), of global rows (R,)."""
         if not self.fact_rows:
             return stream_of_rows(rows, self.weights)
-        in_stage2 = rows - self.facts_from
-        before = np.maximum(in_stage2, 0) * self.fact_rows // self.stage2_rows  # facts' rows before this one
-        fact = np.maximum(in_stage2 + 1, 0) * self.fact_rows // self.stage2_rows > before
+        before = self._facts_before(rows)
+        fact = self._facts_before(rows + 1) > before
         stream, index = stream_of_rows(rows - before, self.weights)
         return np.where(fact, len(self.weights), stream), np.where(fact, before, index)
 
+    def _facts_before(self, rows: np.ndarray) -> np.ndarray:
+        """How many of the global rows before each of these are facts': in every period of stage 2 they are spread evenly."""
+        row = np.clip(rows - self.facts_from, 0, self.stage2_rows)
+        p = np.clip(np.searchsorted(self.row_cuts, row, side="right") - 1, 0, len(self.row_cuts) - 2)
+        return self.fact_cuts[p] + (row - self.row_cuts[p]) * (self.fact_cuts[p + 1] - self.fact_cuts[p]) // (self.row_cuts[p + 1] - self.row_cuts[p])
+
     def _fact_windows(self, index: np.ndarray, s: int) -> np.ndarray:
-        """Periods one after the other, to within a row; in a period, its windows in an order shuffled by the seed."""
-        cuts = self.fact_rows * np.arange(self.fact_periods + 1) // self.fact_periods
+        """Periods one after the other; in a period, its windows in an order shuffled by the seed."""
+        cuts = self.fact_cuts
         period = np.searchsorted(cuts, index, side="right") - 1
         window = np.empty_like(index)
         for p in np.unique(period):
@@ -223,21 +231,34 @@ class Sampler:
             window[here] = cuts[p] + permute(index[here] - cuts[p], int(cuts[p + 1] - cuts[p]), self.config.seed, s, p)
         return window
 
+    def _place(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where global rows (R,) stand: stream (R,), and window in that stream's bin (R,)."""
+        stream, index = self._deal(rows if self.rows_of_only is None else self.rows_of_only[rows % len(self.rows_of_only)])
+        window = np.empty_like(index)
+        for s, name in enumerate(self.streams):
+            here, n = np.flatnonzero(stream == s), self._windows(name)
+            if name == "facts":
+                window[here] = self._fact_windows(index[here], s)
+            else:
+                window[here] = permute(index[here] % n, n, self.config.seed, s, index[here] // n)
+        return stream, window
+
+    def windows_of_step(self, step: int) -> list[tuple[str, int]]:
+        """The stream and the window in its bin of every row of a step."""
+        stream, window = self._place(np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size))
+        return [(self.streams[s], int(w)) for s, w in zip(stream, window)]
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of global rows (R,): row number = step * batch_size + place in the step."""
         T, seed = self.config.block_size, self.config.seed
-        stream, index = self._deal(rows if self.rows_of_only is None else self.rows_of_only[rows % len(self.rows_of_only)])
+        stream, windows = self._place(rows)
         inputs = np.empty((len(rows), T), dtype=np.int64)
         targets = np.empty((len(rows), T), dtype=np.int64)
         for s, name in enumerate(self.streams):
             here = np.flatnonzero(stream == s)
             if not len(here):
                 continue
-            n, bin_ = self._windows(name), self.bins[name]
-            if name == "facts":
-                window = self._fact_windows(index[here], s)
-            else:
-                window = permute(index[here] % n, n, seed, s, index[here] // n)
+            bin_, window = self.bins[name], windows[here]
             switching = name in self.align and self.config.codeswitch_ratio > 0
             slack = T // 8 if switching else 0  # tokens to fill up with where translations are shorter than their words
             at = window[:, None] * T + np.arange(T + 1 + slack)  # (n, T + 1 + slack)

@@ -33,7 +33,7 @@ from corpus import documents
 from dataset import Dataset
 from prealign import stage1_config
 from report import markdown_table
-from train import Hardware, learning_rate, matmul_rate, set_up, start, take_step
+from train import Hardware, matmul_rate, set_up, start, take_step
 
 ROUNDS = 7
 SECONDS = 4.0  # of a round
@@ -69,7 +69,7 @@ def ours(config: Config, hardware: Hardware, data: Dataset) -> Steps:
     def steps(number: int) -> None:
         first = state["step"]
         for step, (batch, words) in zip(range(first, first + number), prefetch(training.batch, range(first, first + number))):
-            take_step(training, batch, words, learning_rate(step, config), int((batch.targets >= 0).sum()))
+            take_step(training, step, batch, words, int((batch.targets >= 0).sum()))
         state["step"] += number
         synchronize(hardware.device)
 

@@ -105,15 +105,15 @@ def start_worker(tokenizer: str, tokenizer_path: str, surfaces_path: str) -> Non
 
 def encode_documents(texts: list[str], aligned: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """
-    Of documents, each ended by end-of-text (no entry): token ids (n,), alignment ids (n,) int32 (0 when not `aligned`), and of
-    each document where it ends in them and its bytes.
+    Of documents, each ended by end-of-text (no entry): token ids (n,), alignment ids (n,) int32 (0 when not `aligned`), where each
+    document ends in them (documents,), and its bytes and words (separated by white space) (documents, 2).
     """
     ids, align = [], []
     for text in texts:
         i, a = _encoder(text) if aligned else (plain := encode(_encoder.encoding, text), np.zeros(len(plain), dtype=np.int32))
         ids.append(np.append(i, _encoder.encoding.eot_token))
         align.append(np.append(a, np.int32(0)))
-    return np.concatenate(ids), np.concatenate(align), np.cumsum([len(i) for i in ids]), np.array([len(text.encode()) for text in texts])
+    return np.concatenate(ids), np.concatenate(align), np.cumsum([len(i) for i in ids]), np.array([(len(text.encode()), len(text.split())) for text in texts])
 
 
 def text_batches(texts: Iterable[str], size: int = 500_000) -> Iterator[list[str]]:
@@ -151,7 +151,7 @@ def write_bins(texts: Iterable[str], language: str, split: str, config: Config, 
     """
     name, is_pivot = f"{language}_{split}", language == config.pivot
     budget = config.budget.get(language, math.inf) if split == "train" else math.inf
-    before = progress.bins.get(name, {"batches": 0, "counts": {"documents": 0, "bytes": 0, "tokens": 0, "aligned_words": 0}, "finished": False})
+    before = progress.bins.get(name, {"batches": 0, "counts": {"documents": 0, "bytes": 0, "words": 0, "tokens": 0, "aligned_words": 0}, "finished": False})
     count, number, done = dict(before["counts"]), before["batches"], before["batches"]
 
     def create(name: str, bytes_per_token: int) -> BinaryIO:
@@ -178,12 +178,13 @@ def write_bins(texts: Iterable[str], language: str, split: str, config: Config, 
         for ids, align, ends, sizes in pool.imap(functools.partial(encode_documents, aligned=is_pivot), batches()):
             enough = int(np.searchsorted(count["tokens"] + ends, budget)) + 1  # documents until the budget is reached
             ids, align, sizes = ids[:ends[:enough][-1]], align[:ends[:enough][-1]], sizes[:enough]
-            for name_, file in bins.items():
-                (ids + offsets[name_]).astype(dtype).tofile(file)
+            for of_language, file in bins.items():
+                (ids + offsets[of_language]).astype(dtype).tofile(file)
             if is_pivot:
                 align.astype("<i4").tofile(alignment)
             count["documents"] += len(sizes)
-            count["bytes"] += int(sizes.sum())
+            count["bytes"] += int(sizes[:, 0].sum())
+            count["words"] += int(sizes[:, 1].sum())
             count["tokens"] += len(ids)
             count["aligned_words"] += int((align > 0).sum())
             number += 1
@@ -213,4 +214,6 @@ def write_facts(stated: list[knowledge.Fact], encoder: Encoder, config: Config, 
     ids, align = np.concatenate(ids), np.concatenate(align)
     ids.astype(dtype).tofile(os.path.join(folder, f"{config.pivot}_facts.bin"))
     align.astype("<i4").tofile(os.path.join(folder, f"{config.pivot}_facts.align.bin"))
-    return {"documents": len(stated), "bytes": sum(sizes), "tokens": len(ids), "aligned_words": int((align > 0).sum())}
+    lengths, periods = np.array([len(known[fact.index][0]) for fact in stated]), np.array([fact.period for fact in stated])
+    return {"documents": len(stated), "bytes": sum(sizes), "tokens": len(ids), "aligned_words": int((align > 0).sum()),
+            "period_ends": [int(lengths[periods <= period].sum()) for period in range(config.fact_periods)]}

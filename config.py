@@ -32,7 +32,7 @@ class Config:
     seed: int = 1                       # of weights, row order, codeswitching and word sampling
 
     # data
-    source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl, also .gz/.xz; "texts/{language}" = one for each language
+    source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl (.gz, .xz, .zst) or .parquet; "texts/{language}" = one for each language
     pivot: str = "en"                   # the language most of the data is in
     targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
     budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text; not named = all there are
@@ -40,6 +40,8 @@ class Config:
     dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
     table: str = ""                     # a table.tsv that data.py made, edited: used in place of dictionaries
     dictionary_target_first: bool = False  # its translations stand before the pivot's words
+    dictionary_identical: bool = False  # keep pairs of the same word twice, which are mostly names
+    dictionary_bad_lines: int = 10      # lines that are no pairs, told and left out, before it is refused
     tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
     vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained
     tokenizer_share: dict[str, float] = field(default_factory=dict)  # share of a language's documents that it is trained on; not named = all
@@ -94,6 +96,7 @@ class Config:
     compile: str = "auto"               # torch.compile: "auto" (on CUDA), "on" or "off"
     log_interval: int = 20              # steps
     checkpoint_interval: int = 250      # steps
+    max_skipped_steps: int = 0          # steps with a gradient that is not finite that are skipped before the run stops
     snapshot_interval: int = 0          # steps between copies of the weights that are kept for eval.py dynamics; 0 = none
 
     # evaluation
@@ -172,7 +175,7 @@ POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_lay
             "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds",
             "llm_translations", "llm_words", "llm_requests", "llm_timeout")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
-                "align_weight", "align_power", "eval_tokens", "shard_seed", "llm_backoff", "llm_price_in", "llm_price_out")
+                "align_weight", "align_power", "eval_tokens", "shard_seed", "max_skipped_steps", "dictionary_bad_lines", "llm_backoff", "llm_price_in", "llm_price_out")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 

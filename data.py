@@ -31,7 +31,7 @@ from files import only_user, remembered, write_json
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "table", "tokenizer", "vocab_size",
+SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines", "table", "tokenizer", "vocab_size",
             "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
 OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
 CHARACTERS_PER_TOKEN = 8   # at most, on average, in any language
@@ -139,7 +139,7 @@ def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, di
     """Of every target but En-Clone, in the case in which its text has the words."""
     dictionaries = {}
     for language in config.written[1:]:
-        book = dictionary.read(config.dictionary_of(language), config.dictionary_target_first)
+        book = dictionary.read(config.dictionary_of(language), config.dictionary_target_first, config.dictionary_identical, config.dictionary_bad_lines)
         if not dictionary.is_unspaced(language):
             counts = remembered(os.path.join(folder, f"counts_{language}.json"),
                                 lambda: count_target_words(config, texts.of(language, "train", f"words {language}")))
@@ -172,12 +172,18 @@ def made_from(config: Config) -> dict:
 
 
 def is_made(data_dir: str, origin: dict) -> bool:
-    """Whether a whole data folder is there that was made from the same."""
+    """Whether a whole data folder is there that was made from the same. Raises UserError when its table was edited in its place."""
     try:
         dataset = Dataset(data_dir)
-        return dataset.meta["made_from"] == origin and all(dataset.intact(name) for name in dataset.meta["digests"])
+        changed = [name for name in dataset.meta["digests"] if not dataset.intact(name)]
+        if dataset.meta["made_from"] != origin or (changed and changed != ["table.tsv"]):
+            return False
     except (UserError, KeyError, TypeError, AttributeError):
         return False  # absent, of another version or damaged
+    path = os.path.join(data_dir, "table.tsv")
+    if changed and os.path.exists(path):
+        raise UserError(f"{path} was edited; to use it, move it out of {data_dir} and name it with --table; to undo it, delete it")
+    return not changed
 
 
 def open_partial(data_dir: str, origin: dict) -> str:
@@ -191,11 +197,12 @@ def open_partial(data_dir: str, origin: dict) -> str:
     work = os.path.join(partial, "work")
     try:
         with open(os.path.join(work, "made_from.json"), encoding="utf-8") as f:
-            if json.load(f) == origin:
-                print(f"going on with {partial}")
-                return partial
+            known = json.load(f)
     except (OSError, ValueError):
-        pass  # none, or one that had hardly begun
+        known = None  # none, or one that had hardly begun
+    if known == origin or is_made(partial, origin):
+        print(f"going on with {partial}")
+        return partial
     shutil.rmtree(partial, ignore_errors=True)
     try:
         os.makedirs(work)
@@ -206,6 +213,7 @@ def open_partial(data_dir: str, origin: dict) -> str:
 
 
 def move_into_place(partial: str, data_dir: str) -> None:
+    shutil.rmtree(os.path.join(partial, "work"), ignore_errors=True)
     old = data_dir.rstrip("/") + ".old"
     shutil.rmtree(old, ignore_errors=True)
     if os.path.isdir(data_dir):
@@ -227,11 +235,14 @@ def prepare(config: Config) -> None:
         print(f"{config.data_dir} is up to date")
         return
     with only_user(config.data_dir):
-        make(config, origin)
+        if not is_made(config.data_dir, origin):  # another process may have just made it
+            make(config, origin)
 
 
 def make(config: Config, origin: dict) -> None:
     partial = open_partial(config.data_dir, origin)
+    if is_made(partial, origin):  # interrupted at its very end
+        return move_into_place(partial, config.data_dir)
     work = os.path.join(partial, "work")
     texts = Texts(config, work)
 
@@ -273,19 +284,19 @@ def make(config: Config, origin: dict) -> None:
     with Pool(config.workers or os.cpu_count() or 1, start_worker, (config.tokenizer, tokenizer_path, os.path.join(work, "surfaces.json"))) as pool:
         for language in config.written:
             for split in splits:
-                splits[split][language] = write_bins(texts.of(language, split), language, split, config, partial, pool, offsets, dtype, progress)
+                splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, pool,
+                                                     offsets, dtype, progress)
     if "clone" in config.targets:
         for split in splits:
             splits[split]["clone"] = splits[split][config.pivot] | {"aligned_words": 0}
     if stated:
         splits["facts"] = {config.pivot: write_facts(stated, Encoder(encoding, surfaces), config, partial, offsets, dtype)}
 
-    shutil.rmtree(work)
     meta = {
         "format": FORMAT, "made_from": origin, "tokenizer": config.tokenizer, "V": V, "vocab_size": vocab_size,
         "end_of_text": encoding.eot_token, "dtype": dtype.str, "splits": splits, "entries": len(surfaces),
         "offsets": offsets, "coverage": dictionary.coverage(translated, counts, dictionaries),
-        "digests": {name: corpus.file_digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial))},
+        "digests": {name: corpus.file_digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"},
     }
     write_json(os.path.join(partial, "meta.json"), meta)
     move_into_place(partial, config.data_dir)
@@ -297,11 +308,14 @@ def summary(config: Config, meta: dict) -> str:
     lines = [f"{config.data_dir}: V = {meta['V']:,}, {meta['entries']:,} entries, {config.fact_count} facts"]
     for language, train in meta["splits"]["train"].items():
         line = (f"  {language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, {train['tokens']:,} training tokens "
-                f"({train['bytes'] / train['tokens']:.2f} bytes each), {meta['splits']['val'][language]['tokens']:,} held out")
+                f"({train['bytes'] / train['tokens']:.2f} bytes each, {train['tokens'] / max(1, train['words']):.2f} a word), "
+                f"{meta['splits']['val'][language]['tokens']:,} held out")
         if train["tokens"] < config.budget.get(language, 0):
             line += f", all there are of the {config.budget[language]:,.0f} asked for"
         if share := meta["coverage"].get(language):
-            line += f", {100 * share['running_words']:.0f}% of running words have an entry ({100 * share['running_words_as_they_stand']:.0f}% as they stand)"
+            line += (f", {100 * share['running_words']:.0f}% of running words have an entry ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the "
+                     f"dictionary's pairs {share['pairs']:,} kept, {share['identical_pairs_left_out']:,} of the same word twice left out, "
+                     f"{share['pairs_without_a_word_in_the_text']:,} for words that are not in the text, {share['bad_lines']} lines that are no pairs")
         lines.append(line)
     return "\n".join(lines)
 

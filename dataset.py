@@ -14,7 +14,7 @@ from corpus import file_digest
 from table import Table
 from tokenizer import load_tokenizer
 
-FORMAT = 3
+FORMAT = 4
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 

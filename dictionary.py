@@ -1,9 +1,9 @@
 """
 Bilingual dictionaries for the alignment table: MUSE files as published, or tables of one's own.
 
-    dictionary = read("dictionaries/en-de.txt")          # {"house": ["haus", "hause"], ...}
-    dictionary = with_case(dictionary, counts)            # {"house": ["Haus", "Hause"], ...}: as German text has them
-    translations("House", dictionary)                     # ["Haus", "Hause"]
+    entries = read("dictionaries/en-de.txt").entries      # {"house": ["haus", "hause"], ...}
+    entries = with_case(entries, counts)                  # {"house": ["Haus", "Hause"], ...}: as German text has them
+    translations("House", entries)                        # ["Haus", "Hause"]
 
 A line is a pivot word and a translation with a tab or, when both are single words, a space between them.
 """
@@ -11,6 +11,7 @@ A line is a pivot word and a translation with a tab or, when both are single wor
 import glob
 import json
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Dictionary:
     entries: dict[str, list[str]]  # pivot word -> translations, as they stand in the files, each once
     pairs: int                     # lines that were kept
     identical: int                 # lines left out because both words are the same: mostly names
+    bad_lines: int = 0             # lines left out because they are no pairs
 
 
 def is_unspaced(language: str) -> bool:
@@ -38,7 +40,7 @@ def is_unspaced(language: str) -> bool:
 
 
 def script_of(language: str) -> str | None:
-    """The characters of a language's script, as in a regular expression's brackets; None for the Latin one."""
+    """The characters of a language's script, as in a regular expression's brackets; None where SCRIPTS has none, as for the Latin one."""
     return SCRIPTS.get(language.lower().split("-")[0])
 
 
@@ -50,30 +52,37 @@ def dictionary_files(pattern: str) -> list[str]:
     return paths
 
 
-def read(pattern: str, target_first: bool = False) -> Dictionary:
+def read(pattern: str, target_first: bool = False, keep_identical: bool = False, allowed_bad_lines: int = 0) -> Dictionary:
     """
-    The dictionary in one or several files (a name or a glob pattern; .gz and .xz too). `target_first`: the translation
-    stands before the pivot word. Raises UserError, naming file and line, for a line that is not a pair.
+    The dictionary in one or several files (a name or a glob pattern; .gz, .xz and .zst too), NFC-normalised. `target_first`: the
+    translation stands before the pivot word. Raises UserError, naming file and line, when more than `allowed_bad_lines` are no pairs.
     """
     entries: dict[str, dict[str, None]] = {}
+    bad: list[str] = []
     pairs = identical = 0
     for path in dictionary_files(pattern):
         for number, line in read_lines(path):
             if not line.strip():
                 continue
+            line = unicodedata.normalize("NFC", line)
             pair = [part.strip() for part in line.strip("\r\n").split("\t")] if "\t" in line else line.split()
             if len(pair) != 2 or not all(pair):
-                raise UserError(f"{path}:{number}: expected a word and its translation with a tab between them (or a space, when both are single "
-                                f"words), found {line.strip()[:60]!r}")
+                bad.append(f"{path}:{number}: expected a word and its translation with a tab between them (or a space, when both are single words), "
+                           f"found {line.strip()[:60]!r}")
+                if len(bad) > allowed_bad_lines:
+                    raise UserError(bad[-1] if len(bad) == 1 else f"{bad[-1]}; of such lines {allowed_bad_lines} are left out, not more (--dictionary_bad_lines)")
+                continue
             word, translation = reversed(pair) if target_first else pair
-            if word == translation:
+            if word == translation and not keep_identical:
                 identical += 1
                 continue
             pairs += translation not in entries.setdefault(word, {})
             entries[word][translation] = None
     if not pairs:
         raise UserError(f"dictionary: there is no pair of different words in {pattern}")
-    return Dictionary({word: list(those) for word, those in entries.items()}, pairs, identical)
+    if bad:
+        print(f"left out {len(bad)} lines, the first: {bad[0]}")
+    return Dictionary({word: list(those) for word, those in entries.items()}, pairs, identical, len(bad))
 
 
 def count_words(texts: list[str]) -> Counter:
@@ -187,6 +196,6 @@ def coverage(translated: dict[str, dict[str, list[str]]], counts: Counter, dicti
         result[language] = {
             "running_words": sum(running[s] for s in entries if s in running) / sum(running.values()),
             "running_words_as_they_stand": sum(running[s] for s in entries if s in running and s.removeprefix(" ") in book.entries) / sum(running.values()),
-            "pairs": book.pairs, "identical_pairs_left_out": book.identical,
+            "pairs": book.pairs, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines,
             "pairs_without_a_word_in_the_text": sum(len(those) for word, those in book.entries.items() if word not in used)}
     return result

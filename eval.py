@@ -29,7 +29,7 @@ from checkpoint import FIXED, check_matches, load_trained
 from config import Config, UserError
 from dataset import Dataset, text_language
 from dictionary import script_of
-from files import read_json, write_json, write_text
+from files import is_newer, read_json, write_json, write_text
 from finetune import transfer
 from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
@@ -124,7 +124,7 @@ def token_kinds(data: Dataset) -> np.ndarray:
 
 
 @torch.no_grad()
-def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, config: Config) -> dict:
+def clka_in(model: GPT, data: Dataset, facts: list[Fact], language: str, config: Config) -> dict:
     """
     CLKA (paper, section 4.1): the share of facts whose true statement is more likely, as a whole sentence, than the three
     with another object of the same relation. Chance is 1/4; a tie counts as wrong.
@@ -150,9 +150,9 @@ def knowledge(model: GPT, data: Dataset, facts: list[Fact], language: str, confi
 
 
 def clka(model: GPT, data: Dataset, facts: list[Fact], config: Config) -> dict[str, dict]:
-    """`knowledge` for every language of training and every language of the test that has templates, by "TRAINING->TEST"."""
+    """`clka_in` for every language of training and every language of the test that has templates, by "TRAINING->TEST"."""
     stated = {language: [fact for fact in facts if fact.language == language] for language in data.languages}
-    return {f"{training}->{test}": knowledge(model, data, those, test, config)
+    return {f"{training}->{test}": clka_in(model, data, those, test, config)
             for training, those in stated.items() if those for test in data.languages if text_language(test, data.pivot) in LANGUAGES}
 
 
@@ -228,8 +228,11 @@ def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     if language == "clone":
         return lambda ids: bool((ids >= data.offsets["clone"]).any())
 
+    known = token_byte_lengths(data.encoding) > 0  # some encodings have ids that stand for nothing
+
     def text(ids: np.ndarray) -> str:
-        return data.encoding.decode(ids[ids < data.V].tolist())
+        ids = ids[ids < data.V]
+        return data.encoding.decode(ids[known[ids]].tolist())
 
     if (script := script_of(language)) is not None:
         return lambda ids: re.search(f"[{script}]", text(ids)) is not None
@@ -239,7 +242,7 @@ def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
         return {text(table.word(w)).strip().lower() for entry in range(len(table)) for w in table.words(entry, which)}
 
     only_there = words(l) - words(0)
-    return lambda ids: any(word.lower() in only_there for word in re.findall(r"(?<=\s)[^\W\d_]+(?!\w)", text(ids)))
+    return lambda ids: any(word.lower() in only_there for word in re.findall(r"(?<=\s)[^\W\d_]+(?=\W)", text(ids)))
 
 
 def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
@@ -303,6 +306,11 @@ def dynamics(config: Config) -> list[dict]:
     """
     data, device = Dataset(config.data_dir), open_device(config)
     load_run(config, data)  # or raises
+    path = os.path.join(config.run_dir, "dynamics.jsonl")
+    if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
+        print(f"{path} is up to date")
+        with open(path, encoding="utf-8") as f:
+            return [json.loads(line) for line in f]
     folders = [config.run_dir] if config.init_from != "align" else [config.stage1_dir, config.run_dir]
     snapshots = [(folder, path) for folder in folders for path in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
     if not snapshots:
@@ -333,10 +341,6 @@ def measured(config: Config, name: str, knobs: tuple[str, ...]) -> dict | None:
     return result
 
 
-def is_newer(path: str, than: str) -> bool:
-    return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
-
-
 def main(arguments: list[str]) -> None:
     verb = arguments[0] if arguments[:1] in (["report"], ["xnli"], ["dynamics"]) else None
     if verb == "report":
@@ -345,19 +349,16 @@ def main(arguments: list[str]) -> None:
         return report(arguments[1])
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "xnli":
-        knobs = tuple(k for k in configs.FIELDS if k.startswith("nli_"))
+        knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith("nli_")))
         result = measured(config, "xnli.json", knobs) or evaluate_transfer(config)
         for language, numbers in result["languages"].items():
             print(f"{config.method} seed {config.seed}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs")
     elif verb == "dynamics":
-        path = os.path.join(config.run_dir, "dynamics.jsonl")
-        if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-            return print(f"{path} is up to date")
         for record in dynamics(config):
             shares = [f"{pair} {n}x {100 * numbers['accuracy']:.0f}%" for n, pairs in record["clka"].items() for pair, numbers in pairs.items()]
             print(f"step {record['step']}, period {record['period']}: {', '.join(shares) or 'no facts yet'}")
     else:
-        knobs = tuple(k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size")
+        knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size"))
         print(report_tables([measured(config, "eval.json", knobs) or evaluate(config)]))
 
 

@@ -3,7 +3,7 @@ The paper's figures from the runs of a folder, and one that it lacks: where alig
 
     python figures.py out/demo          # -> out/demo/figures/*.png; `python eval.py report out/demo` draws them too
 
-Figures 4 and 5 are drawn from the dynamics.jsonl of the runs in OUT_DIR/dynamics, figure 6 from the eval.json of the runs in
+Figures 4 and 5 are drawn from the dynamics.jsonl of the runs in OUT_DIR and OUT_DIR/dynamics, figure 6 from the eval.json of the runs in
 OUT_DIR, the words from their checkpoints. A figure whose runs are not there is not drawn.
 """
 
@@ -187,7 +187,7 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
 
 
 def runs_with_weights(out_dir: str) -> Iterator[Config]:
-    """The configs of the first seed of joint training, PreAlign and golden, where they are finished, with paths as they are now."""
+    """The configs of the first seed of joint training, PreAlign and golden, where they have a checkpoint, with the out_dir that they are in now."""
     for method in ("joint", "prealign", "golden"):
         folders = sorted(glob.glob(os.path.join(out_dir, method, "seed*")))
         folders = [folder for folder in folders if os.path.exists(os.path.join(folder, "checkpoint.pt"))]
@@ -207,6 +207,8 @@ def figure_words(out_dir: str) -> tuple | None:
         L = len(data.languages)
         drawn = np.argsort(draw_keys(data.table, config, step=2**62))
         drawn = drawn[(np.diff(data.table.groups).reshape(-1, L)[drawn] > 0).all(1)][:WORDS]  # those with a word in every language
+        if len(drawn) < 3:
+            return None
         words = data.table.groups[drawn[:, None] * L + np.arange(L)].T  # (L, WORDS)
         states = states_of(config, data)
         for axis, column in zip(row, columns):

@@ -33,6 +33,11 @@ def read_json(path: str, again: str) -> object:
         raise UserError(f"{path}: not JSON ({e}); {again}") from e
 
 
+def is_newer(path: str, than: str) -> bool:
+    """Whether both are there and `path` was written later, or at the same time."""
+    return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
+
+
 def remembered(path: str, make: Callable[[], T]) -> T:
     """What an earlier, interrupted run has found and left at `path`, or else what `make()` finds, left there for a later one."""
     if os.path.exists(path):

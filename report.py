@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterator
 
 from config import UserError
-from files import read_json, write_json, write_text
+from files import is_newer, read_json, write_json, write_text
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -29,9 +29,13 @@ def gather(out_dir: str, needed: bool = True) -> list[dict]:
     """
     runs = []
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "eval.json"))):
+        checkpoint = os.path.join(os.path.dirname(path), "checkpoint.pt")
+        if os.path.exists(checkpoint) and not is_newer(path, checkpoint):
+            print(f"{path} is older than its run and left out; run eval.py again")
+            continue
         runs.append(read_json(path, "delete it and make it again with eval.py"))
         transfer = os.path.join(os.path.dirname(path), "xnli.json")
-        if os.path.exists(transfer):
+        if os.path.exists(transfer) and (not os.path.exists(checkpoint) or is_newer(transfer, checkpoint)):
             runs[-1]["nli"] = read_json(transfer, "delete it and make it again with eval.py xnli")
     if not runs and needed:
         raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by `python eval.py CONFIG ...`")
@@ -67,7 +71,7 @@ def perplexity(run: dict, language: str, which: str = "ppl") -> float | None:
     return run["lm"].get(language, {}).get(which)
 
 
-def knowledge(run: dict, pair: str) -> float | None:
+def clka_percent(run: dict, pair: str) -> float | None:
     """CLKA in %."""
     return 100 * run["clka"][pair]["accuracy"] if pair in run["clka"] else None
 
@@ -110,7 +114,7 @@ def report_tables(runs: list[dict]) -> str:
     if any(len(group) > 1 for group in by_method.values()):
         header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs] + [f"NLI {l} %" for l in tested]
         lines = [[method, str(len(group))] + [spread([perplexity(r, l) for r in group], 1) for l in languages]
-                 + [spread([knowledge(r, p) for r in group], 1) for p in pairs] + [spread([inference(r, l) for r in group], 1) for l in tested]
+                 + [spread([clka_percent(r, p) for r in group], 1) for p in pairs] + [spread([inference(r, l) for r in group], 1) for l in tested]
                  for method, group in by_method.items()]
         text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
     if lines := comparison(runs):
@@ -182,9 +186,9 @@ def dynamics_table(out_dir: str) -> str:
 
 
 def dynamics_of(out_dir: str) -> dict[str, list[dict]]:
-    """The records of every dynamics.jsonl in OUT_DIR/dynamics by method, all seeds together, joint first."""
+    """The records of every dynamics.jsonl in OUT_DIR and OUT_DIR/dynamics by method, all seeds together, joint first."""
     records: dict[str, list[dict]] = {}
-    for path in sorted(glob.glob(os.path.join(out_dir, "dynamics", "*", "seed*", "dynamics.jsonl"))):
+    for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "dynamics.jsonl")) + glob.glob(os.path.join(out_dir, "dynamics", "*", "seed*", "dynamics.jsonl"))):
         with open(path, encoding="utf-8") as f:
             try:
                 for line in f:
@@ -258,7 +262,7 @@ def metric(run: dict, column: str) -> float | None:
     if kind == "NLI":
         return inference(run, language)
     if kind == "CLKA":
-        return knowledge(run, f"en->{language}")
+        return clka_percent(run, f"en->{language}")
     return 100 * run["mixed"][language]["share"] if run.get("mixed") else None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tiktoken
 
 from config import UserError
+from files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -25,9 +26,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:
         raise UserError(f"vocab_size must be at least 257 (256 bytes and end-of-text), found {vocab_size}")
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(texts, vocab_size - 1, pattern=PATTERN)
-    with open(path, "wb") as f:
-        for token, rank in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1]):
-            f.write(base64.b64encode(bytes(token)) + b" " + str(rank).encode() + b"\n")
+    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    write_text(path, "".join(f"{base64.b64encode(bytes(token)).decode()} {rank}\n" for token, rank in ranks))
 
 
 def load_tokenizer(name: str, path: str) -> tiktoken.Encoding:

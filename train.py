@@ -198,6 +198,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     sums: torch.Tensor        # since the last log line: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps
+    skipped: torch.Tensor     # steps that were left out because their gradient was not finite, and the last of them, -1 at first
 
     def batch(self, step: int) -> tuple[Batch, Words | None]:
         """This process's rows of a step, and the words of all processes in a step that aligns."""
@@ -215,18 +216,20 @@ def set_up(config: Config, hardware: Hardware, data: Dataset, model: GPT) -> Tra
     if hardware.world > 1:
         network = DistributedDataParallel(network, device_ids=[hardware.device] if hardware.device.type == "cuda" else None, gradient_as_bucket_view=True)
     sampler = Sampler(data, config)
-    return Training(config, hardware, sampler, model, network, optimizer, scaler, torch.zeros(2 * len(sampler.streams) + 2, device=hardware.device))
+    return Training(config, hardware, sampler, model, network, optimizer, scaler, torch.zeros(2 * len(sampler.streams) + 2, device=hardware.device),
+                    torch.tensor([0, -1], device=hardware.device))
 
 
-def take_step(training: Training, batch: Batch, words: Words | None, lr: float, predicted: int) -> None:
+def take_step(training: Training, step: int, batch: Batch, words: Words | None, predicted: int) -> None:
     """
     One step of the optimizer on Eq. 4: the language-model loss of `batch` and, with `words`, the contrastive loss, each weighted
-    so that DDP's mean over processes is the loss of the global batch, in which `predicted` tokens are.
+    so that DDP's mean over processes is the loss of the global batch, in which `predicted` tokens are. A step whose gradient is not
+    finite changes nothing and is counted, without waiting for the GPU to know.
     """
-    config, hardware, scaler, sums = training.config, training.hardware, training.scaler, training.sums
+    config, hardware, scaler, sums = training.config, training.hardware, training.scaler, training.sums.clone()
     no_sync = training.network.no_sync if hardware.world > 1 else contextlib.nullcontext
     for group in training.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = learning_rate(step, config)
     if words is not None:
         mine = np.array_split(np.arange(len(words.ids)), hardware.world)[hardware.rank]
         with no_sync():
@@ -247,8 +250,11 @@ def take_step(training: Training, batch: Batch, words: Words | None, lr: float, 
         sums.index_add_(0, 2 * stream, losses.sum(1))
         sums.index_add_(0, 2 * stream + 1, (targets >= 0).sum(1).float())
     scaler.unscale_(training.optimizer)
-    if config.grad_clip > 0:
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip)
+    good = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf).isfinite()
+    training.sums.copy_(torch.where(good, sums, training.sums))
+    if not scaler.is_enabled():  # float16's own scaler skips such steps, as it looks for its scale by them
+        training.optimizer.found_inf = (~good).float()  # fused AdamW looks at this on the device
+        training.skipped += torch.where(good, 0, torch.stack([training.skipped.new_tensor(1), step - training.skipped[1]]))
     scaler.step(training.optimizer)
     scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
@@ -275,8 +281,15 @@ def check_same_everywhere(config: Config, step: int, data: Dataset, hardware: Ha
 
 
 def check_finite(training: Training, step: int, save: bool, path: str) -> None:
+    """Raises UserError when more steps than max_skipped_steps had a gradient that is not finite, or the weights are not."""
+    saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
+    skipped, last = training.skipped.tolist()
+    if skipped > training.config.max_skipped_steps:
+        rows = [f"{name} {window}" for name, window in training.sampler.windows_of_step(last)]
+        raise UserError(f"the gradient was not finite in {skipped} step{'s' * (skipped > 1)}, last in step {last}, whose rows are the windows {', '.join(rows[:8])}"
+                        f"{', ...' * (len(rows) > 8)} of their bins; these steps changed nothing; {saved}; try a smaller learning_rate, or skip more with "
+                        "--max_skipped_steps")
     if not torch.isfinite(training.sums).all() or (save and not all(p.isfinite().all() for p in training.model.parameters())):
-        saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
         raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
 
 
@@ -321,8 +334,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     batches = prefetch(training.batch, range(step, last_step))
     for batch, words in batches:
         predicted, stopping = share_counts(batch, stop.asked, hardware)
-        lr = learning_rate(step, config)
-        take_step(training, batch, words, lr, predicted)
+        take_step(training, step, batch, words, predicted)
         step += 1
 
         save = step % config.checkpoint_interval == 0 or step == last_step or stopping
@@ -331,7 +343,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                 dist.all_reduce(training.sums)
             check_finite(training, step, save, path)  # here and in the next line, only, does the loop wait for the GPU
             if main_process:
-                log.line(step, lr, training.sums.tolist())
+                log.line(step, learning_rate(step - 1, config), training.sums.tolist())
             training.sums.zero_()
         elif main_process:
             log.tick(step)

@@ -9,6 +9,7 @@ Asks for the words that the alignment table can use: those of the corpus seen mo
 answer is appended to DICTIONARY.jsonl at once, so that the same command goes on where it stopped and asks only for what is missing.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -27,7 +28,7 @@ from tqdm import tqdm
 import config as configs
 from config import Config, UserError
 from data import count_pivot_surfaces, documents
-from files import write_text
+from files import only_user, write_text
 from table import seen_words
 
 LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "German", "el": "Greek", "es": "Spanish", "fr": "French", "he": "Hebrew",
@@ -68,6 +69,14 @@ def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
     return result
 
 
+class Refusal(UserError):
+    """The endpoint said no to one request."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Answer:
     text: str
@@ -88,16 +97,17 @@ def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threadin
         try:
             with urllib.request.urlopen(request, timeout=config.llm_timeout) as response:
                 reply = json.load(response)
-            usage = reply.get("usage") or {}
-            return Answer(reply["choices"][0]["message"]["content"], usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+            content, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
+            # None is what a refusal or a filter gives: no usable answer
+            return Answer(content if isinstance(content, str) else "", usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
         except urllib.error.HTTPError as e:
             problem = f"status {e.code}"
-            if e.code != 429 and e.code < 500:
+            if e.code not in (408, 429) and e.code < 500:
                 detail = e.read(300).decode(errors="replace").replace(key, "***") if key else e.read(300).decode(errors="replace")
-                raise UserError(f"{config.llm_url} refused the request ({problem}): {detail.strip()}") from None
+                raise Refusal(f"{config.llm_url} refused the request ({problem}): {detail.strip()}", e.code) from None
             if (after := e.headers.get("Retry-After", "")).isdigit():
                 pause = max(pause, int(after))
-        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as e:
+        except (OSError, http.client.HTTPException) as e:  # not reached, silent, cut off
             problem = str(getattr(e, "reason", e)) or type(e).__name__
         except (ValueError, LookupError, TypeError, AttributeError):
             problem = "an answer that is not a chat completion"
@@ -107,7 +117,7 @@ def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threadin
 
 
 class Cache:
-    """Every answer ever given, one line each: {"word", "language", "model", "translations"}. A line cut off by a crash is dropped."""
+    """Every usable answer ever given, one line each: {"word", "language", "model", "translations"}. A line cut off by a crash is dropped."""
 
     def __init__(self, path: str, language: str, k: int):
         self.path, self.language = path, language
@@ -119,18 +129,19 @@ class Cache:
                     try:
                         row = json.loads(line)
                         if line.endswith(b"\n"):
-                            self.known |= parse(json.dumps({row["word"]: row["translations"]}), [row["word"]], k)
+                            self.known |= parse(json.dumps({row["word"]: row["translations"][:k]}), [row["word"]], k)
                             whole += len(line)
                             continue
                     except (ValueError, LookupError, TypeError):
                         pass
                     if line.endswith(b"\n"):
                         raise UserError(f"{path}:{number}: not an answer of translate.py, found {line[:60]!r}; mend or delete the line")
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        self.file = open(path, "ab")
-        self.file.truncate(whole)
+        self.whole, self.file = whole, None
 
     def add(self, translations: dict[str, list[str]], model: str) -> None:
+        if self.file is None:
+            self.file = open(self.path, "ab")
+            self.file.truncate(self.whole)
         for word, those in translations.items():
             self.known[word] = those
             line = json.dumps({"word": word, "language": self.language, "model": model, "translations": those}, ensure_ascii=False)
@@ -138,7 +149,8 @@ class Cache:
         self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def groups(words: list[str], size: int) -> Iterator[list[str]]:
@@ -164,7 +176,7 @@ def cost(tokens_in: float, tokens_out: float, config: Config) -> str:
 
 def translate(words: list[str], language: str, config: Config, key: str, cache: Cache) -> tuple[list[str], int, int]:
     """Ask for all words, several requests at a time. Returns the words that have no usable answer, and tokens in and out."""
-    tokens_in = tokens_out = 0
+    tokens_in = tokens_out = answered = 0
     stop = threading.Event()
     missing = [word for word in words if word not in cache.known]
     with ThreadPoolExecutor(config.llm_requests) as pool, tqdm(total=len(missing), desc=f"words {language}", unit="word", disable=None) as bar:
@@ -178,12 +190,22 @@ def translate(words: list[str], language: str, config: Config, key: str, cache: 
                     if not waiting:
                         break
                     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        group, answer = waiting.pop(future), future.result()
+                    failure = None
+                    for future in done:  # all of them, so that nothing that was answered is lost to the one that failed
+                        group = waiting.pop(future)
+                        try:
+                            answer = future.result()
+                        except UserError as e:
+                            if not (isinstance(e, Refusal) and e.status in (400, 422) and answered):  # these may be for its words alone
+                                failure = e
+                            continue
+                        answered += 1
                         found = parse(answer.text, group, config.llm_translations)
                         cache.add(found, config.llm_model)
                         tokens_in, tokens_out = tokens_in + answer.tokens_in, tokens_out + answer.tokens_out
                         bar.update(len(found))
+                    if failure is not None:
+                        raise failure
                 missing = [word for word in missing if word not in cache.known]
         except BaseException:
             stop.set()
@@ -211,8 +233,9 @@ def main(arguments: list[str]) -> None:
     failed = []
     for language in targets:
         path = config.dictionary_of(language)
-        cache = Cache(path + ".jsonl", language, config.llm_translations)
-        try:
+        if os.path.exists(path) and not os.path.exists(path + ".jsonl"):
+            raise UserError(f"{path} is there and not made by translate.py, which would replace it; give another name with --dictionary")
+        with only_user(path + ".jsonl"), contextlib.closing(Cache(path + ".jsonl", language, config.llm_translations)) as cache:
             missing = [word for word in words if word not in cache.known]
             requests = list(groups(missing, config.llm_words))
             characters = sum(len(message["content"]) for group in requests for message in prompt(group, config.pivot, language, config.llm_translations))
@@ -226,8 +249,6 @@ def main(arguments: list[str]) -> None:
             write_dictionary(path, words, cache.known)
             print(f"{path}: {sum(word in cache.known for word in words):,} words; used {cost(tokens_in, tokens_out, config)}")
             failed += [f"{word} ({language})" for word in bad]
-        finally:
-            cache.close()
     if failed:
         print(f"without a usable answer after {ROUNDS} rounds: {len(failed):,} words: {', '.join(failed[:20])}{' ...' if len(failed) > 20 else ''}; "
               "the dictionary is written without them, the same command asks for them again")

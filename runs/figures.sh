@@ -4,5 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 dynamics joint prealign
-methods joint coverage25 coverage50 coverage75 prealign golden
+methods joint coverage25 coverage50 coverage75 prealign
 report

@@ -377,17 +377,27 @@ def test_facts_are_stated_in_stage_2_once_through_and_evenly(tiny, changes):
             [row for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
 
 
-def test_periods_of_facts_come_one_after_the_other(tiny, tmp_path):
-    config = replace(tiny, data_dir=str(tmp_path), fact_count=24, fact_frequencies=(3,), fact_periods=3, max_steps=124)
+def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
+    """The windows of a period's facts, to within one, in an order of their own, evenly over the period's third of stage 2."""
+    config = replace(tiny, data_dir=str(tmp_path), fact_count=25, fact_frequencies=(3,), fact_periods=3, max_steps=124)
     prepare(config)
-    windows = windows_of(Dataset(str(tmp_path)).tokens("en", "facts"), 32)
-    n, visited = len(windows), {}
+    data = Dataset(str(tmp_path))
+    tokens = data.tokens("en", "facts")
+    windows = windows_of(tokens, 32)
+    ends = np.flatnonzero(tokens == data.end_of_text)[np.cumsum([3 * sum(fact.period == p for fact in data.facts) for p in range(3)]) - 1] + 1
+    assert data.splits["facts"]["en"]["period_ends"] == ends.tolist() and ends[-1] == len(tokens)
+    cuts = [0, round(ends[0] / 32), round(ends[1] / 32), len(windows)]
+    assert cuts != [len(windows) * p // 3 for p in range(4)]  # periods are not equally long
+    visited = {}
     for seed in (1, 2):
         batch = sampler_of(config, seed=seed).batch(np.arange(124 * 8))
-        visited[seed] = [windows.index(row) for row, stream in zip(whole_rows(batch), batch.stream) if stream == 2]
+        rows = np.flatnonzero(batch.stream == 2)
+        visited[seed] = [windows.index(whole_rows(batch)[row]) for row in rows]
         for p in range(3):
-            part = range(n * p // 3, n * (p + 1) // 3)
-            assert sorted(visited[seed][part.start:part.stop]) == list(part) != visited[seed][part.start:part.stop]
+            part, here = range(cuts[p], cuts[p + 1]), slice(cuts[p], cuts[p + 1])
+            assert sorted(visited[seed][here]) == list(part) != visited[seed][here]
+            assert ((4 + 40 * p) * 8 <= rows[here]).all() and (rows[here] < (4 + 40 * (p + 1)) * 8).all()
+            assert np.ptp(np.diff(rows[here])) <= 1
     assert visited[1] != visited[2]
 
 

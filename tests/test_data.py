@@ -561,6 +561,28 @@ def test_a_folder_with_something_of_its_owners_is_not_deleted(tiny, tmp_path):
     assert "did not make (thesis.txt)" in error(prepare, replace(config, data_dir=str(tmp_path / "other")))
 
 
+def test_a_table_edited_in_its_place_is_not_thrown_away(tiny, tmp_path):
+    config = replace(tiny, data_dir=str(tmp_path / "data"))
+    prepare(config)
+    table = tmp_path / "data" / "table.tsv"
+    table.write_text(table.read_text() + "1\t1\t\"a\"\tclone\t\"a\"\n")
+    assert "was edited; to use it, move it out" in error(prepare, config)
+    table.unlink()
+    prepare(config)
+    assert contents(config.data_dir) == contents(tiny.data_dir)
+
+
+def test_a_preparation_interrupted_at_its_very_end(tiny, tmp_path, monkeypatch, capsys):
+    config = replace(tiny, data_dir=str(tmp_path / "data"))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "move_into_place", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(config)
+    monkeypatch.setattr(data, "write_bins", lambda *_: 1 / 0)
+    prepare(config)
+    assert contents(config.data_dir) == contents(tiny.data_dir) and "going on with" in capsys.readouterr().out
+
+
 def test_an_empty_folder_is_filled(tiny, tmp_path):
     prepare(replace(tiny, data_dir=str(tmp_path)))
     assert contents(tmp_path) == contents(tiny.data_dir)

@@ -51,6 +51,15 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line):
         read(path)
 
 
+def test_some_bad_lines_are_told_and_left_out(tmp_path, capsys):
+    path = write(tmp_path / "bad.txt", "small klein\nhouse\nsea salt Meersalz\nhotel hotel\n")
+    book = read(path, keep_identical=True, allowed_bad_lines=2)
+    assert book == Dictionary({"small": ["klein"], "hotel": ["hotel"]}, 2, 0, 2)
+    assert f"left out 2 lines, the first: {path}:2: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="bad.txt:3: .* of such lines 1 are left out, not more"):
+        read(path, allowed_bad_lines=1)
+
+
 def test_dictionaries_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="dictionary: no file is named"):
         read(str(tmp_path / "missing.txt"))

@@ -151,7 +151,7 @@ def is_known(model: GPT, data: Dataset, fact: Fact, language: str) -> bool:
 
 
 def clka(model: GPT, data: Dataset, facts: list[Fact], language: str, config: Config) -> dict:
-    return evaluation.knowledge(model, data, facts, language, config)
+    return evaluation.clka_in(model, data, facts, language, config)
 
 
 @pytest.mark.parametrize("language", ["en", "clone"])

@@ -534,8 +534,46 @@ def test_a_device_that_is_not_there_is_an_error(small, monkeypatch, device, mess
         stage2(small, device=device)
 
 
+def spoil_steps(monkeypatch, bad: set[int]) -> None:
+    """Gradients of these steps are not finite."""
+    take_step = training.take_step
+
+    def spoiled(state, step, *rest):
+        hook = state.model.ln_f.bias.register_hook(lambda grad: grad * float("nan")) if step in bad else None
+        take_step(state, step, *rest)
+        if hook is not None:
+            hook.remove()
+
+    monkeypatch.setattr(training, "take_step", spoiled)
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(small, monkeypatch):
+    """As if the step had not been: its weights and moments are those before it, and its loss is in no line."""
+    plain = stage2(small, "plain", max_steps=10)
+    spoil_steps(monkeypatch, {9})
+    skipped = stage2(small, "skipped", max_steps=10, max_skipped_steps=1)
+    stopped = state_of(stage2(small, "plain", max_steps=10))
+    mine = state_of(skipped)
+    assert all(weight.isfinite().all() for weight in mine["model"].values())
+    assert losses_of(skipped)[:9] == losses_of(plain)[:9] and mine["step"] == stopped["step"] == 10
+    steps = {float(moments["step"]) for moments in mine["optimizer"]["state"].values()}
+    assert steps == {9.0}
+    assert metrics_of(skipped)[9]["loss"] == 0
+
+
+def test_too_many_such_steps_stop_the_run_and_say_where_the_rows_are(small, monkeypatch):
+    spoil_steps(monkeypatch, {5, 7})
+    config = replace(small, max_skipped_steps=1, log_interval=2, checkpoint_interval=6)
+    with pytest.raises(UserError, match=r"not finite in 2 steps, last in step 7, whose rows are the windows .*; these steps changed nothing; the last checkpoint is") as e:
+        stage2(config)
+    windows = Sampler(Dataset(small.data_dir), small).windows_of_step(7)
+    assert ", ".join(f"{name} {window}" for name, window in windows) in str(e.value)
+    state = state_of(replace(small, method="joint"))
+    assert state["step"] == 6 and all(weight.isfinite().all() for weight in state["model"].values())
+
+
 def test_a_loss_that_explodes_stops_the_run_and_is_not_saved(small):
-    with pytest.raises(UserError, match="not finite at step .*smaller learning_rate"):
+    with pytest.raises(UserError, match="not finite .*smaller learning_rate"):
         stage2(small, learning_rate=1e30, checkpoint_interval=3, log_interval=100)
     path = Path(small.run_dir, "checkpoint.pt")
     assert not path.exists() or all(weight.isfinite().all() for weight in load_checkpoint(str(path))["model"].values())

@@ -151,6 +151,39 @@ def test_words_answered_badly_are_asked_again_in_smaller_groups_and_then_reporte
     assert never in read(config.dictionary_of("de")).entries and endpoint.words[never] == 4
 
 
+def test_one_request_that_is_refused_costs_its_words_only(config, endpoint, capsys):
+    """A content filter says 400 to whatever has one of the words in it."""
+    words = words_to_ask(config)
+    endpoint.misbehave = lambda number, asked: (400, "filtered", {}) if words[25] in asked else None
+    run(config, llm_requests=1)
+    known = read(config.dictionary_of("de")).entries
+    assert words[25] not in known and f"1 words: {words[25]} (de)" in capsys.readouterr().out and len(known) > len(words) - 5
+
+
+def test_no_content_and_no_usage(config, endpoint):
+    """What a refusal of the model looks like."""
+    reply = {"choices": [{"message": {"content": None}}], "usage": {"prompt_tokens": None}}
+    endpoint.misbehave = lambda number, asked: (200, json.dumps(reply), {}) if number == 1 else None
+    run(config)
+    assert read(config.dictionary_of("de")).entries == {word: those for word, those in expected(config).items() if those}
+
+
+def test_a_dictionary_of_ones_own_is_not_replaced(config, endpoint):
+    path = Path(config.dictionary_of("de"))
+    path.parent.mkdir()
+    path.write_text("house\tHaus\n")
+    with pytest.raises(UserError, match="is there and not made by translate.py"):
+        run(config)
+    assert path.read_text() == "house\tHaus\n" and not endpoint.requests
+
+
+def test_fewer_translations_need_no_new_answers(config, endpoint):
+    run(config)
+    asked = endpoint.words.total()
+    run(config, llm_translations=1)
+    assert endpoint.words.total() == asked and max(len(those) for those in read(config.dictionary_of("de")).entries.values()) == 1
+
+
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_a_refusal_stops_at_once_and_does_not_tell_the_key(config, endpoint, status):
     endpoint.misbehave = lambda number, words: (status, f"bad key {KEY}", {})
