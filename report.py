@@ -31,7 +31,7 @@ def gather(out_dir: str, needed: bool = True) -> list[dict]:
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "eval.json"))):
         checkpoint = os.path.join(os.path.dirname(path), "checkpoint.pt")
         if os.path.exists(checkpoint) and not is_newer(path, checkpoint):
-            print(f"{path} is older than its run and left out; run eval.py again")
+            print(f"{path} is older than its run and left out; run eval.py again\n")
             continue
         runs.append(read_json(path, "delete it and make it again with eval.py"))
         transfer = os.path.join(os.path.dirname(path), "xnli.json")

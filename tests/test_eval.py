@@ -344,6 +344,7 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(t
 
 def without_snapshots(config: Config) -> Config:
     shutil.rmtree(Path(config.run_dir, "snapshots"))
+    Path(config.run_dir, "dynamics.jsonl").unlink()
     return config
 
 

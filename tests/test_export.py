@@ -24,7 +24,7 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
 
     def make(**changes):
-        config = replace(tiny, out_dir=str(tmp_path), max_steps=6, stage1_steps=2, init_std=0.3, **changes)
+        config = replace(tiny, out_dir=str(tmp_path), max_steps=24, stage1_steps=2, init_std=0.3, **changes)
         training.main(overrides(config))
         return config
 

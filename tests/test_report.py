@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -184,10 +185,19 @@ def test_a_run_that_is_not_finished_costs_a_figure_and_not_the_report(out_dir, t
     shutil.copytree(out_dir, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "report.*"))
     checkpoint = tmp_path / "runs" / "prealign" / "seed1" / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    os.utime(checkpoint, (0, 0))
     report.report(str(tmp_path / "runs"))
     printed = capsys.readouterr().out
     assert "words is not drawn: " in printed and "not a whole checkpoint" in printed and len(tables_of(printed)) >= 4
     assert (tmp_path / "runs" / "report.md").exists() and not (tmp_path / "runs" / "figures").exists()
+
+
+def test_results_older_than_their_run_are_left_out(out_dir, tmp_path, capsys):
+    shutil.copytree(out_dir, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "report.*"))
+    os.utime(tmp_path / "runs" / "joint" / "seed2" / "checkpoint.pt")
+    report.report(str(tmp_path / "runs"))
+    printed = capsys.readouterr().out
+    assert "joint/seed2/eval.json is older than its run and left out" in printed and len(tables_of(printed)[0]) == 3
 
 
 def test_reports_that_cannot_be(out_dir, tmp_path):

@@ -548,17 +548,19 @@ def spoil_steps(monkeypatch, bad: set[int]) -> None:
 
 
 def test_a_step_whose_gradient_is_not_finite_changes_nothing(small, monkeypatch):
-    """As if the step had not been: its weights and moments are those before it, and its loss is in no line."""
-    plain = stage2(small, "plain", max_steps=10)
-    spoil_steps(monkeypatch, {9})
-    skipped = stage2(small, "skipped", max_steps=10, max_skipped_steps=1)
-    stopped = state_of(stage2(small, "plain", max_steps=10))
-    mine = state_of(skipped)
-    assert all(weight.isfinite().all() for weight in mine["model"].values())
-    assert losses_of(skipped)[:9] == losses_of(plain)[:9] and mine["step"] == stopped["step"] == 10
-    steps = {float(moments["step"]) for moments in mine["optimizer"]["state"].values()}
-    assert steps == {9.0}
-    assert metrics_of(skipped)[9]["loss"] == 0
+    """Weights, moments and the optimizer's own count of steps stay as they were, and its loss is in no line."""
+    spoil_steps(monkeypatch, {15})
+    skipped = stage2(small, "skipped", max_skipped_steps=1, checkpoint_interval=15)
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+    plain = stage2(small, "plain")
+    mine, theirs = state_of(skipped), state_of(plain)
+    assert losses_of(skipped)[:15] == losses_of(plain)[:15] and metrics_of(skipped)[15]["loss"] == 0 < metrics_of(plain)[15]["loss"]
+    assert mine["step"] == 16 and {float(moments["step"]) for moments in mine["optimizer"]["state"].values()} == {15.0}
+    assert {float(moments["step"]) for moments in theirs["optimizer"]["state"].values()} == {16.0}
+    before = stage2(small, "before", max_skipped_steps=1, snapshot_interval=15)
+    kept = torch.load(Path(before.run_dir, "snapshots", "00000015.pt"), weights_only=True)["model"]
+    assert all(torch.equal(weight, kept[name]) for name, weight in mine["model"].items())
 
 
 def test_too_many_such_steps_stop_the_run_and_say_where_the_rows_are(small, monkeypatch):
