@@ -97,6 +97,8 @@ class Config:
     log_interval: int = 20              # steps
     checkpoint_interval: int = 250      # steps
     max_skipped_steps: int = 0          # steps with a gradient that is not finite that are skipped before the run stops
+    wandb: str = ""                     # project of Weights & Biases to log to; "" = none
+    tensorboard: bool = False           # log to OUT_DIR/METHOD/seedSEED/tensorboard
     snapshot_interval: int = 0          # steps between copies of the weights that are kept for eval.py dynamics; 0 = none
 
     # evaluation
@@ -107,6 +109,7 @@ class Config:
     sample_prompt: int = 16             # tokens of held-out English before each
     sample_tokens: int = 32             # tokens of each
     sample_temperature: float = 1.0
+    prompt: str = ""                    # eval.py sample goes on from this text
 
     # zero-shot transfer (eval.py xnli)
     nli_train: str = "builtin"          # English pairs: "builtin", or a file: XNLI, MultiNLI, SNLI, SICK or PAWS-X as published

@@ -4,6 +4,7 @@ What a trained model can do: perplexity, knowledge across languages (CLKA), simi
     python eval.py config/demo.py config/method/prealign.py          # -> out/demo/prealign/seed1/eval.json
     python eval.py xnli config/demo.py config/method/prealign.py     # zero-shot transfer (finetune.py) -> xnli.json beside it
     python eval.py dynamics CONFIG ... --snapshot_interval=250       # CLKA and similarity over training -> dynamics.jsonl
+    python eval.py sample CONFIG ... --prompt="The" --sample_count=3 # how the model goes on
     python eval.py report out/demo                                   # every run found there, in one table (report.py)
 
 All but the fine-tuning is computed in float32. One function turns hidden states into log-likelihoods: token_log_likelihoods.
@@ -261,6 +262,16 @@ def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
     return result
 
 
+def continuations(config: Config) -> list[str]:
+    """sample_count texts with which a finished run goes on from `prompt`; ids of En-Clone are shown as the words that they clone."""
+    data, device = Dataset(config.data_dir), open_device(config)
+    model, _ = load_run(config, data, device)
+    ids = np.concatenate([[data.end_of_text], encode(data.encoding, config.prompt)])
+    generator = torch.Generator(device).manual_seed(config.seed)
+    rows = sample(model, torch.from_numpy(np.tile(ids, (config.sample_count, 1))).to(device), config.sample_tokens, config.sample_temperature, generator)
+    return [data.encoding.decode((row % data.V).tolist()) for row in rows.cpu().numpy()]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One run
 
@@ -342,13 +353,16 @@ def measured(config: Config, name: str, knobs: tuple[str, ...]) -> dict | None:
 
 
 def main(arguments: list[str]) -> None:
-    verb = arguments[0] if arguments[:1] in (["report"], ["xnli"], ["dynamics"]) else None
+    verb = arguments[0] if arguments[:1] in (["report"], ["xnli"], ["dynamics"], ["sample"]) else None
     if verb == "report":
         if len(arguments) != 2:
             raise UserError("expected: python eval.py report OUT_DIR")
         return report(arguments[1])
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
-    if verb == "xnli":
+    if verb == "sample":
+        for text in continuations(config):
+            print(f"{config.prompt}|{text}\n")
+    elif verb == "xnli":
         knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith("nli_")))
         result = measured(config, "xnli.json", knobs) or evaluate_transfer(config)
         for language, numbers in result["languages"].items():

@@ -11,6 +11,7 @@ it goes on where it stopped; a finished run is left alone. On several nodes, sta
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -381,6 +383,26 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
 
 
+def other_logs(config: Config) -> list[Callable[[dict], None]]:
+    """Where else the lines of metrics.jsonl go. Raises UserError when the package for that is not installed."""
+    logs = []
+    try:
+        if config.wandb:
+            import wandb
+
+            run = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir, config=config.to_dict(), resume="allow",
+                             id=hashlib.sha256(os.path.abspath(config.run_dir).encode()).hexdigest()[:16])
+            logs.append(lambda record: run.log(record, step=record["step"]))
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"))
+            logs.append(lambda record: [writer.add_scalar(name, value, record["step"]) for name, value in record.items() if name != "step"])
+    except ImportError as e:
+        raise UserError(f"logging needs a package that is not installed: pip install {(e.name or 'tensorboard').partition('.')[0]}") from e
+    return logs
+
+
 class Log:
     """run.json, metrics.jsonl, the progress bar, and a line a person can read."""
 
@@ -399,6 +421,7 @@ class Log:
         self.metrics = os.path.join(config.run_dir, "metrics.jsonl")
         self._drop_after(step)
         self.file = open(self.metrics, "a", encoding="utf-8")
+        self.others = other_logs(config)
         self.bar = tqdm(total=last_step, initial=step, unit="step", desc=config.method, disable=None)
         self.step, self.time, self.last_step = step, time.perf_counter(), last_step
 
@@ -434,6 +457,8 @@ class Log:
         record |= {"tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+        for log in self.others:
+            log(record)
         parts = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_") or k == "align_loss"]
         self.tick(step)
         tqdm.write(f"{self.config.method} step {step}/{self.last_step} | loss {record['loss']:.3f} ({', '.join(parts)}) | lr {lr:.2e} | "

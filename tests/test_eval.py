@@ -297,6 +297,13 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     assert result["similarity"] == similarity(model, data, config)
 
 
+def test_continuations_of_a_prompt(tiny, out_dir, capsys):
+    config = replace(tiny, out_dir=str(out_dir), max_steps=12, prompt="Lo ba", sample_count=3, sample_tokens=4)
+    evaluation.main(["sample", *overrides(config)])
+    printed = capsys.readouterr().out
+    assert printed.count("Lo ba|") == 3 and [f"Lo ba|{text}" for text in evaluation.continuations(config)] == printed[:-2].split("\n\n")
+
+
 def test_a_run_that_is_missing_or_unfinished_is_an_error(tiny, out_dir, tmp_path):
     config = replace(tiny, out_dir=str(out_dir), max_steps=12)
     with pytest.raises(UserError, match="there is no checkpoint .*never-run/seed1/checkpoint.pt"):

@@ -5,8 +5,10 @@ import os
 import pickle
 import platform
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +209,22 @@ def test_a_line_is_the_mean_since_the_line_before(small):
         assert line["align_loss"] == pytest.approx(np.mean([one["align_loss"] for one in since]), rel=1e-5)
         assert line["loss"] == pytest.approx(np.mean([one["loss"] for one in since]), rel=1e-5)  # every step predicts as many tokens
         assert line["lr"] == since[-1]["lr"]
+
+
+def test_lines_go_to_other_logs_too(small, monkeypatch):
+    """Stand-ins for the two packages, which need not be installed."""
+    logged, scalars = [], []
+    wandb = SimpleNamespace(init=lambda **about: logged.append(about) or SimpleNamespace(log=lambda record, step: logged.append((step, record))))
+    board = SimpleNamespace(SummaryWriter=lambda folder: scalars.append(folder) or SimpleNamespace(add_scalar=lambda *scalar: scalars.append(scalar)))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    config = stage2(small, wandb="mine", tensorboard=True, log_interval=8, checkpoint_interval=8)
+    lines = metrics_of(config)
+    assert logged[0]["project"] == "mine" and logged[0]["config"]["seed"] == 1 and logged[1:] == [(line["step"], line) for line in lines]
+    assert scalars[0].endswith("seed1/tensorboard") and ("loss", lines[0]["loss"], 8) in scalars
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        stage2(small, "other", wandb="mine")
 
 
 def test_facts_are_in_stage_2_only(small):
