@@ -110,6 +110,11 @@ class Texts:
 # Counting
 
 
+def worker_pool(config: Config, start: Callable = signal.signal, arguments: tuple = (signal.SIGINT, signal.SIG_IGN)):
+    """Processes that each begin with start(*arguments): at least with leaving Ctrl-C to the process that they work for."""
+    return Pool(config.workers or os.cpu_count() or 1, start, arguments)
+
+
 def count_in(pool, count: Callable[[list[str]], Counter], texts: Iterable[str]) -> Counter:
     """
     `count` of all texts. Memory is bounded: beyond MAX_COUNTED different things those seen least are forgotten, which can
@@ -126,12 +131,12 @@ def count_in(pool, count: Callable[[list[str]], Counter], texts: Iterable[str]) 
 
 def count_pivot_surfaces(config: Config, texts: Iterable[str], statements: list[str]) -> Counter:
     """How often each surface form stands in the pivot's texts and in statements of facts."""
-    with Pool(config.workers or os.cpu_count() or 1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with worker_pool(config) as pool:
         return count_surfaces(count_chunks(statements) + count_in(pool, count_chunks, texts))
 
 
 def count_target_words(config: Config, texts: Iterable[str]) -> Counter:
-    with Pool(config.workers or os.cpu_count() or 1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with worker_pool(config) as pool:
         return count_in(pool, dictionary.count_words, texts)
 
 
@@ -281,7 +286,7 @@ def make(config: Config, origin: dict) -> None:
     write_json(os.path.join(work, "surfaces.json"), surfaces)
     splits: dict[str, dict[str, dict]] = {"train": {}, "val": {}}
     progress = Progress(work)
-    with Pool(config.workers or os.cpu_count() or 1, start_worker, (config.tokenizer, tokenizer_path, os.path.join(work, "surfaces.json"))) as pool:
+    with worker_pool(config, start_worker, (config.tokenizer, tokenizer_path, os.path.join(work, "surfaces.json"))) as pool:
         for language in config.written:
             for split in splits:
                 splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, pool,

@@ -11,6 +11,7 @@ import tiktoken
 import knowledge
 from config import UserError
 from corpus import file_digest
+from files import read_json
 from table import Table
 from tokenizer import load_tokenizer
 
@@ -34,12 +35,9 @@ def read_meta(data_dir: str) -> dict:
     path = os.path.join(data_dir, "meta.json")
     again = "run `python data.py` with the same config"
     try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
+        meta = read_json(path, again)
     except OSError as e:
         raise UserError(f"no prepared data in {data_dir} ({e.strerror}); {again}") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e}); {again}") from e
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise UserError(f"{path}: expected data format {FORMAT}, found {found}; {again}")

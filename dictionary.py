@@ -34,14 +34,19 @@ class Dictionary:
     bad_lines: int = 0             # lines left out because they are no pairs
 
 
+def without_variant(language: str) -> str:
+    """ "zh" for "zh-hans". """
+    return language.lower().split("-")[0]
+
+
 def is_unspaced(language: str) -> bool:
     """Whether a language ("zh", "zh-hans", ...) is written without spaces between words."""
-    return language.lower().split("-")[0] in UNSPACED
+    return without_variant(language) in UNSPACED
 
 
 def script_of(language: str) -> str | None:
     """The characters of a language's script, as in a regular expression's brackets; None where SCRIPTS has none, as for the Latin one."""
-    return SCRIPTS.get(language.lower().split("-")[0])
+    return SCRIPTS.get(without_variant(language))
 
 
 def dictionary_files(pattern: str) -> list[str]:

@@ -31,7 +31,7 @@ from config import Config, UserError
 from dataset import Dataset, text_language
 from dictionary import script_of
 from files import is_newer, read_json, write_json, write_text
-from finetune import transfer
+from finetune import padded_batch, transfer
 from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
@@ -139,10 +139,7 @@ def clka_in(model: GPT, data: Dataset, facts: list[Fact], language: str, config:
     likelihoods = []
     for i in tqdm(range(0, len(rows), config.eval_batch_size), desc=f"clka {language}", disable=None):
         group = rows[i:i + config.eval_batch_size]
-        ids = np.full((len(group), max(map(len, group))), -1)
-        for r, row in enumerate(group):
-            ids[r, :len(row)] = row
-        ids = torch.from_numpy(ids).to(device)
+        ids, _ = padded_batch(group, device, fill=-1)
         hidden = model(ids[:, :-1].clamp(min=0))
         likelihoods.append(token_log_likelihoods(model, hidden, ids[:, 1:]).sum(1).cpu())
     scores = torch.cat(likelihoods).view(len(facts), 4)  # the true one first
@@ -323,20 +320,20 @@ def dynamics(config: Config) -> list[dict]:
         with open(path, encoding="utf-8") as f:
             return [json.loads(line) for line in f]
     folders = [config.run_dir] if config.init_from != "align" else [config.stage1_dir, config.run_dir]
-    snapshots = [(folder, path) for folder in folders for path in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
+    snapshots = [(folder, os.path.relpath(file, folder)) for folder in folders for file in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
     if not snapshots:
         raise UserError(f"{config.run_dir} has no snapshots; delete its folder and train it with --snapshot_interval=250 or so")
     periods = data.meta["made_from"]["settings"]["fact_periods"]
     records = []
-    for folder, path in tqdm(snapshots, desc="snapshots", disable=None):
-        model, state = load_trained(folder, data, device, snapshot=os.path.join("snapshots", os.path.basename(path)))
+    for folder, snapshot in tqdm(snapshots, desc="snapshots", disable=None):
+        model, state = load_trained(folder, data, device, snapshot)
         ended = (state["step"] - config.stage1_steps) * periods // (config.max_steps - config.stage1_steps)
         facts = [fact for fact in data.facts if fact.period == ended - 1]
         frequencies = sorted({fact.frequency for fact in facts})
         records.append({
             "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "similarity": similarity(model, data, config),
             "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
-    write_text(os.path.join(config.run_dir, "dynamics.jsonl"), "".join(json.dumps(record) + "\n" for record in records))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 

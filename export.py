@@ -18,7 +18,7 @@ import config as configs
 from config import Config, UserError
 from dataset import Dataset
 from eval import load_run
-from files import write_json, write_text
+from files import read_json, write_json, write_text
 from model import GPT
 
 
@@ -72,8 +72,7 @@ def model_card(config: Config, data: Dataset, state: dict, run_dir: str) -> str:
     results = ""
     path = os.path.join(run_dir, "eval.json")
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            measured = json.load(f)
+        measured = read_json(path, "delete it and make it again with eval.py")
         results = "\n## Results\n\nOn held-out text:\n\n| language | perplexity | bits per byte |\n|---|---:|---:|\n" + "".join(
             f"| {language} | {numbers['ppl']:.2f} | {numbers['bpb']:.3f} |\n" for language, numbers in measured["lm"].items())
     languages = "".join(f"| {language} | {counts['tokens']:,} |\n" for language, counts in data.splits["train"].items())

@@ -41,8 +41,7 @@ def is_newer(path: str, than: str) -> bool:
 def remembered(path: str, make: Callable[[], T]) -> T:
     """What an earlier, interrupted run has found and left at `path`, or else what `make()` finds, left there for a later one."""
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
+        return read_json(path, "delete it and run the same command again")
     value = make()
     write_json(path, value)
     return value

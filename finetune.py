@@ -49,9 +49,10 @@ def encode_pairs(pairs: list[Pair], data: Dataset, language: str, block_size: in
     return [(row + offset)[-block_size:] for row in rows]
 
 
-def padded_batch(rows: list[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_batch(rows: list[np.ndarray], device: torch.device, fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, T) int64 of rows of unequal length, filled up behind with `fill`, and their lengths (B,)."""
     length = torch.tensor([len(row) for row in rows])
-    ids = np.zeros((len(rows), int(length.max())), dtype=np.int64)
+    ids = np.full((len(rows), int(length.max())), fill, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, :len(row)] = row
     return torch.from_numpy(ids).to(device), length.to(device)
