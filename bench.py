@@ -8,6 +8,7 @@ of its own that makes a few steps, less what it had before them. Where `transfor
 shape is trained on the same batches in a plain loop.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -31,9 +32,10 @@ from checkpoint import make_model
 from config import Config
 from corpus import documents
 from dataset import Dataset
+from hardware import Hardware, matmul_rate, start
 from prealign import stage1_config
 from report import markdown_table
-from train import Hardware, matmul_rate, set_up, start, take_step
+from train import set_up, take_step
 
 ROUNDS = 7
 SECONDS = 4.0  # of a round
@@ -135,17 +137,33 @@ def in_turns(variants: dict[str, Steps], tokens: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
+def peak_resident() -> int:
+    """The most bytes of main memory that this process has held since `forget_peak`, or, where there is no /proc, ever."""
+    try:
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM:")) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """A process inherits the peak of the one that started it."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+
+
 def peak_memory(name: str, config: Config, queue) -> None:
     """Run in a process of its own: bytes that three steps add to what it holds before them."""
     hardware, data = start(config), Dataset(config.data_dir)
     make, change = VARIANTS[name]
     torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device) @ torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device)  # libraries load
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    forget_peak()
+    before = peak_resident()
     make(change(config), hardware, data)(3)
     if hardware.device.type == "cuda":
         queue.put(torch.cuda.max_memory_allocated())
     else:
-        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+        queue.put(peak_resident() - before)
 
 
 def memory_of(name: str, config: Config) -> int:

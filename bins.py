@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -23,6 +22,7 @@ import knowledge
 from config import Config, UserError
 from dataset import text_language
 from files import remembered, write_json
+from processes import Workers
 from table import CHUNK, make_table, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
@@ -98,7 +98,6 @@ _encoder: Encoder  # of a worker process
 
 def start_worker(tokenizer: str, tokenizer_path: str, surfaces_path: str) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that it works for
     with open(surfaces_path, encoding="utf-8") as f:
         _encoder = Encoder(load_tokenizer(tokenizer, tokenizer_path), json.load(f))
 
@@ -144,7 +143,7 @@ class Progress:
         write_json(self.path, self.bins)
 
 
-def write_bins(texts: Iterable[str], language: str, split: str, config: Config, folder: str, pool, offsets: dict[str, int], dtype: np.dtype, progress: Progress) -> dict:
+def write_bins(texts: Iterable[str], language: str, split: str, config: Config, folder: str, workers: Workers, offsets: dict[str, int], dtype: np.dtype, progress: Progress) -> dict:
     """
     LANGUAGE_SPLIT.bin, of whole documents up to the language's budget; for the pivot also its .align.bin and the bin of
     En-Clone. Goes on after the last batch of documents that `progress` has. Returns the counts for meta.json.
@@ -175,7 +174,7 @@ def write_bins(texts: Iterable[str], language: str, split: str, config: Config, 
         everything = [*bins.values(), alignment] if is_pivot else list(bins.values())
         if before["finished"]:
             return count
-        for ids, align, ends, sizes in pool.imap(functools.partial(encode_documents, aligned=is_pivot), batches()):
+        for ids, align, ends, sizes in workers.map(functools.partial(encode_documents, aligned=is_pivot), batches()):
             enough = int(np.searchsorted(count["tokens"] + ends, budget)) + 1  # documents until the budget is reached
             ids, align, sizes = ids[:ends[:enough][-1]], align[:ends[:enough][-1]], sizes[:enough]
             for of_language, file in bins.items():

@@ -7,12 +7,14 @@ running code from it.
 
 import contextlib
 import os
+import zipfile
 
 import torch
 
 import config as configs
 from config import Config, UserError
 from dataset import Dataset
+from huggingface import load_gpt2
 from model import GPT
 from prealign import stage1_config
 
@@ -21,6 +23,7 @@ SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval", "checkpoint_interval",
         "snapshot_interval", "max_skipped_steps", "wandb", "tensorboard", "prompt", "dry_run", *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_", "llm_"))))
 FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
+FIXED_IN_STAGE_1 = tuple(k for k in FIXED if k != "init_from")  # what stage 1 began with is its own affair
 
 
 def make_model(config: Config, vocab_size: int) -> GPT:
@@ -38,14 +41,20 @@ def make_golden(model: GPT, data: Dataset) -> None:
 
 
 def save_checkpoint(path: str, state: dict) -> None:
-    """Write `state` so that whatever happens there is a whole checkpoint at `path`: this one or the one before."""
+    """
+    Write `state` so that whatever happens there is a whole checkpoint at `path`: this one, read back and compared with its checksums,
+    or the one before.
+    """
     try:
         with open(path + ".tmp", "wb") as f:
             torch.save(state, f)
             f.flush()
             os.fsync(f.fileno())
+        with zipfile.ZipFile(path + ".tmp") as archive:
+            if damaged := archive.testzip():
+                raise OSError(f"{damaged} in it does not read back as it was written")
         os.replace(path + ".tmp", path)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, zipfile.BadZipFile) as e:
         with contextlib.suppress(OSError):
             os.remove(path + ".tmp")
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same command again") from e
@@ -106,17 +115,19 @@ def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
         return None
     if config.init_from == "golden":
         return make_golden(model, data)
+    if config.init_from.startswith("hf:"):
+        return load_gpt2(model, config.init_from.removeprefix("hf:"), data.V)
     run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
     if os.sep not in run_dir:  # another method's run
         run_dir = os.path.join(config.out_dir, run_dir, f"seed{config.seed}")
     path = os.path.join(run_dir, "checkpoint.pt")
     if not os.path.exists(path):
         hint = "run `python prealign.py` with the same config first" if config.init_from == "align" else \
-            'expected "scratch", "align", "golden", a method with a finished run in out_dir, or the folder of a run'
+            'expected "scratch", "align", "golden", "hf:FOLDER", a method with a finished run in out_dir, or the folder of a run'
         raise UserError(f"init_from={config.init_from}: there is no checkpoint {path}; {hint}")
     state = load_checkpoint(path)
     if state["step"] < state["last_step"]:
         raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
-    check_matches(state, path, *((stage1_config(config), data, FIXED) if config.init_from == "align" else (config, data, SHAPE)))
+    check_matches(state, path, *((stage1_config(config), data, FIXED_IN_STAGE_1) if config.init_from == "align" else (config, data, SHAPE)))
     load_weights(model, state, path)
     return state

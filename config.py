@@ -69,7 +69,7 @@ class Config:
     tie_embeddings: bool = True         # one matrix for input and output embeddings
     init_std: float = 0.02              # of weight matrices at initialisation
     embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and keep their alignment longer
-    init_from: str = "scratch"          # "scratch", "align" (stage 1 of the same seed), "golden" (identical En-Clone embeddings) or a run (a method in out_dir, or a folder)
+    init_from: str = "scratch"          # "scratch", "align" (stage 1 of the same seed), "golden" (identical En-Clone embeddings), "hf:FOLDER" (GPT-2 weights of Hugging Face; for stage 1 too) or a run (a method in out_dir, or a folder)
 
     # optimisation
     max_steps: int = 1500               # language-model steps in all, stage 1's included
@@ -314,7 +314,7 @@ def _check(config: Config) -> None:
         raise UserError(f"only must be a language that mix gives a weight, found {config.only!r}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method):
         raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
-    if config.method == config.stage1_method and config.init_from != "scratch":
+    if config.method == config.stage1_method and config.init_from != "scratch" and not config.init_from.startswith("hf:"):
         raise UserError(f"method: the folder named {config.method!r} is stage 1's; use another name")
 
 

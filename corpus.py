@@ -18,10 +18,8 @@ import inspect
 import io
 import json
 import lzma
-import multiprocessing
 import os
 import re
-import signal
 import sysconfig
 import unicodedata
 import warnings
@@ -32,6 +30,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from config import UserError
+from processes import Workers
 
 # ---- files ----
 
@@ -153,7 +152,7 @@ def _read_parquet(path: str, bar: tqdm) -> Iterator[str]:
 
 # ---- builtin: the prose inside documentation ----
 
-# What requirements.txt installs and nothing else, so that other packages beside them do not change the corpus.
+# Named, so that other packages beside those of requirements.txt do not change the corpus.
 PACKAGES = (
     "_pytest", "charset_normalizer", "click", "cloudpickle", "defusedxml", "filelock", "fsspec", "functorch", "idna", "iniconfig",
     "jinja2", "joblib", "markupsafe", "mpmath", "networkx", "nltk", "numpy", "packaging", "pluggy", "pygments", "regex", "requests",
@@ -299,13 +298,8 @@ def harvest(places: list[str], progress: bool = False, workers: int = 0) -> list
     (0 = one per core); the result does not depend on how many.
     """
     paths = [path for place in places for path in _modules(place)]
-    workers = workers or os.cpu_count() or 1
-    bar = {"desc": "builtin corpus", "unit": " files", "total": len(paths), "disable": None if progress else True}
-    if workers > 1:
-        with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            found = list(tqdm(pool.imap(_module_prose, paths, chunksize=16), **bar))
-    else:
-        found = list(tqdm(map(_module_prose, paths), **bar))
+    with Workers(workers) as pool:
+        found = list(tqdm(pool.map(_module_prose, paths), desc="builtin corpus", unit=" files", total=len(paths), disable=None if progress else True))
     result, seen = [], set()
     for paragraphs in found:
         kept = []

@@ -14,11 +14,9 @@ import math
 import os
 import re
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from multiprocessing import Pool
 
 import config as configs
 import corpus
@@ -28,6 +26,7 @@ from bins import Encoder, Progress, smallest_dtype, start_worker, text_batches, 
 from config import Config, UserError
 from dataset import FACT_SEED, FORMAT, Dataset, facts_of, text_language
 from files import only_user, remembered, write_json
+from processes import Workers
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
@@ -110,18 +109,13 @@ class Texts:
 # Counting
 
 
-def worker_pool(config: Config, start: Callable = signal.signal, arguments: tuple = (signal.SIGINT, signal.SIG_IGN)):
-    """Processes that each begin with start(*arguments): at least with leaving Ctrl-C to the process that they work for."""
-    return Pool(config.workers or os.cpu_count() or 1, start, arguments)
-
-
-def count_in(pool, count: Callable[[list[str]], Counter], texts: Iterable[str]) -> Counter:
+def count_in(workers: Workers, count: Callable[[list[str]], Counter], texts: Iterable[str]) -> Counter:
     """
     `count` of all texts. Memory is bounded: beyond MAX_COUNTED different things those seen least are forgotten, which can
     matter only to what is about as rare as that.
     """
     total, least = Counter(), 1
-    for counts in pool.imap(count, text_batches(texts)):
+    for counts in workers.map(count, text_batches(texts)):
         total.update(counts)
         while len(total) > MAX_COUNTED:
             least += 1
@@ -131,13 +125,13 @@ def count_in(pool, count: Callable[[list[str]], Counter], texts: Iterable[str]) 
 
 def count_pivot_surfaces(config: Config, texts: Iterable[str], statements: list[str]) -> Counter:
     """How often each surface form stands in the pivot's texts and in statements of facts."""
-    with worker_pool(config) as pool:
-        return count_surfaces(count_chunks(statements) + count_in(pool, count_chunks, texts))
+    with Workers(config.workers) as workers:
+        return count_surfaces(count_chunks(statements) + count_in(workers, count_chunks, texts))
 
 
 def count_target_words(config: Config, texts: Iterable[str]) -> Counter:
-    with worker_pool(config) as pool:
-        return count_in(pool, dictionary.count_words, texts)
+    with Workers(config.workers) as workers:
+        return count_in(workers, dictionary.count_words, texts)
 
 
 def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, dictionary.Dictionary]:
@@ -286,10 +280,10 @@ def make(config: Config, origin: dict) -> None:
     write_json(os.path.join(work, "surfaces.json"), surfaces)
     splits: dict[str, dict[str, dict]] = {"train": {}, "val": {}}
     progress = Progress(work)
-    with worker_pool(config, start_worker, (config.tokenizer, tokenizer_path, os.path.join(work, "surfaces.json"))) as pool:
+    with Workers(config.workers, start_worker, config.tokenizer, tokenizer_path, os.path.join(work, "surfaces.json")) as workers:
         for language in config.written:
             for split in splits:
-                splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, pool,
+                splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, workers,
                                                      offsets, dtype, progress)
     if "clone" in config.targets:
         for split in splits:

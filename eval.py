@@ -3,7 +3,7 @@ What a trained model can do: perplexity, knowledge across languages (CLKA), simi
 
     python eval.py config/demo.py config/method/prealign.py          # -> out/demo/prealign/seed1/eval.json
     python eval.py xnli config/demo.py config/method/prealign.py     # zero-shot transfer (finetune.py) -> xnli.json beside it
-    python eval.py dynamics CONFIG ... --snapshot_interval=250       # CLKA and similarity over training -> dynamics.jsonl
+    python eval.py dynamics CONFIG ...                               # CLKA and similarity at a run's snapshots -> dynamics.jsonl
     python eval.py sample CONFIG ... --prompt="The" --sample_count=3 # how the model goes on
     python eval.py report out/demo                                   # every run found there, in one table (report.py)
 
@@ -32,12 +32,12 @@ from dataset import Dataset, text_language
 from dictionary import script_of
 from files import is_newer, read_json, write_json, write_text
 from finetune import padded_batch, transfer
+from hardware import open_device, start
 from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report import KINDS, report, report_tables, wilson
+from report import KINDS, read_dynamics, report, report_tables, wilson
 from tokenizer import encode, token_byte_lengths
-from train import open_device, start
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
@@ -316,9 +316,10 @@ def dynamics(config: Config) -> list[dict]:
     load_run(config, data)  # or raises
     path = os.path.join(config.run_dir, "dynamics.jsonl")
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        print(f"{path} is up to date")
-        with open(path, encoding="utf-8") as f:
-            return [json.loads(line) for line in f]
+        records = read_dynamics(path)
+        if records and all(r.get("eval_words") == config.eval_words for r in records):
+            print(f"{path} is up to date")
+            return records
     folders = [config.run_dir] if config.init_from != "align" else [config.stage1_dir, config.run_dir]
     snapshots = [(folder, os.path.relpath(file, folder)) for folder in folders for file in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
     if not snapshots:
@@ -331,7 +332,7 @@ def dynamics(config: Config) -> list[dict]:
         facts = [fact for fact in data.facts if fact.period == ended - 1]
         frequencies = sorted({fact.frequency for fact in facts})
         records.append({
-            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "similarity": similarity(model, data, config),
+            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "eval_words": config.eval_words, "similarity": similarity(model, data, config),
             "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     return records

@@ -4,7 +4,7 @@ A trained model for other tools: a Hugging Face folder that AutoModelForCausalLM
     pip install transformers safetensors
     python export.py config/demo.py config/method/prealign.py        # -> out/demo/prealign/seed1/huggingface
 
-The architecture is GPT-2's, so nothing is lost: GPT2LMHeadModel gives the same logits. The tokenizer is the pivot's (and that of every
+GPT2LMHeadModel gives the same logits. The tokenizer is the pivot's (and that of every
 target that shares its vocabulary); En-Clone's token t is t + V. README.md in the folder is the model card.
 """
 
@@ -12,39 +12,12 @@ import base64
 import json
 import os
 
-import torch
-
 import config as configs
 from config import Config, UserError
 from dataset import Dataset
 from eval import load_run
 from files import read_json, write_json, write_text
-from model import GPT
-
-
-def weights(model: GPT) -> dict[str, torch.Tensor]:
-    """Our weights by GPT2LMHeadModel's names. Its matrices stand the other way round: (in, out)."""
-    own = model.state_dict()
-    result = {"transformer.wte.weight": own["wte.weight"], "transformer.wpe.weight": own["wpe.weight"],
-              "transformer.ln_f.weight": own["ln_f.weight"], "transformer.ln_f.bias": own["ln_f.bias"]}
-    if model.lm_head.weight is not model.wte.weight:
-        result["lm_head.weight"] = own["lm_head.weight"]
-    names = {"ln_1": "ln_1", "attention.qkv": "attn.c_attn", "attention.proj": "attn.c_proj", "ln_2": "ln_2", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
-    for block in range(len(model.blocks)):
-        for ours, theirs in names.items():
-            for part in ("weight", "bias"):
-                value = own[f"blocks.{block}.{ours}.{part}"]
-                result[f"transformer.h.{block}.{theirs}.{part}"] = value.T if value.dim() == 2 else value
-    return {name: value.contiguous().clone() for name, value in result.items()}
-
-
-def huggingface_config(model: GPT, end_of_text: int) -> dict:
-    return {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": model.wte.num_embeddings, "n_positions": model.block_size,
-        "n_embd": model.wte.embedding_dim, "n_layer": len(model.blocks), "n_head": model.blocks[0].attention.n_head,
-        "activation_function": "gelu_new", "layer_norm_epsilon": model.ln_f.eps, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-        "tie_word_embeddings": model.lm_head.weight is model.wte.weight, "bos_token_id": end_of_text, "eos_token_id": end_of_text,
-        "torch_dtype": "float32"}
+from huggingface import gpt2_config, gpt2_weights
 
 
 def write_tokenizer(data: Dataset, folder: str) -> None:
@@ -112,8 +85,8 @@ def export(config: Config) -> str:
     model, state = load_run(config, data)
     folder = os.path.join(config.run_dir, "huggingface")
     os.makedirs(folder, exist_ok=True)
-    save_file(weights(model), os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-    write_json(os.path.join(folder, "config.json"), huggingface_config(model, data.end_of_text))
+    save_file(gpt2_weights(model), os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    write_json(os.path.join(folder, "config.json"), gpt2_config(model, data.end_of_text))
     write_tokenizer(data, folder)
     write_text(os.path.join(folder, "README.md"), model_card(config, data, state, config.run_dir))
     return folder

@@ -119,7 +119,7 @@ def figure_5(out_dir: str) -> tuple | None:
         row[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure, "Figure 5: similarity over training", (
         "Mean cosine between a word and its translation, each encoded alone, in every layer; for En-Clone also between held-out text and "
-        "its clone, position by position.")
+        "its clone, position by position. The runs are those of figure 4, which read facts in every language.")
 
 
 def kinds_of(run: dict, language: str) -> dict[str, dict]:
@@ -187,12 +187,12 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
 
 
 def runs_with_weights(out_dir: str) -> Iterator[Config]:
-    """The configs of the first seed of joint training, PreAlign and golden, where they have a checkpoint, with the out_dir that they are in now."""
-    for method in ("joint", "prealign", "golden"):
-        folders = sorted(glob.glob(os.path.join(out_dir, method, "seed*")))
-        folders = [folder for folder in folders if os.path.exists(os.path.join(folder, "checkpoint.pt"))]
-        if folders:
-            path = os.path.join(folders[0], "checkpoint.pt")
+    """The configs of the first seed of every method but those of coverage, joint first, where it has a checkpoint, with the out_dir that they are in now."""
+    first = {}
+    for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "checkpoint.pt"))):
+        first.setdefault(os.path.relpath(path, out_dir).split(os.sep)[0], path)
+    for method, path in sorted(first.items(), key=lambda item: (item[0] != "joint", item[0] != "prealign", item[0])):
+        if not method.startswith(("align", "coverage")):
             yield replace(configs.from_plain(load_checkpoint(path)["config"], path), out_dir=out_dir)
 
 

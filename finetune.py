@@ -19,10 +19,11 @@ from tqdm import tqdm
 import nli
 from config import Config, UserError
 from dataset import Dataset, text_language
+from hardware import Hardware
 from model import GPT
 from nli import Pair
 from tokenizer import encode
-from train import Hardware, learning_rate
+from train import learning_rate
 
 
 class Classifier(nn.Module):

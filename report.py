@@ -148,7 +148,7 @@ def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
     header, rows = None, []
     for method, runs in by_method.items():
         coverage = runs[0].get("config", {}).get("align_coverage")
-        if not (method.startswith("coverage") or method == "prealign") or coverage is None:
+        if not (method.startswith("coverage") or method == "prealign") or coverage is None or 4 * coverage % 1:  # tokens are counted by quarters
             continue
         cells = {}
         for language in in_any(runs, "lm"):
@@ -169,33 +169,46 @@ def pooled_perplexity(parts: list[dict]) -> float:
 
 
 def dynamics_table(out_dir: str) -> str:
-    """CLKA in the second half of training, by method, language of training and of the test, and frequency, over all its periods and seeds."""
+    """
+    CLKA in the second half of training, by method, language of training and of the test, and frequency, over all its periods and
+    seeds. All seeds are asked the same facts, so that the interval is that of one seed's.
+    """
     rows, everything = [], dynamics_of(out_dir)
     frequencies = sorted({int(n) for records in everything.values() for r in records for n in r["clka"]})
     for method, records in everything.items():
         tested = [r for r in records if r["clka"]]
         late = [r for r in tested if r["step"] > max(r["step"] for r in tested) / 2]
+        seeds = len({r["seed"] for r in late})
         for pair in dict.fromkeys(pair for r in late for pairs in r["clka"].values() for pair in pairs):
             cells = []
             for n in frequencies:
                 parts = [r["clka"][str(n)][pair] for r in late if pair in r["clka"].get(str(n), {})]
                 facts = sum(part["n"] for part in parts)
-                cells.append(percent(sum(part["accuracy"] * part["n"] for part in parts) / facts, facts) if facts else "-")
+                cells.append(percent(sum(part["accuracy"] * part["n"] for part in parts) / facts, facts // seeds) if facts else "-")
             rows.append([method, pair, *cells])
     return markdown_table(["method", "stated -> asked", *(f"stated {n} times (95%)" for n in frequencies)], rows) if rows else ""
 
 
+def read_dynamics(path: str) -> list[dict]:
+    """The lines of a dynamics.jsonl."""
+    with open(path, encoding="utf-8") as f:
+        try:
+            records = [json.loads(line) for line in f]
+            [record["method"] for record in records]
+        except (ValueError, LookupError, TypeError) as e:
+            raise UserError(f"{path}: not the lines of eval.py dynamics ({e}); delete it and make it again") from e
+    return records
+
+
 def dynamics_of(out_dir: str) -> dict[str, list[dict]]:
-    """The records of every dynamics.jsonl in OUT_DIR and OUT_DIR/dynamics by method, all seeds together, joint first."""
+    """
+    The records of every dynamics.jsonl in OUT_DIR/dynamics, where runs/figures.sh makes them, or else in OUT_DIR, by method, all seeds
+    together, joint first.
+    """
     records: dict[str, list[dict]] = {}
-    for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "dynamics.jsonl")) + glob.glob(os.path.join(out_dir, "dynamics", "*", "seed*", "dynamics.jsonl"))):
-        with open(path, encoding="utf-8") as f:
-            try:
-                for line in f:
-                    record = json.loads(line)
-                    records.setdefault(record["method"], []).append(record)
-            except (ValueError, LookupError, TypeError) as e:
-                raise UserError(f"{path}: not the lines of eval.py dynamics ({e}); delete it and make it again") from e
+    paths = glob.glob(os.path.join(out_dir, "dynamics", "*", "seed*", "dynamics.jsonl")) or glob.glob(os.path.join(out_dir, "*", "seed*", "dynamics.jsonl"))
+    for record in (record for path in sorted(paths) for record in read_dynamics(path)):
+        records.setdefault(record["method"], []).append(record)
     return dict(sorted(records.items(), key=lambda item: (item[0] != "joint", item[0])))
 
 

@@ -10,13 +10,11 @@ it goes on where it stopped; a finished run is left alone. On several nodes, sta
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import math
 import os
 import platform
-import re
 import signal
 import sys
 import time
@@ -35,114 +33,9 @@ from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, loa
 from config import Config, UserError
 from dataset import Dataset
 from files import only_user
+from hardware import Hardware, compiled, matmul_rate, start
 from model import GPT
 from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Hardware
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3), in bytes
-
-
-@dataclass(frozen=True)
-class Hardware:
-    device: torch.device
-    dtype: torch.dtype   # of the matrix products; weights and optimizer are float32
-    rank: int
-    world: int           # number of processes
-    control: dist.ProcessGroup | None  # gloo group for small integers on the CPU, so that counting never waits for the GPU
-
-    @property
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 matrices itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def open_device(config: Config, local_rank: int = 0) -> torch.device:
-    """config.device, or for "auto" this process's GPU if there is one, else the CPU; made ready for work."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
-    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, another number, or as many --nproc_per_node as there are")
-    if device.type == "cpu":
-        keep_freed_memory()
-    return device
-
-
-def keep_freed_memory() -> None:
-    """
-    Tell glibc to keep what is freed for the next allocation. By default it gives large blocks back to the kernel, which zeroes
-    them anew: a third of a training step on a CPU. Elsewhere than on Linux with glibc nothing happens.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        # Older versions refuse more than 32 MB, and then answer 0.
-        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(M_TOP_PAD, 2**26)
-
-
-def start(config: Config) -> Hardware:
-    """Device, precision, and the process group when torchrun started several processes."""
-    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-    if world > 1 and ":" in config.device:
-        raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes a GPU of its own")
-    device = open_device(config, local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    control = None
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        control = dist.new_group(backend="gloo")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
-             "auto": torch.bfloat16 if bf16_pays(device) else torch.float32}[config.dtype]
-    return Hardware(device, dtype, rank, world, control)
-
-
-def matmul_rate(hardware: Hardware) -> float:
-    """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
-    n = 8192 if hardware.device.type == "cuda" else 1024
-    deadline = time.perf_counter() + 1
-    a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
-    best = math.inf
-    while best == math.inf or time.perf_counter() < deadline:
-        if hardware.device.type == "cuda":
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        a @ b
-        if hardware.device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
-
-
-def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
-    """torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not."""
-    if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
-        return model
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=hardware.device))
-    except Exception as e:  # a missing compiler, Triton or header: each has an exception of its own
-        if hardware.rank == 0:
-            print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); going on without it")
-        return model
-    return torch.compile(model)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The loop
-
 
 def learning_rate(step: int, config: Config) -> float:
     """
@@ -254,7 +147,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Words | None, 
     scaler.unscale_(training.optimizer)
     good = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf).isfinite()
     training.sums.copy_(torch.where(good, sums, training.sums))
-    if not scaler.is_enabled():  # float16's own scaler skips such steps, as it looks for its scale by them
+    if not scaler.is_enabled():  # float16's own scaler skips such steps: it finds its scale by them
         training.optimizer.found_inf = (~good).float()  # fused AdamW looks at this on the device
         training.skipped += torch.where(good, 0, torch.stack([training.skipped.new_tensor(1), step - training.skipped[1]]))
     scaler.step(training.optimizer)
@@ -285,6 +178,8 @@ def check_same_everywhere(config: Config, step: int, data: Dataset, hardware: Ha
 def check_finite(training: Training, step: int, save: bool, path: str) -> None:
     """Raises UserError when more steps than max_skipped_steps had a gradient that is not finite, or the weights are not."""
     saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
+    if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
+        raise UserError(f"float16: the gradient was not finite at any scale of the loss, now step {step}; {saved}; try a smaller learning_rate, or --dtype=bf16")
     skipped, last = training.skipped.tolist()
     if skipped > training.config.max_skipped_steps:
         rows = [f"{name} {window}" for name, window in training.sampler.windows_of_step(last)]
@@ -330,6 +225,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     log = Log(config, hardware, model, training.sampler.streams, step, last_step) if main_process else None
     if state is not None:
         torch.set_rng_state(state["rng"])
+        training.skipped.copy_(torch.tensor(state.get("skipped", [0, -1])))
     del state, before
 
     stop = StopSignal()
@@ -353,7 +249,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         if main_process and (save or snapshot):
             checkpoint = {
                 "model": model.state_dict(), "optimizer": training.optimizer.state_dict(), "scaler": training.scaler.state_dict(),
-                "rng": torch.get_rng_state(), "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step,
+                "rng": torch.get_rng_state(), "skipped": training.skipped.tolist(), "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step,
                 "config": config.plain(), "data": data.fingerprint, "vocab_size": data.vocab_size}
             if save:
                 save_checkpoint(path, checkpoint)
@@ -450,7 +346,9 @@ class Log:
         speed = steps * self.config.batch_size * T / (now - self.time)
         self.step, self.time = step, now
         losses, counts = sums[:-2:2], sums[1:-2:2]
-        record = {"step": step, "tokens": step * self.config.batch_size * T, "lr": lr, "loss": sum(losses) / max(1, sum(counts))}
+        record = {"step": step, "tokens": step * self.config.batch_size * T, "lr": lr}
+        if sum(counts):  # none when every step was skipped
+            record["loss"] = sum(losses) / sum(counts)
         record |= {f"loss_{name}": loss / count for name, loss, count in zip(self.streams, losses, counts) if count}
         if sums[-1] > 0:
             record["align_loss"] = sums[-2] / sums[-1]
@@ -461,7 +359,7 @@ class Log:
             log(record)
         parts = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_") or k == "align_loss"]
         self.tick(step)
-        tqdm.write(f"{self.config.method} step {step}/{self.last_step} | loss {record['loss']:.3f} ({', '.join(parts)}) | lr {lr:.2e} | "
+        tqdm.write(f"{self.config.method} step {step}/{self.last_step} | loss {record.get('loss', math.nan):.3f} ({', '.join(parts)}) | lr {lr:.2e} | "
                    f"{speed:,.0f} tok/s | mfu {100 * record['mfu']:.1f}%")
 
     def close(self) -> None:

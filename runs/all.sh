@@ -7,7 +7,11 @@ for script in table1 table2 table3 table4 table5 figures; do
     bash "runs/$script.sh" "$@"
 done
 if compgen -G "texts/de*" > /dev/null && compgen -G "dictionaries/en-de*" > /dev/null; then
-    bash runs/table6.sh "$@"
+    own=()  # its text and folders are its own
+    for argument in "$@"; do
+        [[ $argument == --@(source|data_dir|out_dir)=* ]] || own+=("$argument")
+    done
+    bash runs/table6.sh ${own[@]+"${own[@]}"}
 else
     echo "Table 6 is left out: it needs text in texts/LANGUAGE and dictionaries in dictionaries/, for en, de, zh, ru and ar"
 fi

@@ -458,15 +458,15 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny, tmp_path, mon
     config = replace(tiny, data_dir=str(tmp_path / "data"))
     encoded = []
 
-    class Pool:  # in this process, so that what is encoded can be counted
-        def __init__(self, workers, initializer=None, arguments=()):
-            if initializer is not None:
-                initializer(*arguments)
+    class InThisProcess:  # so that what is encoded can be counted
+        def __init__(self, number, start=None, *arguments):
+            if start is not None:
+                start(*arguments)
 
         __enter__ = lambda self: self  # noqa: E731
         __exit__ = lambda self, *_: None  # noqa: E731
 
-        def imap(self, function, batches):
+        def map(self, function, batches):
             for batch in batches:
                 if getattr(function, "func", None) is bins.encode_documents:
                     if len(encoded) == stop_after and not again:
@@ -474,7 +474,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny, tmp_path, mon
                     encoded.append(batch)
                 yield function(batch)
 
-    monkeypatch.setattr(data, "Pool", Pool)
+    monkeypatch.setattr(data, "Workers", InThisProcess)
     again = False
     with pytest.raises(KeyboardInterrupt):
         prepare(config)
@@ -535,7 +535,7 @@ def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(data, "MAX_COUNTED", 10)
     monkeypatch.setattr(bins.text_batches, "__defaults__", (1,))
     texts = [f"the house {i}" for i in range(50)]
-    one_process = type("Pool", (), {"imap": staticmethod(map)})
+    one_process = type("InThisProcess", (), {"map": staticmethod(map)})
     counts = data.count_in(one_process, lambda batch: Counter(batch[0].split()), texts)
     assert counts["the"] == counts["house"] == 50 and len(counts) <= 10
 

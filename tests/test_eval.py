@@ -128,6 +128,19 @@ def test_perplexity_does_not_depend_on_the_batch_size(tiny, data):
         assert flat(result) == pytest.approx(flat(results[0]), rel=1e-5)
 
 
+@pytest.mark.parametrize("shift", [1, 5, 16, 21])
+def test_perplexity_hardly_depends_on_how_documents_fall_on_blocks(data, out_dir, tiny, monkeypatch, shift):
+    """A text that begins some tokens later falls on other blocks; of tokens that both have, only the length of the context differs."""
+    model, _ = load_trained(str(Path(out_dir, "joint", "seed1")), data)
+    tokens = data.tokens("en", "val")
+    monkeypatch.setattr(evaluation, "token_kinds", lambda _: np.zeros(len(tokens), dtype=np.int64))
+    whole = language_model(model, data, "en", tiny)["ppl"]
+    monkeypatch.setattr(data, "tokens", lambda *_: tokens[shift:])
+    shifted = language_model(model, data, "en", tiny)
+    assert shifted["tokens"] == len(tokens) - 1 - shift and shifted["ppl"] == pytest.approx(whole, rel=0.01)
+    assert 1 < whole < 0.5 * data.V  # a model that has learned something
+
+
 def test_golden_model_reads_the_clone_as_well_as_english(tiny, data):
     model = untrained(tiny, data)
     make_golden(model, data)
@@ -345,6 +358,8 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(t
             facts = [f for f in data.facts if (f.period, f.language, f.frequency) == (0, training_language, 2)]
             assert len(facts) == 4 and records[1]["clka"][2][f"{training_language}->{test}"] == clka(model, data, facts, test, config)
     assert records[1]["similarity"] == similarity(model, data, config)
+    assert dynamics(config) == json.loads(json.dumps(records))  # which are up to date,
+    assert dynamics(replace(config, eval_words=10))[1]["similarity"] != records[1]["similarity"]  # and now are not
     with pytest.raises(UserError, match="has no snapshots"):
         dynamics(without_snapshots(config))
 

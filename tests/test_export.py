@@ -1,4 +1,4 @@
-"""The Hugging Face folder: the same logits and the same tokens as ours."""
+"""The Hugging Face folder: the same logits and the same tokens as ours; and one to begin with."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import export
+import huggingface
+import prealign
 import train as training
-from checkpoint import load_trained
+from checkpoint import initial_state, load_checkpoint, load_trained, make_model
 from config import UserError
 from conftest import overrides
 from dataset import Dataset
@@ -55,7 +57,7 @@ def test_transformers_computes_the_same(run, tie):
 def test_weights_have_gpt2s_names_and_shapes(run):
     config = run()
     model, _ = load_trained(config.run_dir, Dataset(config.data_dir))
-    found = export.weights(model)
+    found = huggingface.gpt2_weights(model)
     C = config.n_embd
     assert found["transformer.h.1.attn.c_attn.weight"].shape == (C, 3 * C) and found["transformer.h.0.mlp.c_proj.weight"].shape == (4 * C, C)
     assert torch.equal(found["transformer.h.0.mlp.c_fc.weight"], model.blocks[0].mlp.fc.weight.T)
@@ -69,3 +71,78 @@ def test_a_package_that_is_missing_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match="pip install transformers safetensors"):
         export.main(overrides(run()))
+
+
+def hf_folder(path: Path, model, **config) -> str:
+    """A folder as transformers writes it, without transformers."""
+    path.mkdir(exist_ok=True)
+    torch.save(huggingface.gpt2_weights(model), path / "pytorch_model.bin")
+    (path / "config.json").write_text(json.dumps(huggingface.gpt2_config(model, 0) | config))
+    return str(path)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_run_begins_with_gpt2s_weights(tiny, tmp_path, tie):
+    """English's embeddings, and all else, are the other model's; En-Clone's are random, and a longer table of positions is cut."""
+    data = Dataset(tiny.data_dir)
+    config = replace(tiny, tie_embeddings=tie)
+    english = make_model(replace(config, block_size=2 * config.block_size), data.V)
+    model = make_model(config, data.vocab_size)
+    before = model.wte.weight[data.V:].clone()
+    initial_state(model, replace(config, init_from=f"hf:{hf_folder(tmp_path / 'gpt2', english)}"), data)
+    ids = torch.randint(0, data.V, (2, config.block_size), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(ids), english(ids)) and torch.equal(model.lm_head.weight[:data.V], english.lm_head.weight)
+    assert torch.equal(model.wte.weight[data.V:], before) and len(before) == data.V
+    assert (model.lm_head.weight is model.wte.weight) == tie
+
+
+def test_a_run_begins_with_an_exported_model(tiny, tmp_path):
+    data = Dataset(tiny.data_dir)
+    other, model = make_model(tiny, data.vocab_size), make_model(tiny, data.vocab_size)
+    initial_state(model, replace(tiny, init_from=f"hf:{hf_folder(tmp_path / 'ours', other)}"), data)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_both_stages_go_on_from_it(run, tiny, tmp_path):
+    data = Dataset(tiny.data_dir)
+    folder = hf_folder(tmp_path / "gpt2", make_model(replace(tiny, init_std=0.3), data.V))
+    config = run(init_from=f"hf:{folder}", method="continued")
+    prealign.main(overrides(config))
+    aligned = run(init_from="align", method="prealign", codeswitch_ratio=0.3)
+    scratch = run(method="joint")
+    loss = [json.loads(Path(c.run_dir, "metrics.jsonl").read_text().splitlines()[-1])["loss"] for c in (config, aligned, scratch)]
+    assert len(set(loss)) == 3 and load_checkpoint(str(Path(aligned.stage1_dir, "checkpoint.pt")))["config"]["init_from"] == f"hf:{folder}"
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"model_type": "llama"}, "expected model_type gpt2, found llama"),
+    ({"n_layer": 3}, "--n_layer=3 \\(here 2\\)"),
+    ({"tie_word_embeddings": False}, "--tie_embeddings=false"),
+    ({"vocab_size": 7}, "its vocabulary has 7 ids"),
+    ({"n_positions": 5}, "--block_size=5 or less"),
+    ({"activation_function": "relu"}, "activation_function is 'relu'"),
+    ({"n_embd": 8}, "--n_embd=8")])
+def test_a_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
+    data = Dataset(tiny.data_dir)
+    model = make_model(tiny, data.vocab_size)
+    folder = hf_folder(tmp_path / "gpt2", model, **config)
+    with pytest.raises(UserError, match=message):
+        initial_state(model, replace(tiny, init_from=f"hf:{folder}"), data)
+
+
+def test_a_damaged_folder_is_refused(tiny, tmp_path):
+    data = Dataset(tiny.data_dir)
+    model = make_model(tiny, data.vocab_size)
+    folder = hf_folder(tmp_path / "gpt2", model)
+    config = replace(tiny, init_from=f"hf:{folder}")
+    torch.save({k: v for k, v in huggingface.gpt2_weights(model).items() if "ln_f" not in k}, f"{folder}/pytorch_model.bin")
+    with pytest.raises(UserError, match="lack transformer.ln_f.weight"):
+        initial_state(model, config, data)
+    Path(folder, "pytorch_model.bin").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="not a file of weights"):
+        initial_state(model, config, data)
+    Path(folder, "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match="found neither"):
+        initial_state(model, config, data)
+    with pytest.raises(UserError, match="on this machine"):
+        initial_state(model, replace(tiny, init_from="hf:openai/gpt2"), data)

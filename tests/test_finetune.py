@@ -15,9 +15,10 @@ from config import Config, UserError
 from conftest import overrides
 from dataset import Dataset
 from finetune import Classifier, accuracy, encode_pairs, fine_tune, padded_batch, predict, transfer
+from hardware import Hardware, start
 from nli import LABELS, Pair
 from tokenizer import encode
-from train import Hardware, learning_rate, start
+from train import learning_rate
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2), Pair("Ri ken so al.", "Lo", 0),
          Pair("Ost ost.", "Mer.", 1), Pair("u u u u u", "ken ken", 2)]

@@ -57,6 +57,16 @@ def test_report_has_the_numbers_of_the_runs(out_dir, capsys):
         assert float(cell["ppl clone in language"]) == pytest.approx(run["lm"]["clone"]["ppl_in_language"], abs=0.051)
 
 
+def test_report_agrees_with_the_logs_of_the_runs(out_dir):
+    """Tokens and method are those of the run's last line and config; and a model that has read English text predicts some of it."""
+    report.report(str(out_dir))
+    for run in json.loads((out_dir / "report.json").read_text())["runs"]:
+        folder = out_dir / run["method"] / f"seed{run['seed']}"
+        last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert run["tokens"] == last["tokens"] and last["step"] == json.loads((folder / "run.json").read_text())["config"]["max_steps"]
+        assert math.log(run["lm"]["en"]["ppl"]) == pytest.approx(last["loss_en"], abs=0.5)
+
+
 def test_report_json_is_what_other_programs_expect(out_dir):
     report.report(str(out_dir))
     runs = json.loads((out_dir / "report.json").read_text())["runs"]
@@ -158,6 +168,22 @@ def test_dynamics_are_pooled_over_periods_of_the_second_half(tmp_path):
     assert header == ["method", "stated -> asked", "stated 5 times (95%)"]
     assert rows == [["joint", "en->en", "100% (81-100)"], ["joint", "en->clone", "75% (51-90)"]]
     assert report.dynamics_table(str(tmp_path / "nowhere")) == ""
+
+
+def test_seeds_are_asked_the_same_facts_and_count_once(tmp_path):
+    write_dynamics(tmp_path, "joint", 1, [0, 0, 0.5, 1.0])
+    one = report.dynamics_table(str(tmp_path))
+    write_dynamics(tmp_path, "joint", 2, [0, 0, 0.5, 1.0])
+    assert report.dynamics_table(str(tmp_path)) == one
+
+
+def test_dynamics_of_other_runs_of_the_same_method_are_not_mixed_in(tmp_path):
+    write_dynamics(tmp_path, "joint", 1, [0, 0.5])
+    one = report.dynamics_of(str(tmp_path))
+    shutil.copytree(tmp_path / "dynamics" / "joint", tmp_path / "joint")
+    assert report.dynamics_of(str(tmp_path)) == one and len(one["joint"]) == 2
+    shutil.rmtree(tmp_path / "dynamics")
+    assert report.dynamics_of(str(tmp_path)) == one
 
 
 def test_the_report_says_where_the_order_is_not_the_papers(tmp_path, capsys):

@@ -23,8 +23,9 @@ from config import Config, UserError
 from conftest import make_text, overrides, run_command
 from data import prepare
 from dataset import Dataset
+from hardware import Hardware
 from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
-from train import Hardware, learning_rate, train
+from train import learning_rate, train
 
 
 @pytest.fixture(autouse=True)
@@ -528,7 +529,7 @@ def test_stage_2_needs_a_finished_stage_1_of_the_same_model(small, monkeypatch):
 
 
 def test_init_from_nowhere_says_what_it_may_be(small, tmp_path):
-    with pytest.raises(UserError, match='expected "scratch", "align", "golden", a method with a finished run in out_dir, or the folder of a run'):
+    with pytest.raises(UserError, match='expected "scratch", "align", "golden", "hf:FOLDER", a method with a finished run in out_dir, or the folder of a run'):
         stage2(small, init_from=str(tmp_path / "nowhere"))
 
 
@@ -573,12 +574,28 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(small, monkeypatch)
     monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
     plain = stage2(small, "plain")
     mine, theirs = state_of(skipped), state_of(plain)
-    assert losses_of(skipped)[:15] == losses_of(plain)[:15] and metrics_of(skipped)[15]["loss"] == 0 < metrics_of(plain)[15]["loss"]
+    assert losses_of(skipped)[:15] == losses_of(plain)[:15] and "loss" not in metrics_of(skipped)[15] and metrics_of(plain)[15]["loss"] > 0
     assert mine["step"] == 16 and {float(moments["step"]) for moments in mine["optimizer"]["state"].values()} == {15.0}
     assert {float(moments["step"]) for moments in theirs["optimizer"]["state"].values()} == {16.0}
     before = stage2(small, "before", max_skipped_steps=1, snapshot_interval=15)
     kept = torch.load(Path(before.run_dir, "snapshots", "00000015.pt"), weights_only=True)["model"]
     assert all(torch.equal(weight, kept[name]) for name, weight in mine["model"].items())
+
+
+def test_skipped_steps_are_counted_over_interruptions(small, monkeypatch):
+    """One skipped before the checkpoint and one after it are two."""
+    spoil_steps(monkeypatch, {3, 12})
+    config = replace(small, max_skipped_steps=1, checkpoint_interval=5, log_interval=5)
+    with pytest.raises(UserError, match="not finite in 2 steps, last in step 12"):
+        stage2(config)
+    with pytest.raises(UserError, match="not finite in 2 steps, last in step 12"):
+        stage2(config)
+
+
+def test_float16_without_any_finite_gradient_stops(small, monkeypatch):
+    spoil_steps(monkeypatch, set(range(100)))
+    with pytest.raises(UserError, match="not finite at any scale of the loss"):
+        stage2(small, dtype="fp16", max_steps=40, log_interval=10, checkpoint_interval=40)
 
 
 def test_too_many_such_steps_stop_the_run_and_say_where_the_rows_are(small, monkeypatch):
@@ -710,6 +727,15 @@ def test_without_a_compiler_training_goes_on(small, monkeypatch, capsys, reason)
     plain, compiled = stage2(small), stage2(small, "compiled", compile="on")
     assert f"torch.compile does not work here ({type(reason).__name__}" in capsys.readouterr().out
     assert_same_run(plain, compiled)
+
+
+def test_a_compiled_run_is_like_one_that_is_not(small, capsys):
+    """And the step that tries the compiler leaves nothing behind."""
+    small = replace(small, max_steps=10)
+    plain, compiled = stage2(small), stage2(small, "compiled", compile="on")
+    if "does not work here" in capsys.readouterr().out:
+        pytest.skip("no compiler here")
+    assert losses_of(compiled) == pytest.approx(losses_of(plain), rel=1e-3)
 
 
 def test_measured_speed_is_that_of_a_matrix_product(monkeypatch):

@@ -1,0 +1,118 @@
+"""The machine: device, precision, processes, how fast it multiplies matrices, and whether it compiles."""
+
+import contextlib
+import ctypes
+import math
+import os
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from config import Config, UserError
+from model import GPT
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3), in bytes
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: torch.device
+    dtype: torch.dtype   # of the matrix products; weights and optimizer are float32
+    rank: int
+    world: int           # number of processes
+    control: dist.ProcessGroup | None  # gloo group for small integers on the CPU, so that counting never waits for the GPU
+
+    @property
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 matrices itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def open_device(config: Config, local_rank: int = 0) -> torch.device:
+    """config.device, or for "auto" this process's GPU if there is one, else the CPU; made ready for work."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, another number, or as many --nproc_per_node as there are")
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def keep_freed_memory() -> None:
+    """
+    Tell glibc to keep what is freed for the next allocation. By default it gives large blocks back to the kernel, which zeroes
+    them anew: a third of a training step on a CPU. Elsewhere than on Linux with glibc nothing happens.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        # Older versions refuse more than 32 MB, and then answer 0.
+        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(M_TOP_PAD, 2**26)
+
+
+def start(config: Config) -> Hardware:
+    """Device, precision, and the process group when torchrun started several processes."""
+    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    if world > 1 and ":" in config.device:
+        raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes a GPU of its own")
+    device = open_device(config, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    control = None
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        control = dist.new_group(backend="gloo")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
+             "auto": torch.bfloat16 if bf16_pays(device) else torch.float32}[config.dtype]
+    return Hardware(device, dtype, rank, world, control)
+
+
+def matmul_rate(hardware: Hardware) -> float:
+    """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
+    n = 8192 if hardware.device.type == "cuda" else 1024
+    deadline = time.perf_counter() + 1
+    a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
+    best = math.inf
+    while best == math.inf or time.perf_counter() < deadline:
+        if hardware.device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        a @ b
+        if hardware.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
+def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
+    """torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not."""
+    if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
+        return model
+    ids = torch.zeros(min(config.micro_batch_size, config.batch_size // hardware.world), config.block_size, dtype=torch.long, device=hardware.device)
+    try:
+        network = torch.compile(model)
+        with hardware.autocast:
+            loss, _ = network(ids, ids)
+        loss.backward()
+        return network
+    except Exception as e:  # a missing compiler, Triton or header, a kernel that does not fit: each has an exception of its own
+        if hardware.rank == 0:
+            print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); going on without it")
+        return model
+    finally:
+        model.zero_grad(set_to_none=True)
