@@ -40,6 +40,13 @@ def make_golden(model: GPT, data: Dataset) -> None:
         weight[data.offsets["clone"]:data.vocab_size] = weight[:data.V]
 
 
+def check_sums(path: str) -> None:
+    """Raises zipfile.BadZipFile, or what else its reader raises, unless every part of a checkpoint has the checksum written with it."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is not as it was written")
+
+
 def save_checkpoint(path: str, state: dict) -> None:
     """
     Write `state` so that whatever happens there is a whole checkpoint at `path`: this one, read back and compared with its checksums,
@@ -50,9 +57,7 @@ def save_checkpoint(path: str, state: dict) -> None:
             torch.save(state, f)
             f.flush()
             os.fsync(f.fileno())
-        with zipfile.ZipFile(path + ".tmp") as archive:
-            if damaged := archive.testzip():
-                raise OSError(f"{damaged} in it does not read back as it was written")
+        check_sums(path + ".tmp")
         os.replace(path + ".tmp", path)
     except (OSError, RuntimeError, zipfile.BadZipFile) as e:
         with contextlib.suppress(OSError):
@@ -61,8 +66,9 @@ def save_checkpoint(path: str, state: dict) -> None:
 
 
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint, on the CPU. Never runs code from the file."""
+    """A checkpoint, on the CPU, its checksums compared. Never runs code from the file."""
     try:
+        check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"} - set(state)
     except FileNotFoundError as e:

@@ -24,7 +24,7 @@ import dictionary
 import knowledge
 from bins import Encoder, Progress, smallest_dtype, start_worker, text_batches, write_bins, write_facts, write_table
 from config import Config, UserError
-from dataset import FACT_SEED, FORMAT, Dataset, facts_of, text_language
+from dataset import FACT_SEED, FORMAT, Dataset, digest_of, facts_of, text_language
 from files import only_user, remembered, write_json
 from processes import Workers
 from table import aligned_surfaces, count_chunks, count_surfaces
@@ -297,7 +297,7 @@ def make(config: Config, origin: dict) -> None:
         "offsets": offsets, "coverage": dictionary.coverage(translated, counts, dictionaries),
         "digests": {name: corpus.file_digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"},
     }
-    write_json(os.path.join(partial, "meta.json"), meta)
+    write_json(os.path.join(partial, "meta.json"), meta | {"digest": digest_of(meta)})
     move_into_place(partial, config.data_dir)
     print(summary(config, meta))
 

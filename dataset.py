@@ -15,7 +15,7 @@ from files import read_json
 from table import Table
 from tokenizer import load_tokenizer
 
-FORMAT = 4
+FORMAT = 5
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 
@@ -31,6 +31,12 @@ def text_language(language: str, pivot: str) -> str:
     return pivot if language == "clone" else language
 
 
+def digest_of(meta: dict) -> str:
+    """SHA-256 of all else in meta.json."""
+    rest = json.loads(json.dumps({key: value for key, value in meta.items() if key != "digest"}))  # keys that are no strings become such
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_meta(data_dir: str) -> dict:
     path = os.path.join(data_dir, "meta.json")
     again = "run `python data.py` with the same config"
@@ -41,6 +47,8 @@ def read_meta(data_dir: str) -> dict:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise UserError(f"{path}: expected data format {FORMAT}, found {found}; {again}")
+    if meta.get("digest") != digest_of(meta):
+        raise UserError(f"{path}: not as data.py wrote it; delete {data_dir} and {again}")
     return meta
 
 

@@ -22,6 +22,14 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
+def check_result(run: dict, path: str) -> None:
+    """Raises UserError when a run's result is not what eval.py writes: what cannot be reported alone."""
+    try:
+        report_tables([run])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: not as eval.py writes it ({type(e).__name__}: {str(e)[:60]}); delete it and make it again") from e
+
+
 def gather(out_dir: str, needed: bool = True) -> list[dict]:
     """
     The results of every evaluated run in a folder, ordered by method and seed, joint first; under "nli" those of eval.py xnli.
@@ -34,9 +42,11 @@ def gather(out_dir: str, needed: bool = True) -> list[dict]:
             print(f"{path} is older than its run and left out; run eval.py again\n")
             continue
         runs.append(read_json(path, "delete it and make it again with eval.py"))
+        check_result(runs[-1], path)
         transfer = os.path.join(os.path.dirname(path), "xnli.json")
         if os.path.exists(transfer) and (not os.path.exists(checkpoint) or is_newer(transfer, checkpoint)):
             runs[-1]["nli"] = read_json(transfer, "delete it and make it again with eval.py xnli")
+            check_result(runs[-1], transfer)
     if not runs and needed:
         raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by `python eval.py CONFIG ...`")
     return sorted(runs, key=lambda r: (r["method"] != "joint", r["method"], r["seed"]))

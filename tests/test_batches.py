@@ -454,6 +454,15 @@ def test_too_little_text_and_too_many_facts(tiny):
     assert whole_rows(sampler.batch(np.array([0]))) == [tuple(bins_of(tiny)[0].tolist())]
 
 
+def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
+    """As damage between the blocks that the digest of a large bin has would make it."""
+    data = Dataset(tiny.data_dir)
+    sampler = Sampler(data, tiny)
+    sampler.bins["en"] = np.where(np.arange(len(sampler.bins["en"])) % 50 == 7, data.vocab_size, sampler.bins["en"])
+    with pytest.raises(UserError, match=f"training text of en has the token id {data.vocab_size}, .* delete the folder"):
+        sampler.batch(np.arange(8))
+
+
 def test_the_sampler_is_at_least_ten_times_as_fast_as_the_slow_codeswitch(tiny):
     data, rows, T = Dataset(tiny.data_dir), np.arange(512), 256
     sampler = sampler_of(tiny, block_size=T, mix={"en": 1.0}, codeswitch_ratio=0.5, stage1_steps=40)

@@ -22,7 +22,7 @@ from conftest import make_text, overrides, run_command
 from bins import Encoder, smallest_dtype
 from data import prepare
 from corpus import file_digest
-from dataset import Dataset
+from dataset import Dataset, digest_of
 from tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
 
 ODD_WORDS = ["naïve", "Straße", "日本語", "мир", "😀", "don't", "cannot", "it's", "I'll", "rock'n'roll", "o'clock", '"so"', "“so”",
@@ -623,8 +623,10 @@ def change(path: Path, new) -> None:
 
 
 def change_meta(folder: Path, **changes) -> None:
+    """A meta.json that says something else, and is whole."""
     meta = json.loads((folder / "meta.json").read_text()) | changes
-    (folder / "meta.json").write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
+    meta = {key: value for key, value in meta.items() if value is not None}
+    (folder / "meta.json").write_text(json.dumps(meta | {"digest": digest_of(meta)}))
 
 
 def swap_two_tokens(raw: bytes) -> bytes:
@@ -644,6 +646,7 @@ DAMAGE = {
     "meta not JSON": ("meta.json", lambda f: (f / "meta.json").write_text("format 1")),
     "meta cut short": ("meta.json", lambda f: change(f / "meta.json", lambda b: b[:-5])),
     "meta not text": ("meta.json", lambda f: (f / "meta.json").write_bytes(b"\xff\xfe")),
+    "meta edited": ("meta.json", lambda f: change(f / "meta.json", lambda b: b.replace(b'"V": 400', b'"V": 401'))),
     "meta a list": ("meta.json", lambda f: (f / "meta.json").write_text("[1]")),
     "meta without V": ("meta.json", lambda f: change_meta(f, V=None)),
     "meta without made_from": ("meta.json", lambda f: change_meta(f, made_from=None)),
