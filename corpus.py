@@ -47,7 +47,7 @@ READABLE = (*(kind + packed for kind in (".txt", ".jsonl") for packed in ("", *C
 
 
 def _unreadable(path: str, e: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); check that it is complete and yours to open")
+    return UserError(f"{path}: cannot be read ({' '.join(str(getattr(e, 'strerror', None) or e).split())}); check that it is complete and yours to open")
 
 
 def _files(source: str) -> list[str]:

@@ -81,7 +81,7 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
     except OSError as e:
         raise UserError(f"init_from=hf:{folder}: cannot read {path} ({e.strerror}); expected a Hugging Face folder on this machine") from e
     if not isinstance(theirs, dict) or theirs.get("model_type") != "gpt2":
-        raise UserError(f"{path}: expected model_type gpt2, found {theirs.get('model_type') if isinstance(theirs, dict) else theirs!r}")
+        raise UserError(f"{path}: expected model_type gpt2, found {(theirs.get('model_type') if isinstance(theirs, dict) else theirs)!r}")
     plain = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (model.ln_f.eps,), "scale_attn_weights": (True,),
              "scale_attn_by_inverse_layer_idx": (False,), "n_inner": (None, 4 * model.wte.embedding_dim)}
     for key, values in plain.items():

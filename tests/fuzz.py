@@ -108,12 +108,12 @@ def formats(folder: Path) -> dict[str, Format]:
 
     source = write("text/text.txt", TEXT)
     config = Config(data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(source), vocab_size=300, min_count=3, val_fraction=0.2, workers=1,
-                    fact_count=4, fact_frequencies=(9,), mix={"en": 0.75, "clone": 0.25}, batch_size=4, micro_batch_size=4, block_size=64, n_layer=1, n_head=1,
-                    n_embd=16, max_steps=6, stage1_steps=1, align_entries=4, device="cpu", dtype="fp32", eval_words=20, sample_count=2, eval_tokens=200)
+                    fact_count=4, fact_frequencies=(2,), mix={"en": 0.75, "clone": 0.25}, batch_size=4, micro_batch_size=4, block_size=64, n_layer=1, n_head=1,
+                    n_embd=16, max_steps=24, stage1_steps=2, align_entries=4, device="cpu", dtype="fp32", eval_words=20, sample_count=2, eval_tokens=200)
     prepare(config)
     training.StopSignal = lambda: type("Never", (), {"asked": False})()
     training.matmul_rate = lambda hardware: 1e9
-    training.train(replace(config, snapshot_interval=3), 0, 6)
+    training.train(replace(config, snapshot_interval=12), 0, 24)
     import eval as evaluation
 
     evaluation.evaluate(config)
@@ -184,7 +184,7 @@ def formats(folder: Path) -> dict[str, Format]:
         "tokenizer_alone": Format(write("alone/tokenizer.tiktoken", (folder / "data/tokenizer.tiktoken").read_bytes()), read_tokenizer),
         "table_tsv": Format(write("tables/table.tsv", (folder / "data/table.tsv").read_bytes()), lambda p: dictionary.read_table_tsv(str(p), table_config)),
         "checkpoint": Format(run_dir / "checkpoint.pt", read_checkpoint, True),
-        "config": Format(write("config/mine.py", '"""Mine."""\n\nmax_steps = 70\nmix = {"en": 0.9, "clone": 0.1}\nlearning_rate = 1e-3\ntargets = ("clone",)\nsource = "x"\n'),
+        "config": Format(write("config/mine.py", '"""Mine."""\n\nmax_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\nlearning_rate = 1e-3\ntargets = ("clone",)\nsource = "x"\n'),
                          lambda p: configs.load([str(p)])),
         "dictionary": Format(write("dictionary/en-de.txt", "house\tHaus\nold alt\nold alte\nthe die\nNew York\tNew York\nriver\tFluss\n"), lambda p: words_of(dictionary.read(str(p)))),
         "xnli": Format(write("nli/xnli.dev.tsv", "language\tgold_label\tsentence1\tsentence2\nen\tneutral\tA man walks.\tHe is tall.\nde\tentailment\tEin Mann.\tEr ist.\n"), read_pairs),

@@ -128,17 +128,26 @@ def test_perplexity_does_not_depend_on_the_batch_size(tiny, data):
         assert flat(result) == pytest.approx(flat(results[0]), rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def read_a_while(tiny, data, tmp_path_factory) -> GPT:
+    """A model that has seen enough text to use what stands before a token."""
+    config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("while")), max_steps=200, learning_rate=3e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "StopSignal", lambda: SimpleNamespace(asked=False))
+        training.main(overrides(config))
+    return load_trained(config.run_dir, data)[0]
+
+
 @pytest.mark.parametrize("shift", [1, 5, 16, 21])
-def test_perplexity_hardly_depends_on_how_documents_fall_on_blocks(data, out_dir, tiny, monkeypatch, shift):
+def test_perplexity_hardly_depends_on_how_documents_fall_on_blocks(data, read_a_while, tiny, monkeypatch, shift):
     """A text that begins some tokens later falls on other blocks; of tokens that both have, only the length of the context differs."""
-    model, _ = load_trained(str(Path(out_dir, "joint", "seed1")), data)
-    tokens = data.tokens("en", "val")
+    model, tokens = read_a_while, data.tokens("en", "val")
     monkeypatch.setattr(evaluation, "token_kinds", lambda _: np.zeros(len(tokens), dtype=np.int64))
     whole = language_model(model, data, "en", tiny)["ppl"]
     monkeypatch.setattr(data, "tokens", lambda *_: tokens[shift:])
     shifted = language_model(model, data, "en", tiny)
-    assert shifted["tokens"] == len(tokens) - 1 - shift and shifted["ppl"] == pytest.approx(whole, rel=0.01)
-    assert 1 < whole < 0.5 * data.V  # a model that has learned something
+    assert shifted["tokens"] == len(tokens) - 1 - shift and shifted["ppl"] == pytest.approx(whole, rel=0.03)
+    assert 1 < whole < 0.5 * data.V
 
 
 def test_golden_model_reads_the_clone_as_well_as_english(tiny, data):

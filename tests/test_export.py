@@ -115,7 +115,7 @@ def test_both_stages_go_on_from_it(run, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("config, message", [
-    ({"model_type": "llama"}, "expected model_type gpt2, found llama"),
+    ({"model_type": "llama"}, "expected model_type gpt2, found 'llama'"),
     ({"n_layer": 3}, "--n_layer=3 \\(here 2\\)"),
     ({"tie_word_embeddings": False}, "--tie_embeddings=false"),
     ({"vocab_size": 7}, "its vocabulary has 7 ids"),

@@ -126,7 +126,22 @@ def test_loss_without_gradients_is_the_same():
     with torch.no_grad():
         total, losses = linear_cross_entropy(hidden, weight, targets)
     assert not total.requires_grad
-    assert torch.equal(losses, linear_cross_entropy(hidden, weight, targets)[1])
+    torch.testing.assert_close(losses, linear_cross_entropy(hidden, weight, targets)[1])
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_gradients_of_confident_predictions_survive_bf16(target):
+    """With p(target) of 0.9991, which bf16 rounds to 1, as with p(target) of 0.0009: the slow way in float64 says what they are."""
+    hidden, weight = torch.eye(1, 4).view(1, 1, 4).repeat(1, 3, 1).requires_grad_(), torch.nn.Parameter(torch.tensor([[7.0, 1, 2, 3], [0, 3, 2, 1]]))
+    targets = torch.full((1, 3), target)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses = linear_cross_entropy(hidden, weight, targets)
+    got = gradients(total, hidden, weight)
+    exact_hidden, exact_weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    expected = F.cross_entropy((exact_hidden @ exact_weight.T).flatten(0, 1), targets.flatten(), reduction="sum")
+    for mine, exact in zip(got, gradients(expected, exact_hidden, exact_weight)):
+        torch.testing.assert_close(mine.double(), exact, rtol=0.01, atol=1e-5)
+    torch.testing.assert_close(total.double(), expected, rtol=0.01, atol=0)
 
 
 def test_only_what_is_asked_for_gets_a_gradient():
@@ -228,7 +243,7 @@ def test_without_gradients_none_are_taken(monkeypatch):
     expected = linear_cross_entropy(hidden, weight, torch.ones(1, 5, dtype=torch.long))[1]
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: pytest.fail("made room for the gradient of the weight"))
     with torch.no_grad():
-        assert torch.equal(linear_cross_entropy(hidden, weight, torch.ones(1, 5, dtype=torch.long))[1], expected)
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, torch.ones(1, 5, dtype=torch.long))[1], expected)
 
 
 def test_float16_sums_of_many_tokens_do_not_overflow():

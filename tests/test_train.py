@@ -731,11 +731,10 @@ def test_without_a_compiler_training_goes_on(small, monkeypatch, capsys, reason)
 
 def test_a_compiled_run_is_like_one_that_is_not(small, capsys):
     """And the step that tries the compiler leaves nothing behind."""
-    small = replace(small, max_steps=10)
     plain, compiled = stage2(small), stage2(small, "compiled", compile="on")
     if "does not work here" in capsys.readouterr().out:
         pytest.skip("no compiler here")
-    assert losses_of(compiled) == pytest.approx(losses_of(plain), rel=1e-3)
+    assert [line["loss"] for line in losses_of(compiled)] == pytest.approx([line["loss"] for line in losses_of(plain)], rel=1e-3)
 
 
 def test_measured_speed_is_that_of_a_matrix_product(monkeypatch):
