@@ -7,8 +7,9 @@ a resume and for any number of processes, and nothing has to be saved or fast-fo
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,13 +17,15 @@ from config import Config, UserError
 from dataset import Dataset
 from table import Table
 
+Made = TypeVar("Made")
+
 # What a random number is for. Part of its key, so that no two uses share one.
 PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)
 
 
 def hash64(*keys: int | np.ndarray) -> np.ndarray:
     """A uniformly mixed uint64 for every combination of keys, arrays broadcast (splitmix64 over the keys in turn)."""
-    h = np.uint64(0)
+    h = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
             h = h ^ np.asarray(key).astype(np.uint64)
@@ -46,13 +49,13 @@ def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
     """
     half = max(1, ((max(n - 1, 1)).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = [np.broadcast_to(np.asarray(key), index.shape) for key in keys]
+    by_element = [np.broadcast_to(np.asarray(key), index.shape) for key in keys]
     result = index.astype(np.uint64)
     todo = np.arange(len(index))
     while len(todo):
         left, right = result[todo] >> np.uint64(half), result[todo] & mask
         for round_ in range(4):
-            left, right = right, left ^ (hash64(PERMUTE, *(key[todo] for key in keys), round_, right) & mask)
+            left, right = right, left ^ (hash64(PERMUTE, *(key[todo] for key in by_element), round_, right) & mask)
         result[todo] = left << np.uint64(half) | right
         todo = todo[result[todo] >= n]
     return result.astype(np.int64)
@@ -278,13 +281,14 @@ class Sampler:
         return Batch(inputs, targets, stream)
 
 
-def prefetch(make: Callable[[int], object], steps: range) -> Iterator[object]:
+def prefetch(make: Callable[[int], Made], steps: range) -> Generator[Made, None, None]:
     """make(step) for every step, each computed by a background thread while the one before is used."""
     ready: queue.Queue = queue.Queue(maxsize=2)
     stop = threading.Event()
 
     def work() -> None:
         for step in steps:
+            item: Made | BaseException
             try:
                 item = make(step)
             except BaseException as e:  # handed over, and raised where the batch is awaited

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,9 +86,10 @@ def theirs(config: Config, hardware: Hardware, data: Dataset) -> Steps | None:
     except ImportError:
         return None
     torch.manual_seed(config.seed)
-    model = GPT2LMHeadModel(GPT2Config(
+    model: Any = GPT2LMHeadModel(GPT2Config(
         vocab_size=data.vocab_size, n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=config.tie_embeddings)).to(hardware.device).train()
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=config.tie_embeddings))
+    model = model.to(hardware.device).train()
     if hardware.device.type == "cuda" and config.compile != "off":
         model = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
@@ -112,7 +114,7 @@ def theirs(config: Config, hardware: Hardware, data: Dataset) -> Steps | None:
     return steps
 
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[Callable[[Config, Hardware, Dataset], Steps | None], Callable[[Config], Config]]] = {
     "step": (ours, lambda c: replace(c, codeswitch_ratio=0.0)),
     "step, codeswitching": (ours, lambda c: replace(c, codeswitch_ratio=c.codeswitch_ratio or 0.05)),
     "step of stage 1": (ours, stage1_config),
@@ -152,14 +154,16 @@ def forget_peak() -> None:
         f.write("5")
 
 
-def peak_memory(name: str, config: Config, queue) -> None:
+def peak_memory(name: str, config: Config, queue: multiprocessing.Queue) -> None:
     """Run in a process of its own: bytes that three steps add to what it holds before them."""
     hardware, data = start(config), Dataset(config.data_dir)
     make, change = VARIANTS[name]
     torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device) @ torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device)  # libraries load
     forget_peak()
     before = peak_resident()
-    make(change(config), hardware, data)(3)
+    steps = make(change(config), hardware, data)
+    assert steps is not None  # or it would not have been timed
+    steps(3)
     if hardware.device.type == "cuda":
         queue.put(torch.cuda.max_memory_allocated())
     else:

@@ -183,7 +183,7 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
 
-def _typed(key: str, value: object, where: str) -> object:
+def _typed(key: str, value: typing.Any, where: str) -> typing.Any:
     """`value` as the type of knob `key`, or a UserError that names the type expected and what was found."""
     if key not in FIELDS:
         close = difflib.get_close_matches(key, FIELDS, n=1)
@@ -211,7 +211,7 @@ def _typed(key: str, value: object, where: str) -> object:
     return value
 
 
-def _read_file(path: str) -> dict[str, object]:
+def _read_file(path: str) -> dict[str, typing.Any]:
     """The assignments of a config file. Literals only, so that reading a config never runs code."""
     try:
         with open(path, encoding="utf-8") as f:
@@ -235,7 +235,7 @@ def _read_file(path: str) -> dict[str, object]:
     return values
 
 
-def _read_override(argument: str) -> tuple[str, object]:
+def _read_override(argument: str) -> tuple[str, typing.Any]:
     key, equals, text = argument[2:].partition("=")
     if not equals:
         raise UserError(f"{argument}: expected --key=value")
@@ -341,7 +341,7 @@ def load(arguments: list[str], usage: str = "") -> Config:
     if "--help" in arguments or "-h" in arguments:
         print(f"{usage.strip()}\n{help_text()}")
         raise SystemExit(0)
-    values: dict[str, object] = {}
+    values: dict[str, typing.Any] = {}
     overrides = [a for a in arguments if a.startswith("--")]
     for path in (a for a in arguments if not a.startswith("--")):
         values |= _read_file(path)
@@ -353,10 +353,11 @@ def load(arguments: list[str], usage: str = "") -> Config:
     return config
 
 
-def from_plain(plain: dict, where: str) -> Config:
+def from_plain(plain: dict[str, typing.Any], where: str) -> Config:
     """The config that `Config.plain` gave, read back. Raises UserError, naming `where` it was read, when it is of another version."""
     try:
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+        values: dict[str, typing.Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return Config(**values)
     except TypeError as e:
         raise UserError(f"{where}: its config is of another version ({e})") from e
 

@@ -24,8 +24,8 @@ import sysconfig
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -42,7 +42,7 @@ def _open_zst(file: BinaryIO) -> BinaryIO:
     return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
 
 
-COMPRESSION = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
+COMPRESSION: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
 READABLE = (*(kind + packed for kind in (".txt", ".jsonl") for packed in ("", *COMPRESSION)), ".parquet")
 
 
@@ -208,7 +208,7 @@ def _visible(lines: list[str]) -> Iterator[str]:
         doctest = bool(content) and (doctest or content.startswith((">>>", "$ ")))
         title = not UNDERLINE.fullmatch(content) and UNDERLINE.fullmatch(after.strip())
         if content and title:
-            hidden_section = HIDDEN_TITLE.fullmatch(content)
+            hidden_section = HIDDEN_TITLE.fullmatch(content) is not None
         if title or doctest or hidden_section or hidden_below is not None or UNDERLINE.fullmatch(content):
             yield ""
         elif HIDDEN_HEADER.fullmatch(content):
@@ -218,6 +218,12 @@ def _visible(lines: list[str]) -> Iterator[str]:
             yield line
 
 
+def _end_of_match(pattern: re.Pattern, text: str, start: int = 0) -> int:
+    """Where a pattern that may match nothing ends."""
+    match = pattern.match(text, start)
+    return match.end() if match else start
+
+
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Wrapped lines joined; bullets, parameter names and the headers of indented descriptions taken off."""
     paragraph: list[str] = []
@@ -225,8 +231,8 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     named = short = False   # the first line began with NAME; it is too short to have been wrapped
     for line in [*lines, ""]:
         content, indent = line.strip(), _indent(line)
-        marker = MARKER.match(content).end()
-        text = content[NAME.match(content, marker).end():]
+        marker = _end_of_match(MARKER, content)
+        text = content[_end_of_match(NAME, content, marker):]
         has_name = len(text) < len(content) - marker
         if body >= 0:
             fits = indent == body
@@ -264,8 +270,8 @@ def _strings(node: ast.AST) -> Iterator[str]:
         if isinstance(child, COMPOUND):
             yield from _strings(child)
         elif isinstance(child, ast.stmt):
-            parts = [part for part in ast.walk(child) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-            yield from (part.value for part in sorted(parts, key=lambda part: (part.lineno, part.col_offset)))
+            parts = [(part.lineno, part.col_offset, part.value) for part in ast.walk(child) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            yield from (value for _, _, value in sorted(parts, key=lambda part: part[:2]))
 
 
 def _module_prose(path: str) -> list[str]:
@@ -319,7 +325,7 @@ _harvested: list[str] = []  # once per process: who asks for the documents asks 
 def _builtin(progress: bool, workers: int) -> list[str]:
     if not _harvested:
         specs = [spec for spec in map(importlib.util.find_spec, PACKAGES) if spec is not None]
-        places = [spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin for spec in specs]
+        places = [spec.submodule_search_locations[0] if spec.submodule_search_locations else str(spec.origin) for spec in specs]
         _harvested.extend(harvest([sysconfig.get_path("stdlib"), *places], progress, workers))
     return _harvested
 

@@ -114,7 +114,8 @@ def count_in(workers: Workers, count: Callable[[list[str]], Counter], texts: Ite
     `count` of all texts. Memory is bounded: beyond MAX_COUNTED different things those seen least are forgotten, which can
     matter only to what is about as rare as that.
     """
-    total, least = Counter(), 1
+    total: Counter = Counter()
+    least = 1
     for counts in workers.map(count, text_batches(texts)):
         total.update(counts)
         while len(total) > MAX_COUNTED:
@@ -161,7 +162,7 @@ def check_targets(config: Config) -> None:
 
 def made_from(config: Config) -> dict:
     """All that decides what is made: format, settings, and the files that are read."""
-    inputs = {}
+    inputs: dict[str, str] = {}
     for language in config.written:
         inputs |= corpus.fingerprint(config.source_of(language), progress=True, workers=config.workers)
     translations = [config.table] if config.table else [path for language in config.written[1:] for path in dictionary.dictionary_files(config.dictionary_of(language))]

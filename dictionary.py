@@ -172,7 +172,7 @@ def read_table_tsv(path: str, config: Config) -> dict[str, dict[str, list[str]]]
             _, _, surface, language, translation = fields
             surface, translation = json.loads(surface), json.loads(translation)
         except ValueError:
-            surface = translation = None
+            surface = translation = language = ""
         if not isinstance(surface, str) or not isinstance(translation, str) or not surface or not translation:
             raise UserError(f"{path}:{number}: expected {', '.join(COLUMNS)} with tabs between them, both words quoted as in JSON, found {line.strip()[:80]!r}")
         if language not in config.targets:

@@ -183,7 +183,7 @@ def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
         for side in (0, l):
             ids, length = padded(table, table.groups[entries * L + side])  # the first word of each entry in this language
             sides.append(word_representations(model, torch.from_numpy(ids), torch.from_numpy(length)))
-        alone = F.cosine_similarity(*sides, dim=-1).mean(1)  # (L + 2,)
+        alone = F.cosine_similarity(sides[0], sides[1], dim=-1).mean(1)  # (L + 2,)
         other = F.cosine_similarity(sides[0], sides[1].roll(1, dims=1), dim=-1).mean(1)
         text = running_text(model, data, language, config) if language == "clone" else [None] * len(alone)
         rows += [{"language": language, "layer": name, "words": float(a), "random": float(o), "text": t}

@@ -188,7 +188,7 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
 
 def runs_with_weights(out_dir: str) -> Iterator[Config]:
     """The configs of the first seed of every method but those of coverage, joint first, where it has a checkpoint, with the out_dir that they are in now."""
-    first = {}
+    first: dict[str, str] = {}
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "checkpoint.pt"))):
         first.setdefault(os.path.relpath(path, out_dir).split(os.sep)[0], path)
     for method, path in sorted(first.items(), key=lambda item: (item[0] != "joint", item[0] != "prealign", item[0])):

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from config import UserError
 
@@ -24,7 +24,7 @@ def write_json(path: str, value: object) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
-def read_json(path: str, again: str) -> object:
+def read_json(path: str, again: str) -> Any:
     """Raises UserError, saying how to make the file `again`, when it is not JSON."""
     try:
         with open(path, encoding="utf-8") as f:

@@ -9,6 +9,7 @@ language inference, then test it in English and, without a single training pair 
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ def fine_tune(model: GPT, rows: list[np.ndarray], pairs: list[Pair], labels: int
     target = torch.tensor([pair.label for pair in pairs], device=hardware.device)
     per_epoch = math.ceil(len(rows) / config.nli_batch_size)
     schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=per_epoch * config.nli_epochs, align_steps="none")
-    best, best_state, step = -1.0, None, 0
+    best, step = -1.0, 0
+    best_state: dict[str, torch.Tensor] = {}
     with tqdm(total=per_epoch * config.nli_epochs, desc=f"fine-tuning, seed {seed}", unit="step", disable=None) as bar:
         for _ in range(config.nli_epochs):
             classifier.train()
@@ -145,7 +147,7 @@ def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> d
             raise UserError(f"the labels of the {name} pairs are {', '.join(found)}, those of the training pairs {', '.join(labels)}")
     rows = {split: encode_pairs(pairs, data, data.pivot, config.block_size) for split, (pairs, _) in splits.items()}
     test_rows = {language: encode_pairs(pairs, data, language, config.block_size) for language, (pairs, _) in tests.items()}
-    result = {"train": config.nli_train, "test": config.nli_test, "pairs": len(rows["train"]), "labels": list(labels), "dev": [],
+    result: dict[str, Any] = {"train": config.nli_train, "test": config.nli_test, "pairs": len(rows["train"]), "labels": list(labels), "dev": [],
               "languages": {language: {"accuracies": [], "n": len(pairs)} for language, (pairs, _) in tests.items()}}
     for seed in range(1, config.nli_seeds + 1):
         classifier, dev = fine_tune(model, rows["train"], splits["train"][0], len(labels), (rows["dev"], splits["dev"][0]), config, hardware, seed)

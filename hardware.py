@@ -105,7 +105,7 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
         return model
     ids = torch.zeros(min(config.micro_batch_size, config.batch_size // hardware.world), config.block_size, dtype=torch.long, device=hardware.device)
     try:
-        network = torch.compile(model)
+        network: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
         with hardware.autocast:
             loss, _ = network(ids, ids)
         loss.backward()

@@ -43,7 +43,7 @@ def gpt2_config(model: GPT, end_of_text: int) -> dict:
     """config.json of a Hugging Face folder."""
     return {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": model.wte.num_embeddings, "n_positions": model.block_size,
-        "n_embd": model.wte.embedding_dim, "n_layer": len(model.blocks), "n_head": model.blocks[0].attention.n_head,
+        "n_embd": model.wte.embedding_dim, "n_layer": len(model.blocks), "n_head": model.n_head,
         "activation_function": "gelu_new", "layer_norm_epsilon": model.ln_f.eps, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
         "tie_word_embeddings": is_tied(model), "bos_token_id": end_of_text, "eos_token_id": end_of_text, "torch_dtype": "float32"}
 

@@ -33,7 +33,7 @@ class Fact:
     subject: str                # in no other fact
     relation: Relation
     object: str
-    distractors: tuple[str, str, str]  # other objects of the same relation
+    distractors: tuple[str, ...]  # three other objects of the same relation
     frequency: int              # how many times it is stated in training
     language: str               # in which it is stated there
     period: int                 # of training, in which it is stated; from 0
@@ -278,7 +278,8 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Seq
     for place, index in enumerate(by_kind):
         # Along the diagonals of the given x family table: small sets share no part of a name, and no name comes twice.
         subject = f"{given[index % PARTS]} {family[(index + index // PARTS) % PARTS]}"
-        facts.append(Fact(index, subject, *answers[place % len(answers)], *kinds[index % len(kinds)]))
+        relation, answer, others = answers[place % len(answers)]
+        facts.append(Fact(index, subject, relation, answer, others, *kinds[index % len(kinds)]))
     return sorted(facts, key=lambda fact: fact.index)
 
 

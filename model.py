@@ -69,7 +69,7 @@ class GPT(nn.Module):
     def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int,
                  tie_embeddings: bool = True, init_std: float = 0.02, embedding_init_std: float = 0.02):
         super().__init__()
-        self.block_size = block_size
+        self.block_size, self.n_head = block_size, n_head
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(block_size, n_embd)
         self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))

@@ -19,7 +19,7 @@ rules alone. Each hypothesis comes with one premise for each label, so that it b
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import corpus
@@ -54,7 +54,9 @@ def read(path: str, language: str | None = None, several: bool = False) -> tuple
     said to be of `several`. Pairs without a gold label ("-") are left out, as their publishers advise. Raises UserError, naming the
     line, for anything else.
     """
-    pairs, labels, languages = [], None, set()
+    pairs: list[Pair] = []
+    labels: tuple[str, ...] = ()
+    languages = set()
     for number, row in _rows(path):
         where = f"{path}:{number}"
         if several and "language" not in row:
@@ -125,7 +127,7 @@ QUANTIFIERS = {"every": "not every", "some": "no"} | {f"at least {n}": f"fewer t
 TRIES = 1000
 
 
-def _general(tree: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _general(tree: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {specific: general for general, specifics in tree.items() for specific in specifics}
 
 
@@ -183,12 +185,12 @@ def _choice(rng: random.Random, items: Sequence[str]) -> str:
     return items[int(rng.random() * len(items))]
 
 
-def _any(rng: random.Random, tree: dict[str, tuple[str, ...]]) -> str:
+def _any(rng: random.Random, tree: Mapping[str, tuple[str, ...]]) -> str:
     general = _choice(rng, tuple(tree))
     return _choice(rng, (general, *tree[general]))
 
 
-def _near(rng: random.Random, word: str, tree: dict[str, tuple[str, ...]]) -> str:
+def _near(rng: random.Random, word: str, tree: Mapping[str, tuple[str, ...]]) -> str:
     """Mostly the word itself, the general one, or another specific one of the same kind; else any."""
     general = GENERAL.get(word, word)
     return _choice(rng, (word, word, general, _choice(rng, tree[general]), _any(rng, tree)))
@@ -216,7 +218,9 @@ def builtin(split: str, count: int) -> list[Pair]:
     No sentence is in two splits, and no hypothesis comes with two triples. Raises UserError when there are not so many.
     """
     rng = random.Random(f"nli {split}")
-    pairs, used, in_vain = [], set(), 0
+    pairs: list[Pair] = []
+    used: set[Statement] = set()
+    in_vain = 0
     while len(pairs) < len(LABELS) * count:
         hypothesis = _hypothesis(rng)
         if hypothesis in used or _split(hypothesis) != split:

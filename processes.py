@@ -6,13 +6,14 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from config import UserError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 AHEAD = 4  # items under way or done for each process
 
 
@@ -20,7 +21,13 @@ def _begin(start: Callable | None, arguments: tuple) -> None:
     """Leave Ctrl-C to the process that this one works for, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        def end_with_parent() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=end_with_parent, daemon=True).start()
     if start is not None:
         start(*arguments)
 
@@ -43,7 +50,7 @@ class Workers:
         work(item) of each item, in order. Items are read only as fast as results are taken, so that memory is bounded.
         Raises what `work` raises, and UserError when a process has died.
         """
-        waiting = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(self.executor.submit(work, item))

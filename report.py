@@ -9,7 +9,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from config import UserError
 from files import is_newer, read_json, write_json, write_text
@@ -35,7 +35,7 @@ def gather(out_dir: str, needed: bool = True) -> list[dict]:
     The results of every evaluated run in a folder, ordered by method and seed, joint first; under "nli" those of eval.py xnli.
     Raises UserError when they are `needed` and there is none.
     """
-    runs = []
+    runs: list[dict] = []
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "eval.json"))):
         checkpoint = os.path.join(os.path.dirname(path), "checkpoint.pt")
         if os.path.exists(checkpoint) and not is_newer(path, checkpoint):
@@ -58,13 +58,13 @@ def percent(share: float, n: int) -> str:
     return f"{100 * share:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def spread(values: list[float | None], digits: int) -> str:
+def spread(values: Sequence[float | None], digits: int) -> str:
     """Mean and standard deviation of the values that there are, or "-"."""
-    values = [value for value in values if value is not None]
-    if not values:
+    known = [value for value in values if value is not None]
+    if not known:
         return "-"
-    sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{sd}"
+    sd = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{sd}"
 
 
 def in_any(runs: list[dict], *path: str) -> list[str]:
@@ -127,8 +127,8 @@ def report_tables(runs: list[dict]) -> str:
                  + [spread([clka_percent(r, p) for r in group], 1) for p in pairs] + [spread([inference(r, l) for r in group], 1) for l in tested]
                  for method, group in by_method.items()]
         text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
-    if lines := comparison(runs):
-        text += "\n\n" + lines
+    if compared := comparison(runs):
+        text += "\n\n" + compared
     for name, table in paper_tables(by_method):
         text += f"\n\n{name}\n\n" + table
     if table := seen_and_unseen(by_method):
@@ -155,7 +155,8 @@ KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words
 
 def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
     """The coverage methods (the paper's Fig. 6): a run with a share of the table has seen the quarters of the table below it."""
-    header, rows = None, []
+    header: list[str] = []
+    rows = []
     for method, runs in by_method.items():
         coverage = runs[0].get("config", {}).get("align_coverage")
         if not (method.startswith("coverage") or method == "prealign") or coverage is None or 4 * coverage % 1:  # tokens are counted by quarters

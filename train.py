@@ -122,7 +122,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Words | None, 
     finite changes nothing and is counted, without waiting for the GPU to know.
     """
     config, hardware, scaler, sums = training.config, training.hardware, training.scaler, training.sums.clone()
-    no_sync = training.network.no_sync if hardware.world > 1 else contextlib.nullcontext
+    no_sync = training.network.no_sync if isinstance(training.network, DistributedDataParallel) else contextlib.nullcontext
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     if words is not None:
@@ -148,7 +148,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Words | None, 
     good = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf).isfinite()
     training.sums.copy_(torch.where(good, sums, training.sums))
     if not scaler.is_enabled():  # float16's own scaler skips such steps: it finds its scale by them
-        training.optimizer.found_inf = (~good).float()  # fused AdamW looks at this on the device
+        training.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW looks at this on the device
         training.skipped += torch.where(good, 0, torch.stack([training.skipped.new_tensor(1), step - training.skipped[1]]))
     scaler.step(training.optimizer)
     scaler.update()
@@ -201,7 +201,9 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                         "use a larger vocab_size or block_size")
     model = make_model(config, data.vocab_size)
     path = os.path.join(config.run_dir, "checkpoint.pt")
-    step, state = first_step, None
+    step = first_step
+    state: dict | None = None
+    before: dict | None = None
     if os.path.exists(path):
         before = state = load_checkpoint(path)
         check_matches(state, path, config, data, FIXED)
@@ -216,7 +218,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             print(f"{config.run_dir} is finished ({step} steps)")
         return
     training = set_up(config, hardware, data, model)
-    if state is not None or config.init_from == "align":  # stage 2 goes on with stage 1's optimizer
+    if before is not None and (state is not None or config.init_from == "align"):  # stage 2 goes on with stage 1's optimizer
         training.optimizer.load_state_dict(before["optimizer"])
         training.scaler.load_state_dict(before["scaler"])
     # Tokens that the weights have seen, by the run they are from too.
@@ -240,10 +242,10 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             if hardware.world > 1:
                 dist.all_reduce(training.sums)
             check_finite(training, step, save, path)  # here and in the next line, only, does the loop wait for the GPU
-            if main_process:
+            if log is not None:
                 log.line(step, learning_rate(step - 1, config), training.sums.tolist())
             training.sums.zero_()
-        elif main_process:
+        elif log is not None:
             log.tick(step)
         snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
         if main_process and (save or snapshot):
@@ -261,7 +263,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                 print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
             batches.close()
             raise SystemExit(stop.exit_code or 128 + signal.SIGTERM)
-    if main_process:
+    if log is not None:
         log.close()
 
 
@@ -281,7 +283,7 @@ class StopSignal:
 
 def other_logs(config: Config) -> list[Callable[[dict], None]]:
     """Where else the lines of metrics.jsonl go. Raises UserError when the package for that is not installed."""
-    logs = []
+    logs: list[Callable[[dict], None]] = []
     try:
         if config.wandb:
             import wandb
@@ -293,7 +295,13 @@ def other_logs(config: Config) -> list[Callable[[dict], None]]:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"))
-            logs.append(lambda record: [writer.add_scalar(name, value, record["step"]) for name, value in record.items() if name != "step"])
+
+            def write(record: dict) -> None:
+                for name, value in record.items():
+                    if name != "step":
+                        writer.add_scalar(name, value, record["step"])
+
+            logs.append(write)
     except ImportError as e:
         raise UserError(f"logging needs a package that is not installed: pip install {(e.name or 'tensorboard').partition('.')[0]}") from e
     return logs

@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -136,7 +137,8 @@ class Cache:
                         pass
                     if line.endswith(b"\n"):
                         raise UserError(f"{path}:{number}: not an answer of translate.py, found {line[:60]!r}; mend or delete the line")
-        self.whole, self.file = whole, None
+        self.whole = whole
+        self.file: BinaryIO | None = None
 
     def add(self, translations: dict[str, list[str]], model: str) -> None:
         if self.file is None:
