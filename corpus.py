@@ -146,7 +146,7 @@ def _read_parquet(path: str, bar: tqdm) -> Iterator[str]:
                 for text in batch.column(0).to_pylist():
                     yield _document((text or "").split("\n"))
                 bar.update(size * len(batch) // rows)
-    except (OSError, pyarrow.ArrowException) as e:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as e:
         raise _unreadable(path, e) from e
 
 

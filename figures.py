@@ -176,7 +176,7 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
     def first() -> GPT:
         torch.manual_seed(config.seed)
         model = make_model(config, data.vocab_size)
-        if config.init_from == "golden":
+        if config.init_from == "golden" or config.init_from.startswith("hf:"):
             initial_state(model, config, data)
         return model
 
@@ -187,13 +187,15 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
 
 
 def runs_with_weights(out_dir: str) -> Iterator[Config]:
-    """The configs of the first seed of every method but those of coverage, joint first, where it has a checkpoint, with the out_dir that they are in now."""
+    """The configs of the first seed of every method but those of coverage, joint first, where it is finished, with the out_dir that they are in now."""
     first: dict[str, str] = {}
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "checkpoint.pt"))):
         first.setdefault(os.path.relpath(path, out_dir).split(os.sep)[0], path)
     for method, path in sorted(first.items(), key=lambda item: (item[0] != "joint", item[0] != "prealign", item[0])):
         if not method.startswith(("align", "coverage")):
-            yield replace(configs.from_plain(load_checkpoint(path)["config"], path), out_dir=out_dir)
+            state = load_checkpoint(path)
+            if state["step"] == state["last_step"]:
+                yield replace(configs.from_plain(state["config"], path), out_dir=out_dir)
 
 
 def figure_words(out_dir: str) -> tuple | None:

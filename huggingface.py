@@ -64,7 +64,7 @@ def read_weights(folder: str) -> dict[str, torch.Tensor]:
     except ImportError as e:
         raise UserError(f"to read {safe}, install safetensors: pip install safetensors") from e
     except Exception as e:  # safetensors and torch.load raise what their readers raise
-        raise UserError(f"{safe if os.path.exists(safe) else pickled}: not a file of weights ({type(e).__name__}: {e})") from e
+        raise UserError(f"{safe if os.path.exists(safe) else pickled}: not a whole file of weights ({type(e).__name__})") from e
 
 
 @torch.no_grad()

@@ -205,8 +205,12 @@ def read_dynamics(path: str) -> list[dict]:
     with open(path, encoding="utf-8") as f:
         try:
             records = [json.loads(line) for line in f]
-            [record["method"] for record in records]
-        except (ValueError, LookupError, TypeError) as e:
+            for record in records:  # what tables and figures need
+                str(record["method"]) + f"{record['step']:d} {record['seed']:d}"
+                [f"{int(n)} {cell['accuracy']:f} {cell['n']:d}" for n, pairs in record["clka"].items() for cell in pairs.values()]
+                [f"{s['language']}{s['layer']}" + (f"{s['words']:f}" if s["words"] is not None else "") + (f"{s['text']:f}" if s["text"] is not None else "")
+                 for s in record["similarity"]]
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise UserError(f"{path}: not the lines of eval.py dynamics ({e}); delete it and make it again") from e
     return records
 

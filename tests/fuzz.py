@@ -320,7 +320,7 @@ def main() -> int:
                 (kept / f"{name}.{case}").write_bytes(data)
                 (kept / f"{name}.{case}.why").write_text(what)
             for last in Counter(what.strip().splitlines()[-1] for _, _, what in unclassified):
-                print(f"    {last}")
+                print(f"    {last[:200]}")
             failed += len(unclassified)
     if failed:
         print(f"the unclassified ones are in {kept}")

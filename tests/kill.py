@@ -4,8 +4,9 @@ Killed at random moments and started again, a run ends as if nothing had happene
     python tests/kill.py config/demo.py                              # 50 kills over data.py, prealign.py, train.py and eval.py
     python tests/kill.py config/demo.py --kills=20 --processes=2     # of one process of two under torchrun, which starts them again
 
-Runs everything once undisturbed, then again in another folder with kill -9, and compares. Needs a CPU; on a GPU sums are not always added in
-the same order. More arguments, --knob=value, go to every command.
+Runs everything once undisturbed, then again in another folder with kill -9, and compares; both with a checkpoint every 20 steps, so that there is
+something to go on from. Exit code 1 when something differs, or when no killed training went on from a checkpoint. Needs a CPU; on a GPU sums are
+not always added in the same order. More arguments, --knob=value, go to every command.
 """
 
 import json
@@ -14,6 +15,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,15 +32,19 @@ def commands(processes: int) -> list[list[str]]:
 
 
 def start(command: list[str], arguments: list[str]) -> subprocess.Popen:
+    """Its standard error goes to a file, as nobody reads it while it runs."""
     at = next(i for i, part in enumerate(command) if part.endswith(".py"))  # config files in the order of the method last
-    return subprocess.Popen([sys.executable, *command[:at + 1], *arguments, *command[at + 1:]], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *command[:at + 1], *arguments, *command[at + 1:]], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
+                               stderr=(errors := tempfile.TemporaryFile("w+")))
+    process.errors = errors
+    return process
 
 
 def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"{' '.join(process.args)} ended with {process.returncode}:\n{errors[-2000:]}")
+    if process.wait():
+        process.errors.seek(0)
+        sys.exit(f"{' '.join(process.args)} ended with {process.returncode}:\n{process.errors.read()[-2000:]}")
+    process.errors.close()
 
 
 def children(pid: int) -> list[int]:
@@ -57,7 +63,8 @@ def kill(process: subprocess.Popen, rng: random.Random, rank_only: bool) -> bool
         os.kill(rng.choice(ranks), signal.SIGKILL)
         return True
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    process.errors.close()
     return True
 
 
@@ -71,9 +78,15 @@ def undisturbed(arguments: list[str], processes: int) -> list[float]:
     return seconds
 
 
-def disturbed(arguments: list[str], processes: int, seconds: list[float], kills: int, rng: random.Random) -> dict[str, int]:
-    """The same with kills, shared out by what each command takes. How many there were, by command."""
-    done = {}
+def last_step(folder: Path) -> int:
+    """Of all checkpoints of trainings below a folder, 0 when there is none."""
+    return sum(torch.load(path, weights_only=True, mmap=True)["step"] for path in folder.rglob("checkpoint.pt"))
+
+
+def disturbed(arguments: list[str], out_dir: Path, processes: int, seconds: list[float], kills: int, rng: random.Random) -> tuple[dict[str, int], int]:
+    """The same with kills, shared out by what each command takes. How many there were, by command; and after how many there was more to go on from."""
+    done: dict[str, int] = {}
+    further = 0
     for number, command in enumerate(commands(processes)):
         name = next(part for part in command if part.endswith(".py"))
         ranks = processes > 1 and "torch.distributed.run" in command
@@ -86,16 +99,18 @@ def disturbed(arguments: list[str], processes: int, seconds: list[float], kills:
         process = start(command, arguments)
         while done[name] < share:
             # At any moment: while it starts, and within what is left if kills came evenly.
-            time.sleep(rng.uniform(0.2, 4 + 2 * seconds[number] / share))
+            before = last_step(out_dir)
+            time.sleep(rng.uniform(0.2, min(seconds[number], 4 + 2 * seconds[number] / share)))
             if process.poll() is not None:
                 break
             if kill(process, rng, ranks):
                 done[name] += 1
+                further += last_step(out_dir) > before
                 print(f"{name}: kill {done[name]} of {share}", flush=True)
                 if not ranks:
                     process = start(command, arguments)
         finish(process)
-    return done
+    return done, further
 
 
 def without(record: dict, *keys: str) -> dict:
@@ -139,16 +154,18 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip())
         return 0
     folder, rng = Path(options["folder"]).absolute(), random.Random(options["seed"])
-    own = {name: [*arguments, f"--data_dir={folder / name / 'data'}", f"--out_dir={folder / name / 'out'}"] for name in ("whole", "killed")}
+    if folder.exists():
+        sys.exit(f"{folder} is there: delete it, or name another --folder, as what is finished would not run again")
+    own = {name: [*arguments, "--checkpoint_interval=20", f"--data_dir={folder / name / 'data'}", f"--out_dir={folder / name / 'out'}"] for name in ("whole", "killed")}
     if options["processes"] > 1:
         own = {name: [*those, "--device=cpu"] for name, those in own.items()}
     print("undisturbed", flush=True)
     seconds = undisturbed(own["whole"], options["processes"])
-    done = disturbed(own["killed"], options["processes"], seconds, options["kills"], rng)
+    done, further = disturbed(own["killed"], folder / "killed" / "out", options["processes"], seconds, options["kills"], rng)
     different = differences(folder / "whole", folder / "killed")
-    print(f"{sum(done.values())} kills ({', '.join(f'{name} {n}' for name, n in done.items())}): "
+    print(f"{sum(done.values())} kills ({', '.join(f'{name} {n}' for name, n in done.items())}), {further} of them after new checkpoints: "
           f"{'the same to the bit' if not different else 'different: ' + ', '.join(different)}")
-    return bool(different)
+    return bool(different) or not further
 
 
 if __name__ == "__main__":

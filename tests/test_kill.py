@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 import kill
@@ -31,7 +32,11 @@ def test_differences_are_found(out_dir, tmp_path):
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(tiny, tmp_path, capsys):
-    arguments = [a for a in overrides(tiny, max_steps=60, fact_count=0) if not a.startswith(("--data_dir", "--out_dir"))]
-    assert kill.main([*arguments, "--kills=4", f"--folder={tmp_path}"]) == 0
-    assert "the same to the bit" in capsys.readouterr().out
-    assert Path(tmp_path, "killed", "out", "prealign", "seed1", "eval.json").exists()
+    arguments = [a for a in overrides(tiny, max_steps=400, fact_count=0) if not a.startswith(("--data_dir", "--out_dir", "--checkpoint_interval"))]
+    folder = tmp_path / "kill"
+    assert kill.main([*arguments, "--kills=5", f"--folder={folder}"]) == 0
+    printed = capsys.readouterr().out
+    assert "the same to the bit" in printed and "kills (data.py" in printed
+    assert Path(folder, "killed", "out", "prealign", "seed1", "eval.json").exists()
+    with pytest.raises(SystemExit, match="is there"):
+        kill.main([*arguments, f"--folder={folder}"])

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from config import UserError
+from conftest import ROOT
 from processes import AHEAD, Workers
 
 
@@ -78,13 +79,12 @@ def test_what_the_work_raises_is_raised():
         list(workers.map(fail_at_three, range(100)))
 
 
-def test_the_processes_end_with_the_one_they_work_for():
+def test_the_processes_end_with_the_one_they_work_for(tmp_path):
     """Also when that is killed."""
-    code = ("import os, sys, time, processes\n"
-            "def pid(_): time.sleep(0.2); return os.getpid()\n"
-            "with processes.Workers(3) as workers:\n"
-            "    for number in workers.map(pid, range(10**6)): print(number, flush=True)\n")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    (tmp_path / "work.py").write_text("import os, time, processes\n\n\ndef pid(_):\n    time.sleep(0.2)\n    return os.getpid()\n\n\n"
+                                      "if __name__ == '__main__':\n    with processes.Workers(3) as workers:\n"
+                                      "        for number in workers.map(pid, range(10**6)):\n            print(number, flush=True)\n")
+    process = subprocess.Popen([sys.executable, str(tmp_path / "work.py")], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     pids = {int(process.stdout.readline()) for _ in range(9)}
     process.kill()
     process.wait()
