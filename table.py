@@ -110,7 +110,7 @@ class Table:
             raise UserError(f"{path}: not an alignment table ({e}); run data.py again") from e
         except Exception as e:  # zipfile raises its own for a damaged archive
             raise UserError(f"{path}: damaged alignment table ({type(e).__name__}: {e}); run data.py again") from e
-        flat = all(a.ndim == 1 and np.issubdtype(a.dtype, np.integer) for a in (table.frequency, table.groups, table.offsets, table.tokens))
+        flat = all(isinstance(a, np.ndarray) and a.ndim == 1 and np.issubdtype(a.dtype, np.integer) for a in (table.frequency, table.groups, table.offsets, table.tokens))
         fits = (flat and len(table.groups) == len(table) * len(table.languages) + 1 and len(table.offsets) == table.groups[-1] + 1
                 and len(table.tokens) == table.offsets[-1] and table.groups[0] == table.offsets[0] == 0
                 and (np.diff(table.groups) >= 0).all() and (np.diff(table.offsets) > 0).all()
