@@ -160,14 +160,15 @@ class LinearCrossEntropy(torch.autograd.Function):
                     continue
                 p = F.softmax(logits, dim=-1, dtype=grad_dtype)
                 p_target = p.gather(1, index).float().clamp(min=torch.finfo(torch.float32).tiny)
+                of_target = torch.arange(len(h), device=device), index.squeeze(1)  # written to by index_put_: scatter_ copies all of p
                 # 1 - p(target) as the sum of all others, which is good where bf16 rounds p(target) itself to 1.
-                p.scatter_(1, index, 0)
+                p[of_target] = 0
                 rest = p.sum(dim=-1, keepdim=True)  # (n, 1)
                 loss = torch.where(rest < 0.5, -torch.log1p(-rest.float()), -p_target.log())
                 losses[start:start + chunk] = (loss * predicted).squeeze(1)
-                grad = p.scatter_(1, index, -rest)  # d loss / d logits = softmax - one-hot
-                grad_hidden[start:start + chunk] = (grad @ grad_w) * predicted
-                grad_weight += grad.T @ (h * predicted).to(grad_dtype)
+                p[of_target] = -rest.squeeze(1)  # now the gradient of the logits, softmax - one-hot
+                grad_hidden[start:start + chunk] = (p @ grad_w) * predicted
+                grad_weight += p.T @ (h * predicted).to(grad_dtype)
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)
