@@ -3,9 +3,9 @@ How fast it is on this machine, against the machine's own limits and against wha
 
     python data.py config/bench.py && python bench.py config/bench.py        # prints a table, writes OUT_DIR/bench.json
 
-Variants are run in turns in one process, a few steps at a time; rates are medians over the rounds. Peak memory is that of a process
-of its own that makes a few steps, less what it had before them. Where `transformers` is installed, its GPT2LMHeadModel of the same
-shape is trained on the same batches in a plain loop.
+Every variant has a process of its own, as a setting of ours (kept memory) would help the others too; they work in turns, a few steps at
+a time, and rates are medians over the rounds. Peak memory is what a process held at most, less what it held before its model was made. Where
+`transformers` is installed, its GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 import config as configs
 import eval as evaluation
+import hardware as hardware_of_ours
 from batches import Sampler, prefetch
 from bins import Encoder
 from checkpoint import make_model
@@ -122,23 +124,6 @@ VARIANTS: dict[str, tuple[Callable[[Config, Hardware, Dataset], Steps | None], C
 }
 
 
-def in_turns(variants: dict[str, Steps], tokens: int) -> dict[str, float]:
-    """Tokens per second of each, the median over rounds in which all take their turns."""
-    number = {}
-    for name, steps in variants.items():
-        steps(3)  # warm-up, and compiling
-        begin = time.perf_counter()
-        steps(2)
-        number[name] = max(2, round(SECONDS / ((time.perf_counter() - begin) / 2)))
-    rates: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(ROUNDS), desc="rounds", disable=None):
-        for name, steps in variants.items():
-            begin = time.perf_counter()
-            steps(number[name])
-            rates[name].append(number[name] * tokens / (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in rates.items()}
-
-
 def peak_resident() -> int:
     """The most bytes of main memory that this process has held since `forget_peak`, or, where there is no /proc, ever."""
     try:
@@ -154,30 +139,59 @@ def forget_peak() -> None:
         f.write("5")
 
 
-def peak_memory(name: str, config: Config, queue: multiprocessing.Queue) -> None:
-    """Run in a process of its own: bytes that three steps add to what it holds before them."""
-    hardware, data = start(config), Dataset(config.data_dir)
+def serve(name: str, config: Config, pipe: Connection) -> None:
+    """
+    A variant in a process of its own: for every number it is sent, the seconds that so many steps take; at the end (None) the bytes
+    that its steps have added at most to what the process held before them. Sends None at once when the variant is not there.
+    """
     make, change = VARIANTS[name]
+    if make is theirs:
+        hardware_of_ours.keep_freed_memory = lambda: None  # a plain loop has the allocator as it comes
+    hardware, data = start(config), Dataset(config.data_dir)
     torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device) @ torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device)  # libraries load
     forget_peak()
     before = peak_resident()
     steps = make(change(config), hardware, data)
-    assert steps is not None  # or it would not have been timed
-    steps(3)
-    if hardware.device.type == "cuda":
-        queue.put(torch.cuda.max_memory_allocated())
-    else:
-        queue.put(peak_resident() - before)
+    pipe.send(steps is not None)
+    while steps is not None and (number := pipe.recv()) is not None:
+        begin = time.perf_counter()
+        steps(number)
+        pipe.send(time.perf_counter() - begin)
+    pipe.send(torch.cuda.max_memory_allocated() if hardware.device.type == "cuda" else peak_resident() - before)
 
 
-def memory_of(name: str, config: Config) -> int:
+def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
+    """Tokens per second of each variant, the median over rounds in which all take their turns, and its peak memory."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=peak_memory, args=(name, config, queue))
-    process.start()
-    value = queue.get()
-    process.join()
-    return value
+    pipes, processes = {}, []
+    for name in VARIANTS:
+        pipe, other = context.Pipe()
+        process = context.Process(target=serve, args=(name, config, other), daemon=True)
+        process.start()
+        other.close()
+        if pipe.recv():
+            pipes[name] = pipe
+            processes.append(process)
+
+    def seconds(name: str, number: int) -> float:
+        pipes[name].send(number)
+        return pipes[name].recv()
+
+    number = {}
+    for name in pipes:
+        seconds(name, 3)  # warm-up, and compiling
+        number[name] = max(2, round(SECONDS / (seconds(name, 2) / 2)))
+    rates: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in tqdm(range(ROUNDS), desc="rounds", disable=None):
+        for name in pipes:
+            rates[name].append(number[name] * config.batch_size * config.block_size / seconds(name, number[name]))
+    memory = {}
+    for name, pipe in pipes.items():
+        pipe.send(None)
+        memory[name] = pipe.recv()
+    for process in processes:
+        process.join()
+    return {name: statistics.median(values) for name, values in rates.items()}, memory
 
 
 def rate(make: Callable[[], int], seconds: float = SECONDS) -> float:
@@ -224,14 +238,9 @@ def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
     config = replace(config, stage1_steps=max(1, config.stage1_steps))
     hardware, data = start(config), Dataset(config.data_dir)
-    variants = {}
-    for name, (make, change) in VARIANTS.items():
-        if (steps := make(change(config), hardware, data)) is not None:
-            variants[name] = steps
-    model = make_model(config, data.vocab_size)
+    rates, memory = in_turns(config)
     matmul, copy = matmul_rate(hardware), copy_rate(hardware.device)
-    rates = in_turns(variants, config.batch_size * config.block_size)
-    memory = {name: memory_of(name, config) for name in tqdm(variants, desc="memory", disable=None)}
+    model = make_model(config, data.vocab_size)
     model.to(hardware.device).eval()
     evaluated = replace(config, eval_tokens=min(20_000, data.splits["val"][data.pivot]["tokens"]))
     begin = time.perf_counter()
