@@ -171,7 +171,7 @@ class Sampler:
     """
 
     def __init__(self, data: Dataset, config: Config):
-        self.config, self.dir, self.vocab_size = config, data.dir, data.vocab_size
+        self.config, self.data = config, data
         self.table = data.table.top(config.align_coverage)
         self.pad = data.end_of_text
         self.pivot = data.pivot
@@ -267,9 +267,7 @@ class Sampler:
             at = window[:, None] * T + np.arange(T + 1 + slack)  # (n, T + 1 + slack)
             at = np.minimum(at, len(bin_) - 1)  # beyond the end, more of the last token: end-of-text
             tokens = bin_[at].astype(np.int64)
-            if tokens.max() >= self.vocab_size:  # in a large bin a damage may lie between the blocks that its digest has
-                raise UserError(f"{self.dir}: the training text of {name} has the token id {tokens.max()}, and ids end at {self.vocab_size - 1}: it is damaged; "
-                                "delete the folder and run data.py again")
+            self.data.check_ids(tokens, f"training text of {name}")
             if switching:
                 align = self.align[name][at]
                 align = np.where(np.abs(align) <= len(self.table), align, 0)

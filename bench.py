@@ -142,7 +142,7 @@ def forget_peak() -> None:
 def serve(name: str, config: Config, pipe: Connection) -> None:
     """
     A variant in a process of its own: for every number it is sent, the seconds that so many steps take; at the end (None) the bytes
-    that its steps have added at most to what the process held before them. Sends None at once when the variant is not there.
+    that its steps have added at most to what the process held before them. Before all that it sends whether the variant is there.
     """
     make, change = VARIANTS[name]
     if make is theirs:
@@ -153,7 +153,9 @@ def serve(name: str, config: Config, pipe: Connection) -> None:
     before = peak_resident()
     steps = make(change(config), hardware, data)
     pipe.send(steps is not None)
-    while steps is not None and (number := pipe.recv()) is not None:
+    if steps is None:
+        return
+    while (number := pipe.recv()) is not None:
         begin = time.perf_counter()
         steps(number)
         pipe.send(time.perf_counter() - begin)

@@ -121,8 +121,8 @@ def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
         return None
     if config.init_from == "golden":
         return make_golden(model, data)
-    if config.init_from.startswith("hf:"):
-        return load_gpt2(model, config.init_from.removeprefix("hf:"), data.V)
+    if config.pretrained:
+        return load_gpt2(model, config.pretrained, data.V)
     run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
     if os.sep not in run_dir:  # another method's run
         run_dir = os.path.join(config.out_dir, run_dir, f"seed{config.seed}")

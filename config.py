@@ -150,6 +150,11 @@ class Config:
         return os.path.join(self.out_dir, self.method, f"seed{self.seed}")
 
     @property
+    def pretrained(self) -> str:
+        """The Hugging Face folder that init_from names, or "" for none."""
+        return self.init_from.removeprefix("hf:") if self.init_from.startswith("hf:") else ""
+
+    @property
     def stage1_method(self) -> str:
         """The name of stage 1's own run: "align", or "align25" of a quarter of the table."""
         return "align" + (f"{100 * self.align_coverage:g}" if self.align_coverage < 1 else "")
@@ -314,7 +319,7 @@ def _check(config: Config) -> None:
         raise UserError(f"only must be a language that mix gives a weight, found {config.only!r}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method):
         raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
-    if config.method == config.stage1_method and config.init_from != "scratch" and not config.init_from.startswith("hf:"):
+    if config.method == config.stage1_method and config.init_from != "scratch" and not config.pretrained:
         raise UserError(f"method: the folder named {config.method!r} is stage 1's; use another name")
 
 

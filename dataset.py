@@ -33,7 +33,7 @@ def text_language(language: str, pivot: str) -> str:
 
 def digest_of(meta: dict) -> str:
     """SHA-256 of all else in meta.json."""
-    rest = json.loads(json.dumps({key: value for key, value in meta.items() if key != "digest"}))  # keys that are no strings become such
+    rest = {key: value for key, value in meta.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,6 +85,12 @@ class Dataset:
         if file_digest(path) != self.meta["digests"].get(name):
             raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
         return np.memmap(path, dtype, mode="r")
+
+    def check_ids(self, tokens: np.ndarray, what: str) -> None:
+        """Raises UserError for an id beyond the vocabulary: in a large bin a damage may lie between the blocks that its digest has."""
+        if tokens.max() >= self.vocab_size:
+            raise UserError(f"{self.dir}: the {what} has the token id {tokens.max()}, and ids end at {self.vocab_size - 1}: it is damaged; "
+                            "delete the folder and run data.py again")
 
     def tokens(self, language: str, split: str) -> np.ndarray:
         """Token ids (n,), memory-mapped."""

@@ -85,9 +85,7 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
     if len(tokens) < 2:
         raise UserError(f"{data.dir}: {len(tokens)} held-out tokens in {language!r}, nothing to predict; use a larger val_fraction")
     first = data.offsets[language]
-    if tokens.max() >= data.vocab_size:  # in a large bin a damage may lie between the blocks that its digest has
-        raise UserError(f"{data.dir}: the held-out text of {language} has the token id {tokens.max()}, and ids end at {data.vocab_size - 1}: it is damaged; "
-                        "delete the folder and run data.py again")
+    data.check_ids(tokens, f"held-out text of {language}")
     device = model.wte.weight.device
     kinds = token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else np.zeros(len(tokens), dtype=np.int64)
     own_nats = 0.0

@@ -176,7 +176,7 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
     def first() -> GPT:
         torch.manual_seed(config.seed)
         model = make_model(config, data.vocab_size)
-        if config.init_from == "golden" or config.init_from.startswith("hf:"):
+        if config.init_from == "golden" or config.pretrained:
             initial_state(model, config, data)
         return model
 

@@ -172,8 +172,7 @@ def stage1_config(config: Config) -> Config:
     What stage 1 is in terms of train.py's loop: its first steps, with the contrastive loss and without codeswitching.
     Knobs of stage 2 are set to their defaults, so that one stage 1 serves every method.
     """
-    pretrained = config.init_from.startswith("hf:")
-    return replace(config, method=config.stage1_method, init_from=config.init_from if pretrained else "scratch", align_steps="all",
+    return replace(config, method=config.stage1_method, init_from=config.init_from if config.pretrained else "scratch", align_steps="all",
                    codeswitch_ratio=0.0, codeswitch_target=Config.codeswitch_target, only="")
 
 

@@ -20,7 +20,6 @@ AHEAD = 4  # items under way or done for each process
 def _begin(start: Callable | None, arguments: tuple) -> None:
     """Leave Ctrl-C to the process that this one works for, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None:
         def end_with_parent() -> None:

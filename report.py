@@ -206,10 +206,13 @@ def read_dynamics(path: str) -> list[dict]:
         try:
             records = [json.loads(line) for line in f]
             for record in records:  # what tables and figures need
-                str(record["method"]) + f"{record['step']:d} {record['seed']:d}"
-                [f"{int(n)} {cell['accuracy']:f} {cell['n']:d}" for n, pairs in record["clka"].items() for cell in pairs.values()]
-                [f"{s['language']}{s['layer']}" + (f"{s['words']:f}" if s["words"] is not None else "") + (f"{s['text']:f}" if s["text"] is not None else "")
-                 for s in record["similarity"]]
+                cells = [cell for pairs in record["clka"].values() for cell in pairs.values()]
+                names = [record["method"], *(s[key] for s in record["similarity"] for key in ("language", "layer"))]
+                whole = [record["step"], record["seed"], *map(int, record["clka"]), *(cell["n"] for cell in cells)]
+                numbers = [*(cell["accuracy"] for cell in cells), *(s[kind] for s in record["similarity"] for kind in ("words", "text") if s[kind] is not None)]
+                for values, kind in ((names, str), (whole, int), (numbers, (int, float))):
+                    if not all(isinstance(value, kind) for value in values):
+                        raise TypeError("a name or a number is of another kind")
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise UserError(f"{path}: not the lines of eval.py dynamics ({e}); delete it and make it again") from e
     return records

@@ -1,7 +1,7 @@
 """
 The paper's 1.3B model on English and En-Clone: 1.21B parameters without embeddings, 10.1B tokens, 1% of them En-Clone, about 1M
-tokens a step. Temperature and weight of the contrastive loss are those of the authors' released code;
-the learning rate is a usual one for the size (their code has 2e-4 to 5e-4), as our copy of the paper prints neither.
+tokens a step. Temperature and weight of the contrastive loss are those of the authors' released code; the learning rate is a usual one for
+the size (their code has 2e-4 to 5e-4). Our copy of the paper prints none of the three.
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table1.sh 1.3b
 
