@@ -151,24 +151,21 @@ class LinearCrossEntropy(torch.autograd.Function):
             h_all, w, grad_w = hidden.to(dtype), weight.to(dtype), weight.to(grad_dtype)
             for start in range(0, N, chunk):
                 h, target = h_all[start:start + chunk], targets[start:start + chunk]  # (n, C), (n,)
-                predicted = (target >= 0).unsqueeze(1)  # (n, 1)
-                index = target.clamp(min=0).unsqueeze(1)
+                predicted = target >= 0  # (n,)
+                at = torch.arange(len(h), device=device), target.clamp(min=0)  # each token's target; scatter_ would copy a whole chunk
                 logits = F.linear(h, w)  # (n, V)
                 if not needs_grad:
-                    log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32).gather(1, index)
-                    losses[start:start + chunk] = -(log_p * predicted).squeeze(1)
+                    losses[start:start + chunk] = -F.log_softmax(logits, dim=-1, dtype=torch.float32)[at] * predicted
                     continue
                 p = F.softmax(logits, dim=-1, dtype=grad_dtype)
-                p_target = p.gather(1, index).float().clamp(min=torch.finfo(torch.float32).tiny)
-                of_target = torch.arange(len(h), device=device), index.squeeze(1)  # written to by index_put_: scatter_ copies all of p
+                p_target = p[at].float().clamp(min=torch.finfo(torch.float32).tiny)  # (n,)
                 # 1 - p(target) as the sum of all others, which is good where bf16 rounds p(target) itself to 1.
-                p[of_target] = 0
-                rest = p.sum(dim=-1, keepdim=True)  # (n, 1)
-                loss = torch.where(rest < 0.5, -torch.log1p(-rest.float()), -p_target.log())
-                losses[start:start + chunk] = (loss * predicted).squeeze(1)
-                p[of_target] = -rest.squeeze(1)  # now the gradient of the logits, softmax - one-hot
-                grad_hidden[start:start + chunk] = (p @ grad_w) * predicted
-                grad_weight += p.T @ (h * predicted).to(grad_dtype)
+                p[at] = 0
+                rest = p.sum(dim=-1)  # (n,)
+                losses[start:start + chunk] = torch.where(rest < 0.5, -torch.log1p(-rest.float()), -p_target.log()) * predicted
+                p[at] = -rest  # now the gradient of the logits, softmax - one-hot
+                grad_hidden[start:start + chunk] = (p @ grad_w) * predicted[:, None]
+                grad_weight += p.T @ (h * predicted[:, None]).to(grad_dtype)
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)
