@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -26,6 +27,7 @@ from processes import Workers
 from table import CHUNK, make_table, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
+MAX_CHUNKS = 1_000_000     # remembered by each process: about 200 MB
 BATCHES_PER_SAVE = 128     # of about 500,000 characters: what is done again after an interruption
 
 
@@ -44,24 +46,50 @@ def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, en
     dictionary.write_table_tsv(os.path.join(folder, "table.tsv"), translated, counts)
 
 
+class Chunks(dict[str, int]):
+    """Every chunk met, numbered from 0, and as flat arrays the words of the table that stand in each."""
+
+    def __init__(self, surfaces: list[str]):
+        super().__init__()
+        self.entry = {surface: k for k, surface in enumerate(surfaces, 1)}
+        self.empty()
+
+    def empty(self) -> None:
+        self.clear()
+        self.length, self.words = array("q"), array("q", [0])  # of each chunk its bytes, and the words of all chunks up to it
+        self.spans = array("q")                                # of each word its first byte in the chunk, the byte after its last, its entry
+
+    def __missing__(self, chunk: str) -> int:
+        for first, end, surface in words_of_chunk(chunk):
+            if (entry := self.entry.get(surface)) is not None:
+                self.spans.extend((first, end, entry))
+        self.length.append(len(chunk.encode()))
+        self.words.append(len(self.spans) // 3)
+        self[chunk] = len(self)
+        return len(self) - 1
+
+    def spans_of(self, text: str) -> np.ndarray:
+        """(first byte, byte after the last, entry) of every word of a text that is in the table, (words, 3) int64."""
+        if len(self) > MAX_CHUNKS:
+            self.empty()
+        chunks = CHUNK.findall(text)
+        number = np.fromiter(map(self.__getitem__, chunks), np.int64, len(chunks))
+        length, words, spans = (np.frombuffer(flat, np.int64) if flat else np.zeros(0, np.int64) for flat in (self.length, self.words, self.spans))
+        first, count = words[number], words[number + 1] - words[number]
+        start = np.cumsum(length[number]) - length[number]  # of each chunk in the text
+        which = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
+        found = spans.reshape(-1, 3)[which]
+        found[:, :2] += np.repeat(start, count)[:, None]
+        return found
+
+
 class Encoder:
     """Text to token ids and alignment ids. Remembers the words of every chunk it has seen."""
 
     def __init__(self, encoding: tiktoken.Encoding, surfaces: list[str]):
         self.encoding = encoding
         self.token_bytes = token_byte_lengths(encoding)
-        self.entry = {surface: k for k, surface in enumerate(surfaces, 1)}
-        self.chunks: dict[str, tuple[int, list[tuple[int, int, int]]]] = {}
-
-    def chunk(self, chunk: str) -> tuple[int, list[tuple[int, int, int]]]:
-        """(length in bytes, [(first byte, byte after the last, entry), ...]) of a chunk's words in the table."""
-        known = self.chunks.get(chunk)
-        if known is None:
-            words = [(a, b, self.entry[s]) for a, b, s in words_of_chunk(chunk) if s in self.entry]
-            if len(self.chunks) > 1_000_000:
-                self.chunks.clear()  # bounded, whatever the corpus
-            known = self.chunks[chunk] = (len(chunk.encode()), words)
-        return known
+        self.chunks = Chunks(surfaces)
 
     def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -71,20 +99,14 @@ class Encoder:
         """
         ids = encode(self.encoding, text)
         align = np.zeros(len(ids), dtype=np.int32)
-        spans, position = [], 0
-        for chunk in CHUNK.findall(text):
-            length, words = self.chunk(chunk)
-            for first, end, entry in words:
-                spans.append((position + first, position + end, entry))
-            position += length
-        if not spans or not len(ids):
-            return ids, align
-        first, end, entry = np.array(spans).T  # (words,) each
-        token_end = np.cumsum(self.token_bytes[ids])  # (n,)
-        token_start = token_end - self.token_bytes[ids]
-        i, j = np.searchsorted(token_start, first), np.searchsorted(token_end, end)
-        whole = (i < len(ids)) & (j < len(ids))
-        whole[whole] = (token_start[i[whole]] == first[whole]) & (token_end[j[whole]] == end[whole])
+        first, end, entry = self.chunks.spans_of(text).T  # (words,) each
+        n_bytes = self.token_bytes[ids]
+        token_end = np.cumsum(n_bytes)  # (n,)
+        total = int(token_end[-1]) if len(ids) else 0
+        starting, ending = np.full(total + 1, -1), np.full(total + 1, -1)  # the token that starts, or ends, at a byte
+        starting[token_end - n_bytes] = ending[token_end] = np.arange(len(ids))
+        i, j = starting[first], ending[end]
+        whole = (i >= 0) & (j >= 0)
         i, j, entry = i[whole], j[whole], entry[whole]
         length = j - i + 1
         inside = np.repeat(i - np.cumsum(length) + length, length) + np.arange(length.sum())  # every token of every word

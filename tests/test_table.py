@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import table
 from config import UserError
+from conftest import make_text
 from table import CHUNK, Table, aligned_surfaces, count_chunks, count_surfaces, make_table, words_of_chunk
 
 # Letters of one, two, three and four bytes, digits, every quotation mark, punctuation, and whitespace of all kinds
@@ -97,6 +99,17 @@ def test_a_chunk_that_nltk_cannot_place_is_one_word(monkeypatch):
     monkeypatch.setattr(table, "_nltk", Unplaceable())
     assert words_of_chunk(" é\"'") == [(0, 5, " é\"'")]
     assert words_of_chunk("é\"'") == [(0, 4, "é\"'")]
+
+
+def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
+    contractions = ["cannot", "gimme", "gonna", "gotta", "lemme", "wanna", "more'n", "d'ye", "'tis", "'twas"]
+    words = [*make_text(3).split(), *contractions, *map(str.upper, contractions), "naïve", "日本", "Straße", "ἀρχή", "слово", "كتاب", "ﬁne", "İi", "e\u0301t",
+             "well-known", "not-gonna-be", "mother-in-law", "-", "a-", "x--y", "v2", "snake_case", "it's", "U.S"]
+    chunks = [space + word + mark for word in words for space in ("", " ") for mark in ("", *",.;:!?", "...", "?!", ".,", '"', "'")]
+    fast = [words_of_chunk(chunk) for chunk in chunks]
+    assert sum(table.PLAIN.fullmatch(chunk) is not None for chunk in chunks) > len(chunks) / 3
+    monkeypatch.setattr(table, "PLAIN", re.compile("(?!)"))
+    assert fast == [words_of_chunk(chunk) for chunk in chunks]
 
 
 def test_surfaces_are_counted_as_they_stand():
