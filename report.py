@@ -102,41 +102,30 @@ def interval_cell(numbers: dict | None, share: str) -> str:
 
 def report_tables(runs: list[dict]) -> str:
     """Markdown that also reads well in a terminal."""
-    languages, pairs, tested, mixed = in_any(runs, "lm"), in_any(runs, "clka"), in_any(runs, "nli", "languages"), in_any(runs, "mixed")
+    return "\n\n".join(f"## {title}\n\n{body}" for title, body in sections(runs))
+
+
+def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
+    """Title and body of each section of the report."""
+    languages, by_method = in_any(runs, "lm"), group_by_method(runs)
     clones = [l for l in languages if l == "clone"]
-    header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in clones]
-    header += [f"bits/byte {l}" for l in languages] + [f"CLKA {p} (95%)" for p in pairs]
-    header += [f"NLI {l} (95%)" for l in tested] + [f"mixed {l} (95%)" for l in mixed]
-
-    def row(r: dict) -> list[str]:
-        cells = [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"]
-        cells += [cell(perplexity(r, l), 1) for l in languages] + [cell(perplexity(r, l, "ppl_in_language"), 1) for l in clones]
-        cells += [cell(perplexity(r, l, "bpb"), 3) for l in languages] + [interval_cell(r["clka"].get(p), "accuracy") for p in pairs]
-        cells += ["-" if (share := inference(r, l)) is None else percent(share / 100, r["nli"]["languages"][l]["n"]) for l in tested]
-        return cells + [interval_cell((r.get("mixed") or {}).get(l), "share") for l in mixed]
-
-    text = markdown_table(header, [row(r) for r in runs])
-    if sources := sorted({str(r["nli"].get("test")) for r in runs if "nli" in r}):
-        text += f"\n\nNLI is measured on {', '.join(sources).replace('builtin', 'the built-in pairs')}."
-    by_method: dict[str, list[dict]] = {}
-    for r in runs:
-        by_method.setdefault(r["method"], []).append(r)
+    header = ["method", "seed", "tokens"] + [f"ppl {l}" for l in languages] + [f"ppl {l} in language" for l in clones] + [f"bits/byte {l}" for l in languages]
+    yield "Perplexity", markdown_table(header, [
+        [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"] + [cell(perplexity(r, l), 1) for l in languages]
+        + [cell(perplexity(r, l, "ppl_in_language"), 1) for l in clones] + [cell(perplexity(r, l, "bpb"), 3) for l in languages] for r in runs])
+    if table := shares(runs):
+        yield "Knowledge across languages (CLKA), inference (NLI), mixed script", table
     if any(len(group) > 1 for group in by_method.values()):
-        header = ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs] + [f"NLI {l} %" for l in tested]
-        lines = [[method, str(len(group))] + [spread([perplexity(r, l) for r in group], 1) for l in languages]
-                 + [spread([clka_percent(r, p) for r in group], 1) for p in pairs] + [spread([inference(r, l) for r in group], 1) for l in tested]
-                 for method, group in by_method.items()]
-        text += "\n\nMean and standard deviation over seeds:\n\n" + markdown_table(header, lines)
-    if compared := comparison(runs):
-        text += "\n\n" + compared
-    for name, table in paper_tables(by_method):
-        text += f"\n\n{name}\n\n" + table
+        yield "Mean and standard deviation over seeds", over_seeds(by_method)
+    if table := comparison(runs):
+        yield "Against joint training", table
+    if tables := [f"### {name}\n\n{table}" for name, table in paper_tables(by_method)]:
+        yield "Beside the paper", "\n\n".join(tables)
     if table := seen_and_unseen(by_method):
-        text += "\n\nPerplexity of words that were aligned (seen), of the other words, and of what is no word:\n\n" + table
-    kinds = [(l, kind) for l in languages for kind in in_any(runs, "lm", l, "kinds")]
-    if kinds:
+        yield "Perplexity of words that were aligned (seen), of the other words, and of what is no word", table
+    if kinds := [(l, kind) for l in languages for kind in in_any(runs, "lm", l, "kinds")]:
         rows = [[r["method"], str(r["seed"])] + [cell(r["lm"].get(l, {}).get("kinds", {}).get(kind, {}).get("ppl"), 1) for l, kind in kinds] for r in runs]
-        text += "\n\nPerplexity by kind of token:\n\n" + markdown_table(["method", "seed"] + [f"{l}: {kind}" for l, kind in kinds], rows)
+        yield "Perplexity by kind of token", markdown_table(["method", "seed"] + [f"{l}: {kind}" for l, kind in kinds], rows)
     layers = list(dict.fromkeys(s["layer"] for r in runs for s in r["similarity"]))
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
         rows = []
@@ -145,8 +134,40 @@ def report_tables(runs: list[dict]) -> str:
                 values = {s["layer"]: s[kind] for s in r["similarity"] if s["language"] == language and s[kind] is not None}
                 rows += [[r["method"], str(r["seed"]), language] + [cell(values.get(layer), 3) for layer in layers]] if values else []
         if rows:
-            text += f"\n\nCosine with {languages[0]}, {what}:\n\n" + markdown_table(["method", "seed", "language", *layers], rows)
+            yield f"Cosine with {languages[0]}, {what}", markdown_table(["method", "seed", "language", *layers], rows)
+
+
+def group_by_method(runs: list[dict]) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for r in runs:
+        groups.setdefault(r["method"], []).append(r)
+    return groups
+
+
+def shares(runs: list[dict]) -> str:
+    """What is measured as a share, with its 95% interval: CLKA, inference, mixed script."""
+    pairs, tested, mixed = in_any(runs, "clka"), in_any(runs, "nli", "languages"), in_any(runs, "mixed")
+    if not pairs + tested + mixed:
+        return ""
+    rows = []
+    for r in runs:
+        cells = [r["method"], str(r["seed"])] + [interval_cell(r["clka"].get(p), "accuracy") for p in pairs]
+        cells += ["-" if (share := inference(r, l)) is None else percent(share / 100, r["nli"]["languages"][l]["n"]) for l in tested]
+        rows.append(cells + [interval_cell((r.get("mixed") or {}).get(l), "share") for l in mixed])
+    text = markdown_table(["method", "seed"] + [f"CLKA {p} (95%)" for p in pairs] + [f"NLI {l} (95%)" for l in tested] + [f"mixed {l} (95%)" for l in mixed], rows)
+    if sources := sorted({str(r["nli"].get("test")) for r in runs if "nli" in r}):
+        text += f"\n\nNLI is measured on {', '.join(sources).replace('builtin', 'the built-in pairs')}."
     return text
+
+
+def over_seeds(by_method: dict[str, list[dict]]) -> str:
+    runs = [r for group in by_method.values() for r in group]
+    languages, pairs, tested = in_any(runs, "lm"), in_any(runs, "clka"), in_any(runs, "nli", "languages")
+    return markdown_table(
+        ["method", "seeds"] + [f"ppl {l}" for l in languages] + [f"CLKA {p} %" for p in pairs] + [f"NLI {l} %" for l in tested],
+        [[method, str(len(group))] + [spread([perplexity(r, l) for r in group], 1) for l in languages]
+         + [spread([clka_percent(r, p) for r in group], 1) for p in pairs] + [spread([inference(r, l) for r in group], 1) for l in tested]
+         for method, group in by_method.items()])
 
 
 # Of held-out tokens, by their word's place in the table; and the last two, part of a word without an entry, and of no word.
@@ -268,7 +289,7 @@ def report(out_dir: str) -> None:
     runs = gather(out_dir)
     text = report_tables(runs)
     if table := dynamics_table(out_dir):
-        text += "\n\nLearning dynamics: CLKA right after the period that stated the facts, in the second half of training:\n\n" + table
+        text += "\n\n## Learning dynamics: CLKA right after the period that stated the facts, in the second half of training\n\n" + table
     notes = os.path.join(out_dir, "notes.md")
     if os.path.exists(notes):
         with open(notes, encoding="utf-8") as f:
@@ -352,7 +373,7 @@ def nearest_size(run: dict) -> str:
 
 
 def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
-    """Each of the paper's tables of which there are two methods or more: (heading, ours and the paper's in columns of their own)."""
+    """Each of the paper's tables of which there are two methods or more: (name, ours and the paper's in columns of their own)."""
     for name, rows in PAPER.items():
         columns = list(dict.fromkeys(column for row in sorted(rows.values(), key=len, reverse=True) for column in row))
         languages = {column.split(" ")[1] for column in columns}
@@ -376,7 +397,8 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         if against := disagreements(here, rows, columns):
             table += "\n\nNot in the paper's order: " + "; ".join(against) + "."
         sizes = {f"{12 * c['n_layer'] * c['n_embd'] ** 2 / 1e6:.3g}M parameters, " for runs in here.values() for r in runs if (c := r.get("config"))}
-        yield f"{name}: ours at {''.join(sizes) if len(sizes) == 1 else ''}{scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'}), the paper at {'10.4B' if size else '10.1B'}:", table
+        tokens_and_date = f"{scale} tokens ({' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'undated'})"
+        yield name, f"Ours at {''.join(sizes) if len(sizes) == 1 else ''}{tokens_and_date}, the paper at {'10.4B' if size else '10.1B'}.\n\n{table}"
 
 
 def disagreements(runs: dict[str, list[dict]], paper: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
