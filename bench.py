@@ -228,7 +228,7 @@ def encoding_rate(config: Config, data: Dataset) -> float:
             break
 
     def make() -> int:
-        encoder.chunks.clear()
+        encoder.chunks.empty()
         for text in texts:
             encoder(text)
         return sum(len(text.encode()) for text in texts)
