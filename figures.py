@@ -187,14 +187,17 @@ def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
 
 
 def runs_with_weights(out_dir: str) -> Iterator[Config]:
-    """The configs of the first seed of every method but those of coverage, joint first, where it is finished, with the out_dir that they are in now."""
+    """
+    The configs of the first seed of every method that reads several languages, but not those of coverage; joint first; where it is
+    finished, with the out_dir that they are in now.
+    """
     first: dict[str, str] = {}
     for path in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", "checkpoint.pt"))):
         first.setdefault(os.path.relpath(path, out_dir).split(os.sep)[0], path)
     for method, path in sorted(first.items(), key=lambda item: (item[0] != "joint", item[0] != "prealign", item[0])):
         if not method.startswith(("align", "coverage")):
             state = load_checkpoint(path)
-            if state["step"] == state["last_step"]:
+            if state["step"] == state["last_step"] and not state["config"].get("only"):
                 yield replace(configs.from_plain(state["config"], path), out_dir=out_dir)
 
 

@@ -77,8 +77,14 @@ def in_any(runs: list[dict], *path: str) -> list[str]:
     return list(found)
 
 
+def lm_of(run: dict, language: str) -> dict:
+    """What was measured on a language's text; nothing for a language that the run has never read, having read `only` another one."""
+    only = run.get("config", {}).get("only")
+    return run["lm"].get(language, {}) if not only or language == only else {}
+
+
 def perplexity(run: dict, language: str, which: str = "ppl") -> float | None:
-    return run["lm"].get(language, {}).get(which)
+    return lm_of(run, language).get(which)
 
 
 def clka_percent(run: dict, pair: str) -> float | None:
@@ -124,7 +130,7 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
     if table := seen_and_unseen(by_method):
         yield "Perplexity of words that were aligned (seen), of the other words, and of what is no word", table
     if kinds := [(l, kind) for l in languages for kind in in_any(runs, "lm", l, "kinds")]:
-        rows = [[r["method"], str(r["seed"])] + [cell(r["lm"].get(l, {}).get("kinds", {}).get(kind, {}).get("ppl"), 1) for l, kind in kinds] for r in runs]
+        rows = [[r["method"], str(r["seed"])] + [cell(lm_of(r, l).get("kinds", {}).get(kind, {}).get("ppl"), 1) for l, kind in kinds] for r in runs]
         yield "Perplexity by kind of token", markdown_table(["method", "seed"] + [f"{l}: {kind}" for l, kind in kinds], rows)
     layers = list(dict.fromkeys(s["layer"] for r in runs for s in r["similarity"]))
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
@@ -256,16 +262,18 @@ def comparison(runs: list[dict]) -> str:
     lines = []
     for joint in (r for r in runs if r["method"] == "joint"):
         pivot, *targets = joint["lm"]  # the pivot comes first
+        floor = joint["lm"][pivot]["ppl"]
         for r in runs:
             if r["seed"] != joint["seed"] or r is joint:
                 continue
             for language in targets:
-                if language not in r["lm"]:
+                if (b := perplexity(r, language)) is None:
                     continue
-                a, b, floor = joint["lm"][language]["ppl"], r["lm"][language]["ppl"], joint["lm"][pivot]["ppl"]
-                line = (f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%, "
-                        f"{pivot} perplexity {100 * (r['lm'][pivot]['ppl'] / floor - 1):+.1f}%")
-                if language == "clone" and a > floor:  # the same text, so that perplexities compare
+                a, english = joint["lm"][language]["ppl"], perplexity(r, pivot)
+                line = f"- {r['method']} against joint, seed {r['seed']}: {language} perplexity {100 * (b / a - 1):+.1f}%"
+                if english is not None:
+                    line += f", {pivot} perplexity {100 * (english / floor - 1):+.1f}%"
+                if language == "clone" and floor < a > b:  # the same text, so that perplexities compare
                     line += f"; {100 * (a - b) / (a - floor):.0f}% of the gap between joint's {language} and {pivot} closed"
                 lines.append(line)
     return "\n".join(lines)

@@ -138,6 +138,18 @@ def test_methods_are_compared_with_joint_of_the_same_seed(tmp_path, capsys):
     assert lines == ["- prealign against joint, seed 1: clone perplexity -37.5%, en perplexity -5.0%; 75% of the gap between joint's clone and en closed"]
 
 
+def test_a_language_that_a_run_has_never_read_is_not_reported(tmp_path, capsys):
+    write_result(tmp_path, "joint", 1, 20, 40, 0.3)
+    write_result(tmp_path, "only_target", 1, 1e6, 90, 0.3)
+    path = tmp_path / "only_target" / "seed1" / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {"only": "clone", "n_layer": 1, "n_embd": 8}}))
+    report.report(str(tmp_path))
+    text = capsys.readouterr().out
+    cell = cells_of(text)["only_target", "1"]
+    assert (cell["ppl en"], cell["bits/byte en"], cell["ppl clone"]) == ("-", "-", "90.0")
+    assert "- only_target against joint, seed 1: clone perplexity +125.0%\n" in text and "1000000" not in text
+
+
 def test_a_single_run_needs_no_spread_and_no_comparison(tmp_path, capsys):
     write_result(tmp_path, "prealign", 1, 19, 25, 0.8)
     report.report(str(tmp_path))
