@@ -148,8 +148,9 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     This process's share of the multilingual contrastive loss (Eq. 3), summed over layers; the shares add up to the whole.
 
     Supervised contrastive (Khosla et al., 2020): the positives of a word are the other words of its entry, and its
-    denominator holds every other word of the global batch. Divided by the number of words in the batch, so that the
-    weight beside the language-model loss means the same at every batch size; otherwise as printed.
+    denominator holds every other word of the global batch. Divided by the number of (word, positive) pairs in the batch, so
+    that the weight beside the language-model loss means the same for every batch size and number of translations;
+    otherwise as printed.
 
     representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) on the CPU, -1 = padding
     -> scalar, nats
@@ -164,7 +165,8 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     pairs, padding = to_device(same.nonzero().T.contiguous(), device), to_device(entry < 0, device)
     with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
         total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
-    return total / (entry >= 0).sum().item()
+    words_of_entry = entry[entry >= 0].unique(return_counts=True)[1]
+    return total / max(1, (words_of_entry * (words_of_entry - 1)).sum().item())
 
 
 def stage1_config(config: Config) -> Config:

@@ -90,8 +90,8 @@ ENTRY_OF_ROW = [4, 9, 7, 9, 4, 9, 7, 9, 7, 9]  # entries of 2, 3 and 5 words, ou
 
 
 def loss_in_a_loop(representations, entry, tau):
-    """Eq. 3 as it is printed, over the number of words."""
-    loss, words = 0.0, [w for w in range(len(entry)) if entry[w] >= 0]
+    """Eq. 3 as it is printed, over the number of its terms in a layer."""
+    loss, terms, words = 0.0, 0, [w for w in range(len(entry)) if entry[w] >= 0]
     for layer in representations:
         def similarity(a, b):
             return layer[a] @ layer[b] / (layer[a].norm() * layer[b].norm())
@@ -100,7 +100,8 @@ def loss_in_a_loop(representations, entry, tau):
                 if p != w and entry[p] == entry[w]:
                     denominator = sum(torch.exp(similarity(w, b) / tau) for b in words if b != w)
                     loss = loss - torch.log(torch.exp(similarity(w, p) / tau) / denominator)
-    return loss / len(words)
+                    terms += 1
+    return loss * len(representations) / terms
 
 
 def layers_of_words(layers: int = 3, rows: int = len(ENTRY_OF_ROW), C: int = 6, seed: int = 0) -> torch.Tensor:
@@ -132,6 +133,13 @@ def test_two_entries_of_two_words_by_hand():
     e = math.exp
     expected = (math.log((e(.6) + e(0) + e(-.8)) / e(.6)) + math.log((e(.6) + e(.8) + e(0)) / e(.6))) / 2
     assert contrastive_loss(words, entry, 1.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_does_not_grow_with_the_number_of_translations():
+    """Entries of n words each, all alike within an entry and at right angles across: -log(1 / (n - 1 + rest)) for every pair."""
+    for n in (2, 3, 6):
+        words, entry = torch.eye(2).repeat_interleave(n, 0)[None], torch.tensor([0, 1]).repeat_interleave(n)
+        assert contrastive_loss(words, entry, 1.0).item() == pytest.approx(math.log(n - 1 + n / math.e), rel=1e-6)
 
 
 def test_length_of_a_vector_does_not_matter():
