@@ -30,7 +30,7 @@ from processes import Workers
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines", "table", "tokenizer", "vocab_size",
+SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines", "dictionary_translations", "table", "tokenizer", "vocab_size",
             "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
 OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
 CHARACTERS_PER_TOKEN = 8   # at most, on average, in any language
@@ -136,15 +136,15 @@ def count_target_words(config: Config, texts: Iterable[str]) -> Counter:
 
 
 def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, dictionary.Dictionary]:
-    """Of every target but En-Clone, in the case in which its text has the words."""
+    """Of every target but En-Clone, in the case in which its text has the words, and the most common of them."""
     dictionaries = {}
     for language in config.written[1:]:
         book = dictionary.read(config.dictionary_of(language), config.dictionary_target_first, config.dictionary_identical, config.dictionary_bad_lines)
-        if not dictionary.is_unspaced(language):
-            counts = remembered(os.path.join(folder, f"counts_{language}.json"),
-                                lambda: count_target_words(config, texts.of(language, "train", f"words {language}")))
-            book = replace(book, entries=dictionary.with_case(book.entries, Counter(counts)))
-        dictionaries[language] = book
+        counts: Counter = Counter()
+        if not dictionary.is_unspaced(language):  # whose words cannot be counted: there the dictionary's order decides
+            counts.update(remembered(os.path.join(folder, f"counts_{language}.json"),
+                                     lambda: count_target_words(config, texts.of(language, "train", f"words {language}"))))
+        dictionaries[language] = replace(book, entries=dictionary.as_text_has_them(book.entries, counts, config.dictionary_translations))
     return dictionaries
 
 

@@ -2,7 +2,7 @@
 Bilingual dictionaries for the alignment table: MUSE files as published, or tables of one's own.
 
     entries = read("dictionaries/en-de.txt").entries      # {"house": ["haus", "hause"], ...}
-    entries = with_case(entries, counts)                  # {"house": ["Haus", "Hause"], ...}: as German text has them
+    entries = as_text_has_them(entries, counts, most=5)   # {"house": ["Haus", "Hause"], ...}: with German text's capitals, the most common first
     translations("House", entries)                        # ["Haus", "Hause"]
 
 A line is a pivot word and a translation with a tab or, when both are single words, a space between them.
@@ -102,12 +102,19 @@ def capitalised(word: str) -> str:
     return word[:1].upper() + word[1:]
 
 
-def with_case(entries: dict[str, list[str]], counts: Counter) -> dict[str, list[str]]:
+def as_text_has_them(entries: dict[str, list[str]], counts: Counter, most: int = 0) -> dict[str, list[str]]:
     """
-    Dictionaries are often all in lower case. Translations in the case in which the target's text has them more often:
-    "haus" becomes "Haus" when that stands in it more often than "haus" does.
+    Translations in the case in which the target's text has them more often, as dictionaries are often all in lower case: "haus" becomes
+    "Haus" when that stands in it more often than "haus" does. The `most` (0: all) that are most common there, the most common first; of
+    several words, the rarest one counts.
     """
-    return {word: [capitalised(t) if counts[capitalised(t)] > counts[t] else t for t in those] for word, those in entries.items()}
+    def in_case(translation: str) -> str:
+        return max(translation, capitalised(translation), key=counts.__getitem__)
+
+    def count(translation: str) -> int:
+        return min(counts[word] for word in translation.split())
+
+    return {word: sorted(dict.fromkeys(map(in_case, those)), key=count, reverse=True)[:most or None] for word, those in entries.items()}
 
 
 def translations(word: str, entries: dict[str, list[str]]) -> list[str]:

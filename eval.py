@@ -98,7 +98,9 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
         losses = -token_log_likelihoods(model, hidden, targets).double().cpu().numpy()
         nats += np.bincount(kind[predicted], losses[predicted], minlength=len(KINDS))
         count += np.bincount(kind[predicted], minlength=len(KINDS))
-        own_nats -= token_log_likelihoods(model, hidden, targets, (first, first + data.V)).double().sum().item()
+        if data.V < data.vocab_size:  # else every id is the language's
+            own_nats -= token_log_likelihoods(model, hidden, targets, (first, first + data.V)).double().sum().item()
+    own_nats = own_nats if data.V < data.vocab_size else nats.sum()
     n_bytes = int(token_byte_lengths(data.encoding)[tokens[1:].astype(np.int64) - first].sum())
     result = {"ppl": math.exp(nats.sum() / count.sum()), "bpb": nats.sum() / math.log(2) / n_bytes,
               "ppl_in_language": math.exp(own_nats / count.sum()), "tokens": int(count.sum())}
@@ -222,7 +224,8 @@ def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, genera
 def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     """
     Whether token ids (n,) of a pivot text's continuation have anything of a target in them: any token of En-Clone; any character
-    of the target's script; for a target in the pivot's script, any whole word that in the table only the target has.
+    of the target's script; for a target in the pivot's script, any whole word that in the table only the target has and that does
+    not stand in held-out pivot text either (a dictionary without "he" would make English German).
     """
     if language == "clone":
         return lambda ids: bool((ids >= data.offsets["clone"]).any())
@@ -240,8 +243,9 @@ def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     def words(which: int) -> set[str]:
         return {text(table.word(w)).strip().lower() for entry in range(len(table)) for w in table.words(entry, which)}
 
-    only_there = words(l) - words(0)
-    return lambda ids: any(word.lower() in only_there for word in re.findall(r"(?<=\s)[^\W\d_]+(?=\W)", text(ids)))
+    whole_word = re.compile(r"(?<=\s)[^\W\d_]+(?=\W)")  # the first and the last may be cut
+    only_there = words(l) - words(0) - {word.lower() for word in whole_word.findall(text(data.tokens(data.pivot, "val")))}
+    return lambda ids: any(word.lower() in only_there for word in whole_word.findall(text(ids)))
 
 
 def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:

@@ -23,7 +23,7 @@ from config import Config, UserError
 from dataset import Dataset
 from model import GPT
 from prealign import draw_keys, padded, word_representations
-from report import KINDS, dynamics_of, gather, in_any
+from report import KINDS, dynamics_of, gather, has_read, in_any
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -90,7 +90,7 @@ def figure_4(out_dir: str) -> tuple | None:
     facts = sorted({numbers["n"] for runs in records.values() for r in runs for cells in r["clka"].values() for numbers in cells.values()})
     return figure, "Figure 4: learning dynamics", (
         "CLKA right after the period of training that stated the facts, by language in which they were stated → language in which they are "
-        f"asked. Every point is {' or '.join(map(str, facts))} facts per seed; dotted: chance.")
+        f"asked. Every point is {' or '.join(map(str, facts))} facts per seed, too few to tell single points apart (the table has intervals); dotted: chance.")
 
 
 def figure_5(out_dir: str) -> tuple | None:
@@ -119,7 +119,8 @@ def figure_5(out_dir: str) -> tuple | None:
         row[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure, "Figure 5: similarity over training", (
         "Mean cosine between a word and its translation, each encoded alone, in every layer; for En-Clone also between held-out text and "
-        "its clone, position by position. The runs are those of figure 4, which read facts in every language.")
+        "its clone, position by position. Where the embeddings are tied, word and output embedding are one line. The first point of a run with "
+        "stage 1 is the end of it. The runs are those of figure 4, which read facts in every language.")
 
 
 def kinds_of(run: dict, language: str) -> dict[str, dict]:
@@ -197,7 +198,7 @@ def runs_with_weights(out_dir: str) -> Iterator[Config]:
     for method, path in sorted(first.items(), key=lambda item: (item[0] != "joint", item[0] != "prealign", item[0])):
         if not method.startswith(("align", "coverage")):
             state = load_checkpoint(path)
-            if state["step"] == state["last_step"] and not state["config"].get("only"):
+            if state["step"] == state["last_step"] and all(has_read(state, language) for language in (state["config"]["pivot"], *state["config"]["targets"])):
                 yield replace(configs.from_plain(state["config"], path), out_dir=out_dir)
 
 

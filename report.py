@@ -59,12 +59,12 @@ def percent(share: float, n: int) -> str:
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean and standard deviation of the values that there are, or "-"."""
+    """Mean and standard deviation of the values that there are, and how many when some are not there; "-" for none."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     sd = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.{digits}f}{sd}"
+    return f"{statistics.mean(known):.{digits}f}{sd}{f' (of {len(known)})' if len(known) < len(values) else ''}"
 
 
 def in_any(runs: list[dict], *path: str) -> list[str]:
@@ -77,10 +77,15 @@ def in_any(runs: list[dict], *path: str) -> list[str]:
     return list(found)
 
 
+def has_read(run: dict, language: str) -> bool:
+    """Whether a language's text was in a run's mix."""
+    config = run.get("config", {})
+    return language == config["only"] if config.get("only") else config.get("mix", {language: 1.0}).get(language, 0) > 0
+
+
 def lm_of(run: dict, language: str) -> dict:
-    """What was measured on a language's text; nothing for a language that the run has never read, having read `only` another one."""
-    only = run.get("config", {}).get("only")
-    return run["lm"].get(language, {}) if not only or language == only else {}
+    """What was measured on a language's text; nothing for a language that the run has never read."""
+    return run["lm"].get(language, {}) if has_read(run, language) else {}
 
 
 def perplexity(run: dict, language: str, which: str = "ppl") -> float | None:
@@ -100,6 +105,15 @@ def inference(run: dict, language: str) -> float | None:
 
 def cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def inference_cell(run: dict, language: str) -> str:
+    """Accuracy with its interval over the pairs; of several fine-tunings the mean, and the range of their accuracies."""
+    share, numbers = inference(run, language), run.get("nli", {"languages": {}})["languages"].get(language)
+    if share is None or numbers is None:
+        return "-"
+    several = numbers["accuracies"] if len(numbers["accuracies"]) > 1 else []
+    return percent(share / 100, numbers["n"]) + (f", {100 * min(several):.0f} to {100 * max(several):.0f} in {len(several)} fine-tunings" if several else "")
 
 
 def interval_cell(numbers: dict | None, share: str) -> str:
@@ -128,7 +142,7 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
     if tables := [f"### {name}\n\n{table}" for name, table in paper_tables(by_method)]:
         yield "Beside the paper", "\n\n".join(tables)
     if table := seen_and_unseen(by_method):
-        yield "Perplexity of words that were aligned (seen), of the other words, and of what is no word", table
+        yield "Perplexity of words that were aligned (seen), of the other words, and of what is no word; in brackets against joint training", table
     if kinds := [(l, kind) for l in languages for kind in in_any(runs, "lm", l, "kinds")]:
         rows = [[r["method"], str(r["seed"])] + [cell(lm_of(r, l).get("kinds", {}).get(kind, {}).get("ppl"), 1) for l, kind in kinds] for r in runs]
         yield "Perplexity by kind of token", markdown_table(["method", "seed"] + [f"{l}: {kind}" for l, kind in kinds], rows)
@@ -158,12 +172,13 @@ def shares(runs: list[dict]) -> str:
     rows = []
     for r in runs:
         cells = [r["method"], str(r["seed"])] + [interval_cell(r["clka"].get(p), "accuracy") for p in pairs]
-        cells += ["-" if (share := inference(r, l)) is None else percent(share / 100, r["nli"]["languages"][l]["n"]) for l in tested]
+        cells += [inference_cell(r, l) for l in tested]
         rows.append(cells + [interval_cell((r.get("mixed") or {}).get(l), "share") for l in mixed])
     text = markdown_table(["method", "seed"] + [f"CLKA {p} (95%)" for p in pairs] + [f"NLI {l} (95%)" for l in tested] + [f"mixed {l} (95%)" for l in mixed], rows)
-    if sources := sorted({str(r["nli"].get("test")) for r in runs if "nli" in r}):
-        text += f"\n\nNLI is measured on {', '.join(sources).replace('builtin', 'the built-in pairs')}."
-    return text
+    notes = [f"By chance CLKA is {100 * chance:.0f}%." for chance in sorted({numbers["chance"] for r in runs for numbers in r["clka"].values()})]
+    notes += [f"NLI is measured on {source.replace('builtin', 'the built-in pairs')}; by chance it is {100 / labels:.0f}%."
+              for source, labels in sorted({(str(r["nli"].get("test")), len(r["nli"].get("labels", ()))) for r in runs if "nli" in r}) if labels]
+    return text + ("\n\n" + " ".join(notes) if notes else "")
 
 
 def over_seeds(by_method: dict[str, list[dict]]) -> str:
@@ -181,7 +196,10 @@ KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words
 
 
 def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
-    """The coverage methods (the paper's Fig. 6): a run with a share of the table has seen the quarters of the table below it."""
+    """
+    The coverage methods (the paper's Fig. 6): a run with a share of the table has seen the quarters of the table below it. In brackets
+    against joint training's perplexity on the same tokens: those of different rows differ.
+    """
     header: list[str] = []
     rows = []
     for method, runs in by_method.items():
@@ -189,16 +207,23 @@ def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
         if not (method.startswith("coverage") or method == "prealign") or coverage is None or 4 * coverage % 1:  # tokens are counted by quarters
             continue
         cells = {}
+        seen = round(4 * coverage)
         for language in in_any(runs, "lm"):
-            if not in_any(runs, "lm", language, "kinds"):
-                continue
-            seen = round(4 * coverage)
-            for name, those in (("seen", KINDS[:seen]), ("unseen", KINDS[seen:-1]), ("not words", KINDS[-1:])):
-                parts = [[r["lm"][language]["kinds"][k] for k in those if k in r["lm"][language]["kinds"]] for r in runs]
-                cells[f"{language}: {name}"] = spread([pooled_perplexity(those) if those else None for those in parts], 1)
+            if in_any(runs, "lm", language, "kinds"):
+                for name, those in (("seen", KINDS[:seen]), ("unseen", KINDS[seen:-1]), ("not words", KINDS[-1:])):
+                    ours, joint = (pooled(group, language, those) for group in (runs, by_method.get("joint", [])))
+                    both = [r["seed"] for r in runs if r["seed"] in ours and r["seed"] in joint]
+                    change = statistics.mean(ours[seed] / joint[seed] - 1 for seed in both) if both else None
+                    cells[f"{language}: {name}"] = spread(list(ours.values()), 1) + ("" if change is None else f" ({100 * change:+.0f}%)")
         header = ["method", "share of the table", *cells]
         rows.append([method, f"{100 * coverage:g}%", *cells.values()])
     return markdown_table(header, rows) if len(rows) > 1 else ""
+
+
+def pooled(runs: list[dict], language: str, kinds: Sequence[str]) -> dict[int, float]:
+    """By seed: the perplexity of all tokens of some kinds together."""
+    parts = {r["seed"]: [found[kind] for kind in kinds if kind in found] for r in runs if (found := lm_of(r, language).get("kinds"))}
+    return {seed: pooled_perplexity(those) for seed, those in parts.items() if those}
 
 
 def pooled_perplexity(parts: list[dict]) -> float:
@@ -393,9 +418,8 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         for method, runs in here.items():
             cells = [method, str(len(runs))]
             for column in columns:
-                ours = [value for r in runs if (value := metric(r, column)) is not None]
                 theirs = rows[method].get(column)
-                cells += [spread(ours, 1) if ours else "-", "-" if theirs is None else str(theirs)]
+                cells += [spread([metric(r, column) for r in runs], 1), "-" if theirs is None else str(theirs)]
             lines.append(cells)
         header = ["method", "seeds"] + [part for column in columns for part in (f"{column}, ours", "paper")]
         tokens = sorted({r["tokens"] for runs in here.values() for r in runs})

@@ -19,7 +19,7 @@ from config import Config, UserError
 from conftest import make_text, overrides
 from data import in_share, prepare
 from dataset import Dataset
-from dictionary import Dictionary, as_in_text, coverage, read, translate_surfaces, translations, with_case
+from dictionary import Dictionary, as_in_text, as_text_has_them, coverage, read, translate_surfaces, translations
 from eval import is_in
 from tokenizer import encode
 
@@ -72,7 +72,15 @@ def test_dictionaries_that_cannot_be(tmp_path):
 def test_case_is_that_of_the_targets_text():
     counts = dictionary.count_words(["Das Haus ist klein. Ein Haus, zwei Häuser; Kleine Häuser sind klein."])
     entries = {"house": ["haus"], "houses": ["häuser"], "small": ["klein", "winzig"]}
-    assert with_case(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein", "winzig"]}
+    assert as_text_has_them(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein", "winzig"]}
+
+
+def test_the_most_common_translations_are_kept():
+    counts = Counter({"die": 9, "der": 8, "den": 3, "Haus": 4, "altes": 1})
+    entries = {"the": ["den", "der", "die", "dem"], "old house": ["altes haus", "altes Haus", "haus"], "tree": ["baum", "Baum"]}
+    assert as_text_has_them(entries, counts, most=2) == {"the": ["die", "der"], "old house": ["Haus", "altes Haus"], "tree": ["baum", "Baum"]}
+    assert as_text_has_them(entries, counts)["the"] == ["die", "der", "den", "dem"]
+    assert as_text_has_them({"the": ["b", "a", "c"]}, Counter(), most=2) == {"the": ["b", "a"]}  # where nothing is counted, the dictionary's order
 
 
 @pytest.mark.parametrize("word, expected", [
@@ -258,6 +266,18 @@ def test_text_of_a_target_is_recognised_in_a_continuation(world):
     assert found("zh", f"a {chinese(word)} b") and not found("zh", f"a {word} b")
     assert found("de", f"a {german(word)} b") and not found("de", f"a {word} b")
     assert not found("de", f"{german(word)} b")  # perhaps the end of a word that the prompt began
+
+
+def test_a_pivot_word_without_an_entry_is_not_the_targets(world):
+    data = Dataset(world.data_dir)
+    table, text = data.table, data.encoding.decode(data.tokens("en", "val").tolist())
+    entries = {data.encoding.decode(table.word(table.words(k, 0)[0]).tolist()).strip().lower() for k in range(len(table))}
+    others = [word for word in re.findall(r"(?<=\s)[a-z]+(?=\s)", text) if word not in entries]
+    word, w = next((word, w) for word in others for k in range(len(table)) for w in table.words(k, 1)
+                   if len(table.word(w)) == len(encode(data.encoding, " " + word)))
+    assert is_in("de", data)(encode(data.encoding, f"a {data.encoding.decode(table.word(w).tolist()).strip()} b"))
+    table.word(w)[:] = encode(data.encoding, " " + word)  # now it is a translation of another word, as "so" is in German
+    assert not is_in("de", data)(encode(data.encoding, f"a {word} b"))
 
 
 def test_a_language_without_text_or_dictionary_is_an_error(world):

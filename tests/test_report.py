@@ -138,11 +138,12 @@ def test_methods_are_compared_with_joint_of_the_same_seed(tmp_path, capsys):
     assert lines == ["- prealign against joint, seed 1: clone perplexity -37.5%, en perplexity -5.0%; 75% of the gap between joint's clone and en closed"]
 
 
-def test_a_language_that_a_run_has_never_read_is_not_reported(tmp_path, capsys):
+@pytest.mark.parametrize("config", [{"only": "clone", "mix": {"en": 0.9, "clone": 0.1}}, {"only": "", "mix": {"clone": 1.0}}])
+def test_a_language_that_a_run_has_never_read_is_not_reported(tmp_path, capsys, config):
     write_result(tmp_path, "joint", 1, 20, 40, 0.3)
     write_result(tmp_path, "only_target", 1, 1e6, 90, 0.3)
     path = tmp_path / "only_target" / "seed1" / "eval.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {"only": "clone", "n_layer": 1, "n_embd": 8}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config | {"n_layer": 1, "n_embd": 8}}))
     report.report(str(tmp_path))
     text = capsys.readouterr().out
     cell = cells_of(text)["only_target", "1"]
@@ -173,12 +174,32 @@ def test_seen_and_unseen_words_by_hand():
     """Seen by a run with a quarter of the table: its first kind. Others together: their tokens' mean loss."""
     names, tokens = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words"), (3, 1, 2, 1, 4, 9)
     kinds = {kind: {"ppl": math.exp(loss), "tokens": n} for kind, loss, n in zip(names, (2, 3, 3, 4, 5, 1), tokens)}
-    runs = {method: [{"config": {"align_coverage": coverage}, "lm": {"clone": {"kinds": kinds}}}]
+    runs = {method: [{"seed": 1, "config": {"align_coverage": coverage}, "lm": {"clone": {"kinds": kinds}}}]
             for method, coverage in (("coverage25", 0.25), ("prealign", 1.0), ("init_only", 1.0))}
     header, quarter, whole = tables_of(report.seen_and_unseen(runs))[0]
     assert header == ["method", "share of the table", "clone: seen", "clone: unseen", "clone: not words"]
     assert quarter == ["coverage25", "25%", f"{math.exp(2):.1f}", f"{math.exp((3 + 6 + 4 + 20) / 8):.1f}", f"{math.e:.1f}"]
     assert whole == ["prealign", "100%", f"{math.exp((6 + 3 + 6 + 4) / 7):.1f}", f"{math.exp(5):.1f}", f"{math.e:.1f}"]
+
+
+def test_seen_and_unseen_words_stand_beside_joint_on_the_same_tokens():
+    def run(loss: float, seed: int) -> dict:
+        return {"seed": seed, "config": {"align_coverage": 0.5}, "lm": {"clone": {"kinds": {"words 0-25%": {"ppl": math.exp(loss), "tokens": 5}}}}}
+
+    by_method = {"joint": [run(2, 1), run(9, 2)], "coverage50": [run(1, 1)], "prealign": [run(3, 1), run(3, 7)]}  # seed 7 has no joint
+    header, half, whole = tables_of(report.seen_and_unseen(by_method))[0]
+    assert half == ["coverage50", "50%", f"{math.e:.1f} ({100 * (1 / math.e - 1):+.0f}%)", "-", "-"]
+    assert whole[2] == f"{math.exp(3):.1f} ± 0.0 (+172%)"
+
+
+def test_seeds_that_a_value_is_missing_for_are_not_counted():
+    assert report.spread([1.0, None, 3.0], 1) == "2.0 ± 1.4 (of 2)" and report.spread([1.0, None], 1) == "1.0 (of 1)" and report.spread([None], 1) == "-"
+
+
+def test_several_fine_tunings_show_their_range():
+    run = {"nli": {"languages": {"en": {"accuracies": [0.2, 0.6], "n": 100}, "clone": {"accuracies": [0.4], "n": 100}}}}
+    assert report.inference_cell(run, "en") == "40% (31-50), 20 to 60 in 2 fine-tunings"
+    assert report.inference_cell(run, "clone") == "40% (31-50)" and report.inference_cell(run, "de") == "-"
 
 
 def test_dynamics_are_pooled_over_periods_of_the_second_half(tmp_path):
