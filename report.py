@@ -143,9 +143,11 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
         yield "Beside the paper", "\n\n".join(tables)
     if table := seen_and_unseen(by_method):
         yield "Perplexity of words that were aligned (seen), of the other words, and of what is no word; in brackets against joint training", table
-    if kinds := [(l, kind) for l in languages for kind in in_any(runs, "lm", l, "kinds")]:
-        rows = [[r["method"], str(r["seed"])] + [cell(lm_of(r, l).get("kinds", {}).get(kind, {}).get("ppl"), 1) for l, kind in kinds] for r in runs]
-        yield "Perplexity by kind of token", markdown_table(["method", "seed"] + [f"{l}: {kind}" for l, kind in kinds], rows)
+    for l in languages:
+        if kinds := in_any(runs, "lm", l, "kinds"):
+            those = [(r, found) for r in runs if (found := lm_of(r, l).get("kinds"))]
+            yield f"Perplexity by kind of token, {l}", markdown_table(["method", "seed", *kinds], [
+                [r["method"], str(r["seed"])] + [cell(found.get(kind, {}).get("ppl"), 1) for kind in kinds] for r, found in those])
     layers = list(dict.fromkeys(s["layer"] for r in runs for s in r["similarity"]))
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
         rows = []
