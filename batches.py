@@ -15,7 +15,7 @@ import numpy as np
 
 from config import Config, UserError
 from dataset import Dataset
-from table import Table
+from table import Table, ranges
 
 Made = TypeVar("Made")
 
@@ -142,9 +142,8 @@ def codeswitch(tokens: np.ndarray, align: np.ndarray, table: Table, ratio: float
     out[row_of[kept], begins[kept]] = tokens[kept]
     labels[row_of[kept], begins[kept]] = tokens[kept]
 
-    step = np.arange(word_length.sum()) - np.repeat(np.cumsum(word_length) - word_length, word_length)  # 0, 1, ... in each
-    at = np.repeat(begins[r, p], word_length) + step
-    spliced = table.tokens[np.repeat(table.offsets[word], word_length) + step].astype(np.int64)
+    at = ranges(begins[r, p], word_length)
+    spliced = table.tokens[ranges(table.offsets[word], word_length)].astype(np.int64)
     row = np.repeat(r, word_length)
     inside = at < length
     out[row[inside], at[inside]] = spliced[inside]

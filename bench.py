@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 import config as configs
 import eval as evaluation
-import hardware as hardware_of_ours
 from batches import Sampler, prefetch
 from bins import Encoder
 from checkpoint import make_model
@@ -145,9 +144,7 @@ def serve(name: str, config: Config, pipe: Connection) -> None:
     that its steps have added at most to what the process held before them. Before all that it sends whether the variant is there.
     """
     make, change = VARIANTS[name]
-    if make is theirs:
-        hardware_of_ours.keep_freed_memory = lambda: None  # a plain loop has the allocator as it comes
-    hardware, data = start(config), Dataset(config.data_dir)
+    hardware, data = start(config, keep_memory=make is ours), Dataset(config.data_dir)  # a plain loop has the allocator as it comes
     torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device) @ torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device)  # libraries load
     forget_peak()
     before = peak_resident()
@@ -228,7 +225,7 @@ def encoding_rate(config: Config, data: Dataset) -> float:
             break
 
     def make() -> int:
-        encoder.chunks.empty()
+        encoder.chunks.clear()
         for text in texts:
             encoder(text)
         return sum(len(text.encode()) for text in texts)

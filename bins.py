@@ -24,7 +24,7 @@ from config import Config, UserError
 from dataset import text_language
 from files import remembered, write_json
 from processes import Workers
-from table import CHUNK, make_table, words_of_chunk
+from table import CHUNK, make_table, ranges, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
 MAX_CHUNKS = 1_000_000     # remembered by each process: about 200 MB
@@ -52,10 +52,10 @@ class Chunks(dict[str, int]):
     def __init__(self, surfaces: list[str]):
         super().__init__()
         self.entry = {surface: k for k, surface in enumerate(surfaces, 1)}
-        self.empty()
-
-    def empty(self) -> None:
         self.clear()
+
+    def clear(self) -> None:
+        super().clear()
         self.length, self.words = array("q"), array("q", [0])  # of each chunk its bytes, and the words of all chunks up to it
         self.spans = array("q")                                # of each word its first byte in the chunk, the byte after its last, its entry
 
@@ -71,14 +71,13 @@ class Chunks(dict[str, int]):
     def spans_of(self, text: str) -> np.ndarray:
         """(first byte, byte after the last, entry) of every word of a text that is in the table, (words, 3) int64."""
         if len(self) > MAX_CHUNKS:
-            self.empty()
+            self.clear()
         chunks = CHUNK.findall(text)
         number = np.fromiter(map(self.__getitem__, chunks), np.int64, len(chunks))
         length, words, spans = (np.frombuffer(flat, np.int64) if flat else np.zeros(0, np.int64) for flat in (self.length, self.words, self.spans))
         first, count = words[number], words[number + 1] - words[number]
         start = np.cumsum(length[number]) - length[number]  # of each chunk in the text
-        which = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
-        found = spans.reshape(-1, 3)[which]
+        found = spans.reshape(-1, 3)[ranges(first, count)]
         found[:, :2] += np.repeat(start, count)[:, None]
         return found
 
@@ -109,8 +108,7 @@ class Encoder:
         whole = (i >= 0) & (j >= 0)
         i, j, entry = i[whole], j[whole], entry[whole]
         length = j - i + 1
-        inside = np.repeat(i - np.cumsum(length) + length, length) + np.arange(length.sum())  # every token of every word
-        align[inside] = -np.repeat(entry, length)
+        align[ranges(i, length)] = -np.repeat(entry, length)  # every token of every word
         align[i] = entry
         return ids, align
 

@@ -95,12 +95,12 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
     for (inputs, targets), (_, kind) in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
         predicted, targets = targets >= 0, torch.from_numpy(targets).to(device)
         hidden = model(torch.from_numpy(inputs).to(device))
-        losses = -token_log_likelihoods(model, hidden, targets).double().cpu().numpy()
+        likelihoods = token_log_likelihoods(model, hidden, targets)
+        own = likelihoods if data.V == data.vocab_size else token_log_likelihoods(model, hidden, targets, (first, first + data.V))
+        own_nats -= own.double().sum().item()
+        losses = -likelihoods.double().cpu().numpy()
         nats += np.bincount(kind[predicted], losses[predicted], minlength=len(KINDS))
         count += np.bincount(kind[predicted], minlength=len(KINDS))
-        if data.V < data.vocab_size:  # else every id is the language's
-            own_nats -= token_log_likelihoods(model, hidden, targets, (first, first + data.V)).double().sum().item()
-    own_nats = own_nats if data.V < data.vocab_size else nats.sum()
     n_bytes = int(token_byte_lengths(data.encoding)[tokens[1:].astype(np.int64) - first].sum())
     result = {"ppl": math.exp(nats.sum() / count.sum()), "bpb": nats.sum() / math.log(2) / n_bytes,
               "ppl_in_language": math.exp(own_nats / count.sum()), "tokens": int(count.sum())}

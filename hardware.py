@@ -37,8 +37,8 @@ def bf16_pays(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def open_device(config: Config, local_rank: int = 0) -> torch.device:
-    """config.device, or for "auto" this process's GPU if there is one, else the CPU; made ready for work."""
+def open_device(config: Config, local_rank: int = 0, keep_memory: bool = True) -> torch.device:
+    """config.device, or for "auto" this process's GPU if there is one, else the CPU; made ready for work, the CPU with keep_freed_memory."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +47,7 @@ def open_device(config: Config, local_rank: int = 0) -> torch.device:
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, another number, or as many --nproc_per_node as there are")
-    if device.type == "cpu":
+    if device.type == "cpu" and keep_memory:
         keep_freed_memory()
     return device
 
@@ -65,12 +65,12 @@ def keep_freed_memory() -> None:
             mallopt(M_TOP_PAD, 2**26)
 
 
-def start(config: Config) -> Hardware:
+def start(config: Config, keep_memory: bool = True) -> Hardware:
     """Device, precision, and the process group when torchrun started several processes."""
     world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if world > 1 and ":" in config.device:
         raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes a GPU of its own")
-    device = open_device(config, local_rank)
+    device = open_device(config, local_rank, keep_memory)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None

@@ -20,7 +20,7 @@ import config as configs
 from batches import ENTRY, uniform
 from config import Config
 from model import GPT
-from table import Table
+from table import Table, ranges
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
     L = len(table.languages)
     first, end = table.groups[entries * L], table.groups[(entries + 1) * L]
     number = end - first
-    word = np.repeat(first - np.cumsum(number) + number, number) + np.arange(number.sum())  # (R,) every word of every entry
+    word = ranges(first, number)  # (R,) every word of every entry
     ids, length = padded(table, word)
     extra = -len(word) % multiple_of
     return Words(np.pad(ids, ((0, extra), (0, 0))), np.pad(length, (0, extra), constant_values=1),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from config import UserError
 from files import is_newer, read_json, write_json, write_text
+from paper import PAPER, SIZES
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -97,9 +98,14 @@ def clka_percent(run: dict, pair: str) -> float | None:
     return 100 * run["clka"][pair]["accuracy"] if pair in run["clka"] else None
 
 
+def inference_of(run: dict, language: str) -> dict | None:
+    """{"accuracies", "n"} of a run's fine-tunings in a language."""
+    return run.get("nli", {"languages": {}})["languages"].get(language)
+
+
 def inference(run: dict, language: str) -> float | None:
     """Accuracy in %, the mean over a run's fine-tunings."""
-    numbers = run.get("nli", {"languages": {}})["languages"].get(language)
+    numbers = inference_of(run, language)
     return 100 * statistics.mean(numbers["accuracies"]) if numbers else None
 
 
@@ -109,11 +115,11 @@ def cell(value: float | None, digits: int) -> str:
 
 def inference_cell(run: dict, language: str) -> str:
     """Accuracy with its interval over the pairs; of several fine-tunings the mean, and the range of their accuracies."""
-    share, numbers = inference(run, language), run.get("nli", {"languages": {}})["languages"].get(language)
-    if share is None or numbers is None:
+    if (numbers := inference_of(run, language)) is None:
         return "-"
-    several = numbers["accuracies"] if len(numbers["accuracies"]) > 1 else []
-    return percent(share / 100, numbers["n"]) + (f", {100 * min(several):.0f} to {100 * max(several):.0f} in {len(several)} fine-tunings" if several else "")
+    accuracies = numbers["accuracies"]
+    text = percent(statistics.mean(accuracies), numbers["n"])
+    return text if len(accuracies) == 1 else text + f", {100 * min(accuracies):.0f} to {100 * max(accuracies):.0f} in {len(accuracies)} fine-tunings"
 
 
 def interval_cell(numbers: dict | None, share: str) -> str:
@@ -351,53 +357,6 @@ def metric(run: dict, column: str) -> float | None:
     if kind == "CLKA":
         return clka_percent(run, f"en->{language}")
     return 100 * run["mixed"][language]["share"] if run.get("mixed") else None
-
-
-def _table_6(joint: str, prealign: str) -> dict[str, dict[str, float]]:
-    """Rows of Table 6, whose columns are in the paper's order."""
-    columns = [f"ppl {l}" for l in ("en", "zh", "de", "ar", "ru")] + [f"NLI {l}" for l in ("en", "zh", "de", "ar", "ru")] + [f"CLKA {l}" for l in ("zh", "de", "ar", "ru")]
-    return {method: dict(zip(columns, map(float, row.split()), strict=True)) for method, row in (("joint", joint), ("prealign", prealign))}
-
-
-# The paper's numbers (tables 1 to 5: 150M parameters, 10B English and 0.1B En-Clone tokens), by our names of methods and columns.
-PAPER: dict[str, dict[str, dict[str, float]]] = {
-    "Table 1": {
-        "only_target": {"ppl clone": 47.2},
-        "joint": {"ppl en": 16.1, "ppl clone": 21.6, "NLI en": 79.8, "NLI clone": 74.9, "CLKA clone": 27.7},
-        "prealign": {"ppl en": 15.9, "ppl clone": 16.5, "NLI en": 80.1, "NLI clone": 79.3, "CLKA clone": 90.3},
-        "full_target": {"ppl clone": 16.2},
-    },
-    "Table 2": {
-        "on_the_fly": {"ppl clone": 22.1, "NLI clone": 74.3, "CLKA clone": 26.5},
-        "post": {"ppl clone": 19.7, "NLI clone": 75.5, "CLKA clone": 28.4},
-        "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
-    },
-    "Table 3": {
-        "joint": {"ppl clone": 21.6, "NLI clone": 74.9, "CLKA clone": 26.5},
-        "codeswitch_only": {"ppl clone": 19.7, "NLI clone": 76.1, "CLKA clone": 30.2},
-        "init_only": {"ppl clone": 17.1, "NLI clone": 77.8, "CLKA clone": 85.7},
-        "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
-    },
-    "Table 4": {
-        "vanilla_codeswitch": {"ppl clone": 17.1, "mixed clone": 4.17},
-        "prealign": {"ppl clone": 16.5, "mixed clone": 0.02},
-    },
-    "Table 5": {
-        "coverage25": {"ppl clone": 17.0, "NLI clone": 78.2, "CLKA clone": 80.2},
-        "coverage50": {"ppl clone": 16.8, "NLI clone": 78.6, "CLKA clone": 83.1},
-        "coverage75": {"ppl clone": 16.6, "NLI clone": 78.8, "CLKA clone": 88.4},
-        "prealign": {"ppl clone": 16.5, "NLI clone": 79.3, "CLKA clone": 90.3},
-    },
-    "Table 6, 150M": _table_6("25.7 99.7 43.5 46.9 49.8  80.6 64.6 63.5 58.3 62.0  26.2 25.1 26.8 26.3",
-                              "25.4 91.1 39.8 40.7 44.6  80.6 69.2 67.5 60.8 65.1  45.7 48.2 43.4 46.0"),
-    "Table 6, 400M": _table_6("20.3 79.8 32.5 34.8 39.6  82.3 65.8 65.3 56.9 63.7  37.8 39.5 36.1 37.7",
-                              "19.9 75.2 28.3 30.7 33.6  82.4 70.0 69.3 65.6 68.2  63.8 66.5 64.7 63.6"),
-    "Table 6, 1.3B": _table_6("15.8 62.2 24.0 27.7 31.2  84.3 70.8 70.6 63.7 68.6  49.6 44.1 45.5 48.0",
-                              "16.1 58.0 23.3 25.3 29.4  83.9 74.0 72.9 68.2 71.4  71.1 73.9 72.7 72.5"),
-}
-
-
-SIZES = {"150M": 150e6, "400M": 400e6, "1.3B": 1.3e9}  # parameters without embeddings
 
 
 def nearest_size(run: dict) -> str:

@@ -17,7 +17,7 @@ from config import UserError
 
 CHUNK = re.compile(r"\n+| ?\S+|\s")  # every character falls in exactly one chunk
 # Four in five different chunks: a word and perhaps one mark, where NLTK cuts (unless the word is a contraction), at a fortieth of its time.
-PLAIN = re.compile(r" ?[^\W\d_]+(?:-[^\W\d_]+)*([,.;:!?]?)")
+PLAIN = re.compile(r"( ?[^\W\d_]+(?:-[^\W\d_]+)*)([,.;:!?]?)")
 CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 _nltk = NLTKWordTokenizer()
 
@@ -36,9 +36,9 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
         return []
     plain = PLAIN.fullmatch(chunk)
     if plain and not CONTRACTION.search(chunk):
-        mark = plain[1]
-        word, end = (chunk[:-1] if mark else chunk), len(chunk.encode())
-        return [(0, end - len(mark), word), *([(end - 1, end, mark)] if mark else [])]
+        word, mark = plain.groups()
+        end = len(word.encode())
+        return [(0, end, word), (end, end + 1, mark)] if mark else [(0, end, word)]
     space = chunk[0] == " "
     bare = chunk[space:]
     try:
@@ -69,6 +69,11 @@ def count_surfaces(chunks: Counter) -> Counter:
         for _, _, surface in words_of_chunk(chunk):
             surfaces[surface] += count
     return surfaces
+
+
+def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """first[i], first[i] + 1, ..., first[i] + length[i] - 1 for every i, one after the other -> (length.sum(),) int64."""
+    return np.repeat(first - np.cumsum(length) + length, length) + np.arange(length.sum())
 
 
 @dataclass(frozen=True)
