@@ -3,9 +3,10 @@
 #     bash runs/all.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-for script in table1 table2 table3 table4 table5 figures; do
-    bash "runs/$script.sh" "$@"
+for script in table1 table2 table3 table4 table5; do
+    REPORT=no bash "runs/$script.sh" "$@"
 done
+bash runs/figures.sh "$@"  # whose report is of them all
 if compgen -G "texts/de*" > /dev/null && compgen -G "dictionaries/en-de*" > /dev/null; then
     own=()  # its text and folders are its own
     for argument in "$@"; do

@@ -1,15 +1,15 @@
 """
-On top of config/demo.py: nine periods of 250 steps after stage 1, each with facts of its own, in English and in En-Clone.
+On top of config/demo.py: seven periods of 250 steps after stage 1, each with facts of its own, in English and in En-Clone.
 
 Stage 1 ends with the first snapshot. With these facts 37% of what is read is stated facts, half of them in En-Clone: far more En-Clone
 than the tables' runs read. Eight facts of each frequency and language in a period: with four periods or more together, differences of
 25% can be told from chance.
 """
 
-max_steps = 2500
+max_steps = 2000
 stage1_steps = 250
-fact_periods = 9
+fact_periods = 7
 fact_languages = ("en", "clone")
 fact_frequencies = (100, 400)
-fact_count = 288
+fact_count = 224
 snapshot_interval = 250
