@@ -5,6 +5,7 @@ A word's *surface form* carries the space before it, if there is one: " house" a
 so they are different entries, each with the translation that can stand in its place.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -16,8 +17,13 @@ from nltk.tokenize import NLTKWordTokenizer
 from config import UserError
 
 CHUNK = re.compile(r"\n+| ?\S+|\s")  # every character falls in exactly one chunk
-# Four in five different chunks: a word and perhaps one mark, where NLTK cuts (unless the word is a contraction), at a fortieth of its time.
-PLAIN = re.compile(r"( ?[^\W\d_]+(?:-[^\W\d_]+)*)([,.;:!?]?)")
+# Nearly all different chunks: words, with a quotation mark or bracket before, contractions, dashes between, and marks after. NLTK cuts these
+# (but for CONTRACTION) where PIECE does, which takes a fortieth of its time.
+LETTERS = r"[^\W\d_]+"
+NOT, SHORT = "n't|N'T", "'(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
+UNIT = rf"{LETTERS}(?:-{LETTERS})*(?:{NOT}|{SHORT})?"
+PLAIN = re.compile(rf" ?[\"“„(\[]?{UNIT}(?:(?:--|—|’){UNIT})*(?:--|—|’)?(?:[,.;:!?]?[\"”)\]]?|[\"”)\]][,.;:!?])")
+PIECE = re.compile(rf" ?(?:{NOT}|{SHORT}|--|{LETTERS}?(?:-{LETTERS}?)*?(?={NOT}|--|[^-\w]|$)|.)")
 CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 _nltk = NLTKWordTokenizer()
 
@@ -34,11 +40,10 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
         return [(0, len(chunk), chunk)]
     if chunk.isspace():
         return []
-    plain = PLAIN.fullmatch(chunk)
-    if plain and not CONTRACTION.search(chunk):
-        word, mark = plain.groups()
-        end = len(word.encode())
-        return [(0, end, word), (end, end + 1, mark)] if mark else [(0, end, word)]
+    if PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
+        pieces = PIECE.findall(chunk)
+        ends = list(itertools.accumulate(len(piece.encode()) for piece in pieces))
+        return list(zip([0, *ends], ends, pieces))
     space = chunk[0] == " "
     bare = chunk[space:]
     try:
