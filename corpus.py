@@ -362,11 +362,12 @@ def documents(source: str, progress: str = "", workers: int = 0, shard_seed: int
 
 def fingerprint(source: str, progress: bool = False, workers: int = 0) -> dict[str, str]:
     """
-    {path: digest of the file} for the files of `source`, sorted by name, or {"builtin": sha256 of all its documents}. Raises UserError for files that cannot be found or read.
+    {path: digest of the file} for the files of `source`, sorted by name, or {"builtin": sha256 of all its documents}. Raises UserError
+    for files that cannot be found or read.
     """
     if source == "builtin":
         return {source: hashlib.sha256("\n\n".join(_builtin(progress, workers)).encode()).hexdigest()}
-    return {path: file_digest(path, blocks=2**14) for path in _files(source)}  # all of a file up to 1 GiB
+    return {path: file_digest(path, blocks=2**10) for path in _files(source)}  # all of a file up to 64 MiB
 
 
 def file_digest(path: str, blocks: int = 64, block: int = 2**16) -> str:

@@ -166,7 +166,7 @@ def made_from(config: Config) -> dict:
     for language in config.written:
         inputs |= corpus.fingerprint(config.source_of(language), progress=True, workers=config.workers)
     translations = [config.table] if config.table else [path for language in config.written[1:] for path in dictionary.dictionary_files(config.dictionary_of(language))]
-    inputs |= {path: corpus.file_digest(path, blocks=2**14) for path in translations}
+    inputs |= {path: corpus.file_digest(path, blocks=2**10) for path in translations}
     plain = config.plain()
     return {"format": FORMAT, "settings": {key: plain[key] for key in SETTINGS}, "inputs": inputs}
 
@@ -314,8 +314,9 @@ def summary(config: Config, meta: dict) -> str:
             line += f", all there are of the {config.budget[language]:,.0f} asked for"
         if share := meta["coverage"].get(language):
             line += (f", {100 * share['running_words']:.0f}% of running words have an entry ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the "
-                     f"dictionary's pairs {share['pairs']:,} kept, {share['identical_pairs_left_out']:,} of the same word twice left out, "
-                     f"{share['pairs_without_a_word_in_the_text']:,} for words that are not in the text, {share['bad_lines']} lines that are no pairs")
+                     f"dictionary's {share['pairs']:,} pairs {share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have "
+                     f"translations rarer than those kept, {share['pairs_of_no_entry']:,} are of words without an entry; left out before: "
+                     f"{share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines that are no pairs")
         lines.append(line)
     return "\n".join(lines)
 

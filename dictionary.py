@@ -197,7 +197,8 @@ def read_table_tsv(path: str, config: Config) -> dict[str, dict[str, list[str]]]
 def coverage(translated: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
     """
     By language with a dictionary: the share of the pivot's running words (with a letter in them) that have an entry, that share
-    without the look-up in lower case, and the share of the dictionary's pairs whose pivot word is in no entry.
+    without the look-up in lower case, and of the dictionary's pairs how many are in the table, how many are left out as others of the
+    same word are more common, and how many as their pivot word is in no entry.
     """
     running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
     result = {}
@@ -205,9 +206,11 @@ def coverage(translated: dict[str, dict[str, list[str]]], counts: Counter, dicti
         entries = {surface for surface, found in translated.items() if found[language]}
         used = {surface.removeprefix(" ") for surface in entries}
         used |= {word.lower() for word in used}
+        without_entry = sum(len(those) for word, those in book.entries.items() if word not in used)
+        kept = sum(map(len, book.entries.values()))
         result[language] = {
             "running_words": sum(running[s] for s in entries if s in running) / sum(running.values()),
             "running_words_as_they_stand": sum(running[s] for s in entries if s in running and s.removeprefix(" ") in book.entries) / sum(running.values()),
-            "pairs": book.pairs, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines,
-            "pairs_without_a_word_in_the_text": sum(len(those) for word, those in book.entries.items() if word not in used)}
+            "pairs": book.pairs, "pairs_in_the_table": kept - without_entry, "rarer_pairs_left_out": book.pairs - kept,
+            "pairs_of_no_entry": without_entry, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
     return result

@@ -137,6 +137,9 @@ def figure_6(out_dir: str) -> tuple | None:
     methods = sorted(runs, key=lambda m: (m != "joint", m == "prealign", m))  # by what they have aligned
     languages = [language for language in in_any([run for group in runs.values() for run in group], "lm")
                  if any(kinds_of(run, language) for group in runs.values() for run in group)]
+    seeds = set.intersection(*({run["seed"] for run in group} for group in runs.values()))
+    if seeds:  # of runs with different seeds tokens do not compare as well
+        runs = {method: [run for run in group if run["seed"] in seeds] for method, group in runs.items()}
     colours = plt.get_cmap("viridis")(np.linspace(0.9, 0, len(methods)))
     figure, axes = plt.subplots(1, len(languages), figsize=(4.6 * len(languages), 3.6), sharey=True, squeeze=False, layout="constrained")
     for axis, language in zip(axes[0], languages):

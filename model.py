@@ -174,7 +174,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_sum: torch.Tensor, _) -> tuple[torch.Tensor, torch.Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sum, grad_weight * grad_sum, None
+        return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None  # in place, as there is no second backward pass
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

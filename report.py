@@ -5,6 +5,7 @@ The report: every evaluated run of a folder, in tables that read well on GitHub 
 """
 
 import glob
+import itertools
 import json
 import math
 import os
@@ -65,7 +66,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     if not known:
         return "-"
     sd = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.{digits}f}{sd}{f' (of {len(known)})' if len(known) < len(values) else ''}"
+    return f"{statistics.mean(known):.{digits}f}{sd}{f' ({len(known)} of {len(values)})' if len(known) < len(values) else ''}"
 
 
 def in_any(runs: list[dict], *path: str) -> list[str]:
@@ -152,17 +153,19 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
     for l in languages:
         if kinds := in_any(runs, "lm", l, "kinds"):
             those = [(r, found) for r in runs if (found := lm_of(r, l).get("kinds"))]
+            number = ["held-out tokens", ""] + [f"{max(found.get(kind, {}).get('tokens', 0) for _, found in those):,}" for kind in kinds]
             yield f"Perplexity by kind of token, {l}", markdown_table(["method", "seed", *kinds], [
-                [r["method"], str(r["seed"])] + [cell(found.get(kind, {}).get("ppl"), 1) for kind in kinds] for r, found in those])
+                [r["method"], str(r["seed"])] + [cell(found.get(kind, {}).get("ppl"), 1) for kind in kinds] for r, found in those] + [number])
     layers = list(dict.fromkeys(s["layer"] for r in runs for s in r["similarity"]))
-    for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position; the last is the final hidden state")):
+    for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position")):
+        header = ["method", "seed", "language", *(layers if kind == "words" else [*layers[:-1], "final hidden state"])]
         rows = []
         for language in languages[1:]:
             for r in runs:
                 values = {s["layer"]: s[kind] for s in r["similarity"] if s["language"] == language and s[kind] is not None}
                 rows += [[r["method"], str(r["seed"]), language] + [cell(values.get(layer), 3) for layer in layers]] if values else []
         if rows:
-            yield f"Cosine with {languages[0]}, {what}", markdown_table(["method", "seed", "language", *layers], rows)
+            yield f"Cosine with {languages[0]}, {what}", markdown_table(header, rows)
 
 
 def group_by_method(runs: list[dict]) -> dict[str, list[dict]]:
@@ -375,18 +378,21 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
         size = name.partition(", ")[2]
         if len(here) < 2 or (size and size != nearest_size(next(iter(here.values()))[0])):
             continue
-        lines = []
-        for method, runs in here.items():
-            cells = [method, str(len(runs))]
-            for column in columns:
-                theirs = rows[method].get(column)
-                cells += [spread([metric(r, column) for r in runs], 1), "-" if theirs is None else str(theirs)]
-            lines.append(cells)
-        header = ["method", "seeds"] + [part for column in columns for part in (f"{column}, ours", "paper")]
+        tables = []
+        kinds = [[column for column in columns if column.startswith(kind)] for kind in ("ppl", "NLI", "CLKA")]
+        for part in kinds if len(columns) > 6 else [columns]:
+            lines = []
+            for method, runs in here.items():
+                cells = [method, str(len(runs))]
+                for column in part:
+                    theirs = rows[method].get(column)
+                    cells += [spread([metric(r, column) for r in runs], 1), "-" if theirs is None else str(theirs)]
+                lines.append(cells)
+            tables.append(markdown_table(["method", "seeds"] + [text for column in part for text in (f"{column}, ours", "paper")], lines))
         tokens = sorted({r["tokens"] for runs in here.values() for r in runs})
         dates = sorted({r["date"] for runs in here.values() for r in runs if "date" in r})
         scale = " to ".join(f"{t / 1e6:.1f}M" for t in dict.fromkeys((tokens[0], tokens[-1])))
-        table = markdown_table(header, lines)
+        table = "\n\n".join(tables)
         if against := disagreements(here, rows, columns):
             table += "\n\nNot in the paper's order: " + "; ".join(against) + "."
         sizes = {f"{12 * c['n_layer'] * c['n_embd'] ** 2 / 1e6:.3g}M parameters, " for runs in here.values() for r in runs if (c := r.get("config"))}
@@ -395,11 +401,12 @@ def paper_tables(by_method: dict[str, list[dict]]) -> Iterator[tuple[str, str]]:
 
 
 def disagreements(runs: dict[str, list[dict]], paper: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
-    """Where two methods that differ in the paper come the other way round in ours, by means over seeds."""
+    """Where two methods that differ in the paper come the other way round in ours, by means over the seeds that both have."""
     found = []
     for column in columns:
-        ours = {method: statistics.mean(values) for method, those in runs.items() if (values := [v for r in those if (v := metric(r, column)) is not None])}
-        both = [method for method in ours if column in paper[method]]
-        found += [f"{column} of {a} and {b}" for i, a in enumerate(both) for b in both[i + 1:]
-                  if (paper[a][column] - paper[b][column]) * (ours[a] - ours[b]) < 0]
+        ours = {method: {r["seed"]: v for r in those if (v := metric(r, column)) is not None} for method, those in runs.items() if column in paper[method]}
+        for a, b in itertools.combinations(ours, 2):
+            differences = [ours[a][seed] - ours[b][seed] for seed in ours[a] if seed in ours[b]]
+            if differences and (paper[a][column] - paper[b][column]) * statistics.mean(differences) < 0:
+                found.append(f"{column} of {a} and {b}")
     return found

@@ -16,6 +16,7 @@ import os
 import random
 import re
 import threading
+import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -38,6 +39,8 @@ LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "Germa
 ATTEMPTS = 6        # of one request, when the endpoint is busy, failing or silent
 ROUNDS = 3          # in which words whose answers could not be used are asked for again
 LONGEST = 80        # characters of a translation
+REFUSALS = 3        # of requests, none answered so far, until the endpoint is taken at its word
+LONGEST_PAUSE = 600.0     # seconds, whatever the endpoint asks for
 CHARACTERS_PER_TOKEN = 4  # of English; for the estimate before
 
 
@@ -50,6 +53,11 @@ def prompt(words: list[str], pivot: str, language: str, k: int) -> list[dict[str
             f"so many. Each is one word, or a short phrase where {target} needs one, in the form in which it stands in ordinary text, without explanations. "
             f"Names get the form that {target} uses for them. Answer with one JSON object only: every word of the list, exactly as written here, to the list "
             f"of its translations.\n{json.dumps(words, ensure_ascii=False)}"}]
+
+
+def is_text(string: str) -> bool:
+    """Whether there is no control character, line end or half a character in it; joiners, which some scripts need, are text."""
+    return not any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in string)
 
 
 def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
@@ -65,7 +73,7 @@ def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
         if not isinstance(those, list) or not all(isinstance(t, str) for t in those):
             continue
         those = list(dict.fromkeys(t.strip() for t in those))
-        if 1 <= len(those) <= k and all(0 < len(t) <= LONGEST and t.isprintable() for t in those):
+        if 1 <= len(those) <= k and all(0 < len(t) <= LONGEST and is_text(t) for t in those):
             result[word] = those
     return result
 
@@ -85,18 +93,28 @@ class Answer:
     tokens_out: int
 
 
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is a refusal: the key is for the endpoint that was named, and for no other."""
+
+    def redirect_request(self, *_) -> None:
+        return None
+
+
+_endpoint = urllib.request.build_opener(NoRedirects)
+
+
 def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threading.Event) -> Answer:
     """
     One request, repeated after a growing pause while the endpoint is busy (429), failing (5xx), silent or not reached. Raises
     UserError when it refuses, or after ATTEMPTS. The key is in no message.
     """
-    body = json.dumps({"model": config.llm_model, "messages": messages, "temperature": 0}).encode()
+    body = json.dumps({"model": config.llm_model, "messages": messages}).encode()
     request = urllib.request.Request(config.llm_url.rstrip("/") + "/chat/completions", body,
                                      {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
     for attempt in range(1, ATTEMPTS + 1):
         pause = 2 ** attempt * config.llm_backoff * (0.5 + random.random())
         try:
-            with urllib.request.urlopen(request, timeout=config.llm_timeout) as response:
+            with _endpoint.open(request, timeout=config.llm_timeout) as response:
                 reply = json.load(response)
             content, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
             # None is what a refusal or a filter gives: no usable answer
@@ -107,7 +125,7 @@ def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threadin
                 detail = e.read(300).decode(errors="replace").replace(key, "***") if key else e.read(300).decode(errors="replace")
                 raise Refusal(f"{config.llm_url} refused the request ({problem}): {detail.strip()}", e.code) from None
             if (after := e.headers.get("Retry-After", "")).isdigit():
-                pause = max(pause, int(after))
+                pause = max(pause, min(int(after), LONGEST_PAUSE))
         except (OSError, http.client.HTTPException) as e:  # not reached, silent, cut off
             problem = str(getattr(e, "reason", e)) or type(e).__name__
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -162,11 +180,11 @@ def groups(words: list[str], size: int) -> Iterator[list[str]]:
 def words_to_ask(config: Config) -> list[str]:
     """
     The corpus's words with a letter in them that are seen more than min_count times, most frequent first; in lower case, where that
-    is one of them too.
+    is as frequent: "House" as "house", and "Polish" as it stands.
     """
     counts = seen_words(count_pivot_surfaces(config, documents(config, config.pivot, f"words {config.pivot}"), []), config.min_count)
     words = [word for word, _ in counts.most_common() if any(c.isalpha() for c in word)]
-    return list(dict.fromkeys(word.lower() if word.lower() in counts else word for word in words))
+    return list(dict.fromkeys(word.lower() if counts[word.lower()] >= counts[word] else word for word in words))
 
 
 def cost(tokens_in: float, tokens_out: float, config: Config) -> str:
@@ -176,44 +194,59 @@ def cost(tokens_in: float, tokens_out: float, config: Config) -> str:
     return text
 
 
-def translate(words: list[str], language: str, config: Config, key: str, cache: Cache) -> tuple[list[str], int, int]:
-    """Ask for all words, several requests at a time. Returns the words that have no usable answer, and tokens in and out."""
-    tokens_in = tokens_out = answered = 0
+@dataclass
+class Used:
+    """What the answers have cost so far."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+def translate(words: list[str], language: str, config: Config, key: str, cache: Cache, used: Used) -> list[str]:
+    """Ask for all words, several requests at a time; answers go to the cache. Returns the words that have no usable one."""
+    answered = refused = 0
     stop = threading.Event()
     missing = [word for word in words if word not in cache.known]
+    waiting: dict[Future, list[str]] = {}
+
+    def take(future: Future, group: list[str]) -> None:
+        nonlocal answered, refused
+        try:
+            answer = future.result()
+        except Refusal as e:
+            refused += 1
+            if e.status not in (400, 422) or not (answered or cache.known or refused < REFUSALS):
+                raise
+            tqdm.write(f"{e}; left out for now: {', '.join(group[:3])}{', ...' * (len(group) > 3)}")  # it may be for these words alone
+            return
+        answered += 1
+        found = parse(answer.text, group, config.llm_translations)
+        cache.add(found, config.llm_model)
+        used.tokens_in += answer.tokens_in
+        used.tokens_out += answer.tokens_out
+        bar.update(len(found))
+
     with ThreadPoolExecutor(config.llm_requests) as pool, tqdm(total=len(missing), desc=f"words {language}", unit="word", disable=None) as bar:
         try:
             for round_ in range(ROUNDS):  # the later ones with fewer words at a time: what is bad in one answer spoils less
-                waiting: dict[Future, list[str]] = {}
                 todo = groups(missing, max(1, config.llm_words // 4 ** round_))
                 while True:
                     while len(waiting) < 2 * config.llm_requests and (group := next(todo, None)) is not None:
                         waiting[pool.submit(ask, prompt(group, config.pivot, language, config.llm_translations), config, key, stop)] = group
                     if not waiting:
                         break
-                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                    failure = None
-                    for future in done:  # all of them, so that nothing that was answered is lost to the one that failed
-                        group = waiting.pop(future)
-                        try:
-                            answer = future.result()
-                        except UserError as e:
-                            if not (isinstance(e, Refusal) and e.status in (400, 422) and answered):  # these may be for its words alone
-                                failure = e
-                            continue
-                        answered += 1
-                        found = parse(answer.text, group, config.llm_translations)
-                        cache.add(found, config.llm_model)
-                        tokens_in, tokens_out = tokens_in + answer.tokens_in, tokens_out + answer.tokens_out
-                        bar.update(len(found))
-                    if failure is not None:
-                        raise failure
+                    for future in wait(waiting, return_when=FIRST_COMPLETED)[0]:
+                        take(future, waiting.pop(future))
                 missing = [word for word in missing if word not in cache.known]
         except BaseException:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # requests under way are paid for, so their answers are waited for
+            for future, group in waiting.items():
+                if not future.cancelled():
+                    with contextlib.suppress(UserError):
+                        take(future, group)
             raise
-    return missing, tokens_in, tokens_out
+    return missing
 
 
 def write_dictionary(path: str, words: list[str], known: dict[str, list[str]]) -> None:
@@ -247,10 +280,12 @@ def main(arguments: list[str]) -> None:
                   f"{cost(characters / CHARACTERS_PER_TOKEN, out, config)}")
             if config.dry_run:
                 continue
-            bad, tokens_in, tokens_out = translate(words, language, config, key, cache)
-            write_dictionary(path, words, cache.known)
-            print(f"{path}: {sum(word in cache.known for word in words):,} words; used {cost(tokens_in, tokens_out, config)}")
-            failed += [f"{word} ({language})" for word in bad]
+            used = Used()
+            try:
+                failed += [f"{word} ({language})" for word in translate(words, language, config, key, cache, used)]
+                write_dictionary(path, words, cache.known)
+            finally:
+                print(f"{path}: {sum(word in cache.known for word in words):,} words; used {cost(used.tokens_in, used.tokens_out, config)}")
     if failed:
         print(f"without a usable answer after {ROUNDS} rounds: {len(failed):,} words: {', '.join(failed[:20])}{' ...' if len(failed) > 20 else ''}; "
               "the dictionary is written without them, the same command asks for them again")

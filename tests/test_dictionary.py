@@ -98,7 +98,7 @@ def test_space_is_that_of_the_language(surface, language, expected):
 
 def test_the_table_and_its_coverage_by_hand():
     config = Config(targets=("de", "zh", "clone"))
-    books = {"de": Dictionary({"house": ["Haus", "Heim"], "Mr": ["Herr"], "tree": ["Baum"]}, 4, 2), "zh": Dictionary({"small": ["小"]}, 1, 0)}
+    books = {"de": Dictionary({"house": ["Haus", "Heim"], "Mr": ["Herr"], "tree": ["Baum"]}, 7, 2), "zh": Dictionary({"small": ["小"]}, 1, 0)}
     surfaces = [" house", "House", " Mr", " small", " of", "."]
     table = translate_surfaces(surfaces, books, config)
     assert table[" house"] == {"de": [" Haus", " Heim"], "zh": [], "clone": [" house"]}
@@ -108,7 +108,8 @@ def test_the_table_and_its_coverage_by_hand():
     counts = Counter({" house": 30, "House": 10, " Mr": 10, " small": 30, " of": 20, ".": 99})  # 100 with letters
     numbers = coverage(table, counts, books)["de"]
     assert numbers["running_words"] == pytest.approx(0.5) and numbers["running_words_as_they_stand"] == pytest.approx(0.4)
-    assert (numbers["pairs"], numbers["identical_pairs_left_out"], numbers["pairs_without_a_word_in_the_text"]) == (4, 2, 1)
+    assert (numbers["pairs"], numbers["pairs_in_the_table"], numbers["rarer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (7, 3, 3, 1)
+    assert (numbers["identical_pairs_left_out"], numbers["bad_lines"]) == (2, 0)
 
 
 # ---- the pipeline ----

@@ -129,6 +129,15 @@ def test_several_seeds_give_mean_and_standard_deviation(tmp_path, capsys):
     assert rows == [["joint", "3", "10.0 ± 0.0", "30.0 ± 10.0", "40.0 ± 26.5", "40.0 ± 26.5"], ["golden", "1", "10.0", "12.0", "90.0", "90.0"]]
 
 
+def test_the_papers_order_is_looked_for_in_the_seeds_that_both_have(tmp_path, capsys):
+    write_result(tmp_path, "init_only", 1, 10, 30, 0.5)
+    for seed, clone in ((1, 20), (2, 60)):
+        write_result(tmp_path, "prealign", seed, 10, clone, 0.8)
+    report.report(str(tmp_path))
+    text = capsys.readouterr().out
+    assert "### Table 3" in text and "Not in the paper's order" not in text
+
+
 def test_methods_are_compared_with_joint_of_the_same_seed(tmp_path, capsys):
     write_result(tmp_path, "joint", 1, 20, 40, 0.3)
     write_result(tmp_path, "joint", 2, 10, 30, 0.3)
@@ -193,7 +202,7 @@ def test_seen_and_unseen_words_stand_beside_joint_on_the_same_tokens():
 
 
 def test_seeds_that_a_value_is_missing_for_are_not_counted():
-    assert report.spread([1.0, None, 3.0], 1) == "2.0 ± 1.4 (of 2)" and report.spread([1.0, None], 1) == "1.0 (of 1)" and report.spread([None], 1) == "-"
+    assert report.spread([1.0, None, 3.0], 1) == "2.0 ± 1.4 (2 of 3)" and report.spread([1.0, None], 1) == "1.0 (1 of 2)" and report.spread([None], 1) == "-"
 
 
 def test_several_fine_tunings_show_their_range():
