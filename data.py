@@ -7,6 +7,7 @@ What it writes is described in the README, "Files". Everything is built in DATA_
 same command goes on with what an interrupted one has left there.
 """
 
+import functools
 import hashlib
 import heapq
 import json
@@ -130,9 +131,12 @@ def count_pivot_surfaces(config: Config, texts: Iterable[str], statements: list[
         return count_surfaces(count_chunks(statements) + count_in(workers, count_chunks, texts))
 
 
-def count_target_words(config: Config, texts: Iterable[str]) -> Counter:
+def count_target_words(config: Config, language: str, texts: Iterable[str], entries: dict[str, list[str]]) -> Counter:
+    """How often the words of a dictionary's translations stand in the target's texts."""
+    known = frozenset(translation for those in entries.values() for translation in those)
+    count = functools.partial(dictionary.count_known, known=known) if dictionary.is_unspaced(language) else dictionary.count_words
     with Workers(config.workers) as workers:
-        return count_in(workers, dictionary.count_words, texts)
+        return count_in(workers, count, texts)
 
 
 def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, dictionary.Dictionary]:
@@ -140,10 +144,8 @@ def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, di
     dictionaries = {}
     for language in config.written[1:]:
         book = dictionary.read(config.dictionary_of(language), config.dictionary_target_first, config.dictionary_identical, config.dictionary_bad_lines)
-        counts: Counter = Counter()
-        if not dictionary.is_unspaced(language):  # whose words cannot be counted: there the dictionary's order decides
-            counts.update(remembered(os.path.join(folder, f"counts_{language}.json"),
-                                     lambda: count_target_words(config, texts.of(language, "train", f"words {language}"))))
+        counts = Counter(remembered(os.path.join(folder, f"counts_{language}.json"),
+                                    lambda: count_target_words(config, language, texts.of(language, "train", f"words {language}"), book.entries)))
         dictionaries[language] = replace(book, entries=dictionary.as_text_has_them(book.entries, counts, config.dictionary_translations))
     return dictionaries
 

@@ -15,7 +15,7 @@ from files import read_json
 from table import Table
 from tokenizer import load_tokenizer
 
-FORMAT = 5
+FORMAT = 6
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 

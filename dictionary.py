@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from config import Config, UserError
 from corpus import read_lines
 
+RARE = 0.05  # of the count of a word's most common translation: what is rarer is mostly another sense, or a slip of the dictionary
+
 # Languages written without spaces between words: a translation spliced into running text brings none with it.
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo")
 # Characters of languages in another script than the Latin one.
@@ -90,11 +92,34 @@ def read(pattern: str, target_first: bool = False, keep_identical: bool = False,
     return Dictionary({word: list(those) for word, those in entries.items()}, pairs, identical, len(bad))
 
 
+LETTERS = re.compile(r"[^\W\d_]+")
+
+
 def count_words(texts: list[str]) -> Counter:
     """How often each run of letters stands in the texts, in the case it stands in."""
     counts: Counter = Counter()
     for text in texts:
-        counts.update(re.findall(r"[^\W\d_]+", text))
+        counts.update(LETTERS.findall(text))
+    return counts
+
+
+def count_known(texts: list[str], known: frozenset[str]) -> Counter:
+    """
+    How often each of the `known` words stands in texts without spaces between words, which are cut into them from left to right, the
+    longest that fits first.
+    """
+    longest: dict[str, int] = {}  # of the words with this first character
+    for word in known:
+        longest[word[0]] = max(longest.get(word[0], 0), len(word))
+    counts: Counter = Counter()
+    for text in texts:
+        start = 0
+        while start < len(text):
+            most = longest.get(text[start], 0)
+            length = next((n for n in range(most, 0, -1) if text[start:start + n] in known), 0)
+            if length:
+                counts[text[start:start + length]] += 1
+            start += max(1, length)
     return counts
 
 
@@ -105,16 +130,20 @@ def capitalised(word: str) -> str:
 def as_text_has_them(entries: dict[str, list[str]], counts: Counter, most: int = 0) -> dict[str, list[str]]:
     """
     Translations in the case in which the target's text has them more often, as dictionaries are often all in lower case: "haus" becomes
-    "Haus" when that stands in it more often than "haus" does. The `most` (0: all) that are most common there, the most common first; of
-    several words, the rarest one counts.
+    "Haus" when that stands in it more often than "haus" does. The `most` (0: all) that are most common there, the most common first,
+    without those that are rarer than RARE times the first; of several words, the rarest one counts.
     """
     def in_case(translation: str) -> str:
         return max(translation, capitalised(translation), key=counts.__getitem__)
 
     def count(translation: str) -> int:
-        return min(counts[word] for word in translation.split())
+        return counts[translation] or min((counts[word] for word in LETTERS.findall(translation)), default=0)
 
-    return {word: sorted(dict.fromkeys(map(in_case, those)), key=count, reverse=True)[:most or None] for word, those in entries.items()}
+    kept = {}
+    for word, those in entries.items():
+        common = sorted(dict.fromkeys(map(in_case, those)), key=count, reverse=True)
+        kept[word] = [t for t in common if count(t) >= RARE * count(common[0])][:most or None]
+    return kept
 
 
 def translations(word: str, entries: dict[str, list[str]]) -> list[str]:

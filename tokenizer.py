@@ -14,8 +14,9 @@ END_OF_TEXT = "<|endoftext|>"
 
 # Pre-tokenisation of a vocabulary trained here: pieces end where NLTK's words end (don't = do + n't, every punctuation
 # mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, as in GPT-2.
-PATTERN = (r" ?\p{L}+(?=n't(?!\p{L}))|n't(?!\p{L})|'(?:s|m|d|ll|ve|re)(?!\p{L})| ?\p{L}+| ?\p{N}{1,3}"
-           r"| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+")
+# The marks of scripts that combine them with letters (\p{M}) belong to the word.
+PATTERN = (r" ?[\p{L}\p{M}]+(?=n't(?![\p{L}\p{M}]))|n't(?![\p{L}\p{M}])|'(?:s|m|d|ll|ve|re)(?![\p{L}\p{M}])| ?[\p{L}\p{M}]+| ?\p{N}{1,3}"
+           r"| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{M}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:

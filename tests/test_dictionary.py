@@ -72,14 +72,20 @@ def test_dictionaries_that_cannot_be(tmp_path):
 def test_case_is_that_of_the_targets_text():
     counts = dictionary.count_words(["Das Haus ist klein. Ein Haus, zwei Häuser; Kleine Häuser sind klein."])
     entries = {"house": ["haus"], "houses": ["häuser"], "small": ["klein", "winzig"]}
-    assert as_text_has_them(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein", "winzig"]}
+    assert as_text_has_them(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein"]}  # the text has no "winzig"
+
+
+def test_words_without_spaces_are_cut_off_longest_first():
+    known = frozenset({"时间", "时", "间谍", "他"})
+    assert dictionary.count_known(["时间谍时, 他他们", "时间"], known) == {"时间": 2, "时": 1, "他": 2}
+    assert as_text_has_them({"time": ["时", "时间"]}, dictionary.count_known(["时间时时间"], known)) == {"time": ["时间", "时"]}
 
 
 def test_the_most_common_translations_are_kept():
-    counts = Counter({"die": 9, "der": 8, "den": 3, "Haus": 4, "altes": 1})
-    entries = {"the": ["den", "der", "die", "dem"], "old house": ["altes haus", "altes Haus", "haus"], "tree": ["baum", "Baum"]}
+    counts = Counter({"die": 90, "der": 80, "den": 30, "des": 4, "Haus": 40, "altes": 10})
+    entries = {"the": ["den", "der", "die", "dem", "des"], "old house": ["altes haus", "altes Haus", "haus"], "tree": ["baum", "Baum"]}
     assert as_text_has_them(entries, counts, most=2) == {"the": ["die", "der"], "old house": ["Haus", "altes Haus"], "tree": ["baum", "Baum"]}
-    assert as_text_has_them(entries, counts)["the"] == ["die", "der", "den", "dem"]
+    assert as_text_has_them(entries, counts)["the"] == ["die", "der", "den"]  # "des" is below a twentieth of "die"
     assert as_text_has_them({"the": ["b", "a", "c"]}, Counter(), most=2) == {"the": ["b", "a"]}  # where nothing is counted, the dictionary's order
 
 
