@@ -151,8 +151,8 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
     if table := seen_and_unseen(by_method):
         yield "Perplexity of words that were aligned (seen), of the other words, and of what is no word; in brackets against joint training", table
     for l in languages:
-        if kinds := in_any(runs, "lm", l, "kinds"):
-            those = [(r, found) for r in runs if (found := lm_of(r, l).get("kinds"))]
+        if those := [(r, found) for r in runs if (found := lm_of(r, l).get("kinds"))]:
+            kinds = in_any(runs, "lm", l, "kinds")
             number = ["held-out tokens", ""] + [f"{max(found.get(kind, {}).get('tokens', 0) for _, found in those):,}" for kind in kinds]
             yield f"Perplexity by kind of token, {l}", markdown_table(["method", "seed", *kinds], [
                 [r["method"], str(r["seed"])] + [cell(found.get(kind, {}).get("ppl"), 1) for kind in kinds] for r, found in those] + [number])
