@@ -30,7 +30,6 @@ class Words:
     ids: np.ndarray     # (R, W) int64
     length: np.ndarray  # (R,) int64, tokens of each word
     entry: np.ndarray   # (R,) int64; -1 = a row of padding
-    no_negatives: np.ndarray  # (2, Q) int64: row a, and row b that is neither a positive nor a negative of it (see without_contradiction)
 
 
 def padded(table: Table, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,23 +38,6 @@ def padded(table: Table, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     column = np.arange(length.max())
     at = np.minimum(table.offsets[word][:, None] + column, len(table.tokens) - 1)
     return np.where(column < length[:, None], table.tokens[at], 0).astype(np.int64), length
-
-
-def without_contradiction(words: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """
-    Rows a and b (2, Q), for every b that has the tokens of a, or of a positive of a, but stands in another entry: " house" and " House" have
-    one word in Chinese, "you" and "they" one in German. Eq. 3 would pull a towards these tokens and push it away from them.
-
-    words (R, W + 1): tokens and length of every row, number (N,): how many rows each entry has, one entry after the other.
-    """
-    _, word, count = np.unique(words, axis=0, return_inverse=True, return_counts=True)
-    word = word.reshape(-1)  # numpy 2.0 gives a column
-    entry, first = np.repeat(np.arange(len(number)), number), np.cumsum(number) - number
-    by_word = np.argsort(word, kind="stable")  # (R,)
-    row = np.repeat(by_word, count[word[by_word]])
-    other = by_word[ranges((np.cumsum(count) - count)[word[by_word]], count[word[by_word]])]  # each of the rows with the tokens of `row`
-    elsewhere = np.unique(np.stack([entry[row], other])[:, entry[row] != entry[other]], axis=1)  # (2, ...): entry, row of another one
-    return np.stack([ranges(first[elsewhere[0]], number[elsewhere[0]]), np.repeat(elsewhere[1], number[elsewhere[0]])])
 
 
 def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
@@ -67,7 +49,7 @@ def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
     ids, length = padded(table, word)
     extra = -len(word) % multiple_of
     return Words(np.pad(ids, ((0, extra), (0, 0))), np.pad(length, (0, extra), constant_values=1),
-                 np.pad(np.repeat(entries, number), (0, extra), constant_values=-1), without_contradiction(np.column_stack([ids, length]), number))
+                 np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
 
 
 def draw_keys(table: Table, config: Config, step: int) -> np.ndarray:
@@ -116,17 +98,16 @@ class SupervisedContrastive(torch.autograd.Function):
     matrix outlives its layer.
 
     anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. pairs (2, P): anchor and row of
-    every positive. no_negatives (2, Q): anchor and row of those left out of the anchor's denominator. padding (R,) bool: rows that are no words.
+    every positive. padding (R,) bool: rows that are no words.
     """
 
     @staticmethod
-    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, no_negatives: torch.Tensor, padding: torch.Tensor, first: int, tau: float) -> torch.Tensor:
+    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor, first: int, tau: float) -> torch.Tensor:
         anchor, positive = pairs
         index = torch.arange(len(anchors), device=rows.device)
         similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
         positive_similarity = similarity[anchor, positive]  # (P,)
         similarity[index, first + index] = float("-inf")  # only other words stand in the denominator
-        similarity[no_negatives[0], no_negatives[1]] = float("-inf")
         similarity.masked_fill_(padding, float("-inf"))
         log_denominator = similarity.logsumexp(1).clamp(min=torch.finfo(rows.dtype).min)  # (A,); finite for a word alone
         loss = (log_denominator[anchor] - positive_similarity).sum()
@@ -141,7 +122,7 @@ class SupervisedContrastive(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: torch.Tensor):
         grad_anchors, grad_rows = ctx.saved_tensors
-        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None, None
+        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None
 
 
 class GatherRows(torch.autograd.Function):
@@ -162,14 +143,14 @@ class GatherRows(torch.autograd.Function):
         return grad[:, first:first + ctx.rows]
 
 
-def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float, no_negatives: torch.Tensor | None = None) -> torch.Tensor:
+def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float) -> torch.Tensor:
     """
     This process's share of the multilingual contrastive loss (Eq. 3), summed over layers; the shares add up to the whole.
 
     Supervised contrastive (Khosla et al., 2020): the positives of a word are the other words of its entry, and its
-    denominator holds every other word of the global batch, but for `no_negatives` (2, Q) int64, Words.no_negatives (for En-Clone there are
-    none). Divided by the number of (word, positive) pairs in the batch, so that the weight beside the language-model loss means the same for
-    every batch size and number of translations; otherwise as printed.
+    denominator holds every other word of the global batch. Divided by the number of (word, positive) pairs in the batch, so
+    that the weight beside the language-model loss means the same for every batch size and number of translations;
+    otherwise as printed.
 
     representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) on the CPU, -1 = padding
     -> scalar, nats
@@ -181,11 +162,9 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     mine, device = entry[first:first + anchors.shape[1]], anchors.device
     same = (mine[:, None] == entry) & (mine >= 0)[:, None]
     same.diagonal(first).fill_(False)
-    left_out = torch.zeros(2, 0, dtype=torch.long) if no_negatives is None else no_negatives - torch.tensor([[first], [0]])
-    left_out = left_out[:, (left_out[0] >= 0) & (left_out[0] < len(mine))].contiguous()
-    pairs, padding, left_out = to_device(same.nonzero().T.contiguous(), device), to_device(entry < 0, device), to_device(left_out, device)
+    pairs, padding = to_device(same.nonzero().T.contiguous(), device), to_device(entry < 0, device)
     with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
-        total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, left_out, padding, first, tau) for layer in range(len(rows)))
+        total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
     words_of_entry = entry[entry >= 0].unique(return_counts=True)[1]
     return total / max(1, (words_of_entry * (words_of_entry - 1)).sum().item())
 

@@ -130,7 +130,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Words | None, 
         with no_sync():
             with hardware.autocast:
                 representations = word_representations(training.model, torch.from_numpy(words.ids[mine]), torch.from_numpy(words.length[mine]))
-            align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), config.align_tau, torch.from_numpy(words.no_negatives))
+            align_loss = contrastive_loss(representations, torch.from_numpy(words.entry), config.align_tau)
             scaler.scale(config.align_weight * hardware.world * align_loss).backward()
         sums[-2] += align_loss.detach()
         sums[-1] += hardware.rank == 0

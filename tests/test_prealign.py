@@ -46,29 +46,6 @@ def test_every_word_of_every_entry_is_a_row(entries, multiple_of):
     assert words.ids.dtype == words.length.dtype == np.int64
 
 
-SHARED = make_table([  # some words stand in several entries: [11] in three, [21, 22] in two; [21] alone is another word
-    [[np.array([1])], [np.array([11]), np.array([21, 22])]],
-    [[np.array([2])], [np.array([11])]],
-    [[np.array([3])], [np.array([21]), np.array([23])]],
-    [[np.array([4])], [np.array([21, 22]), np.array([11])]],
-], [10, 20, 30, 40], ("en", "de"))
-
-
-def no_negatives_in_a_loop(table: Table, entries) -> set[tuple[int, int]]:
-    rows = rows_in_a_loop(table, entries)
-    return {(a, b) for a, (entry, _) in enumerate(rows) for b, (other, word) in enumerate(rows)
-            if other != entry and any(e == entry and mine == word for e, mine in rows)}
-
-
-@pytest.mark.parametrize("entries", [[0], [0, 1], [0, 2], [1, 2, 3], [0, 1, 2, 3], [3, 1, 0]])
-@pytest.mark.parametrize("table", [SHARED, TABLE])
-def test_words_that_another_entry_has_too_are_no_negatives(table, entries):
-    found = word_rows(table, np.array(entries), 8).no_negatives
-    assert found.dtype == np.int64 and len(found.T) == len(set(map(tuple, found.T.tolist())))  # each pair once
-    assert set(map(tuple, found.T.tolist())) == no_negatives_in_a_loop(table, entries)
-    assert found.shape[1] == 0 or table is SHARED
-
-
 # ---- representations ----
 
 def representation_in_a_loop(model: GPT, ids: list[int]) -> torch.Tensor:
@@ -110,11 +87,10 @@ def test_padding_gets_no_gradient():
 # ---- the loss ----
 
 ENTRY_OF_ROW = [4, 9, 7, 9, 4, 9, 7, 9, 7, 9]  # entries of 2, 3 and 5 words, out of order
-NO_NEGATIVES = torch.tensor([[0, 4, 7, 9], [1, 2, 8, 2]])
 
 
-def loss_in_a_loop(representations, entry, tau, no_negatives=()):
-    """Eq. 3 as it is printed, but for `no_negatives`, over the number of its terms in a layer."""
+def loss_in_a_loop(representations, entry, tau):
+    """Eq. 3 as it is printed, over the number of its terms in a layer."""
     loss, terms, words = 0.0, 0, [w for w in range(len(entry)) if entry[w] >= 0]
     for layer in representations:
         def similarity(a, b):
@@ -122,7 +98,7 @@ def loss_in_a_loop(representations, entry, tau, no_negatives=()):
         for w in words:
             for p in words:
                 if p != w and entry[p] == entry[w]:
-                    denominator = sum(torch.exp(similarity(w, b) / tau) for b in words if b != w and (w, b) not in no_negatives)
+                    denominator = sum(torch.exp(similarity(w, b) / tau) for b in words if b != w)
                     loss = loss - torch.log(torch.exp(similarity(w, p) / tau) / denominator)
                     terms += 1
     return loss * len(representations) / terms
@@ -139,16 +115,6 @@ def test_loss_and_gradient_are_those_of_the_double_loop(entry, tau):
     mine, slow = contrastive_loss(words, torch.tensor(entry), tau), loss_in_a_loop(words, entry, tau)
     torch.testing.assert_close(mine, slow)
     torch.testing.assert_close(torch.autograd.grad(1.7 * mine, words)[0], torch.autograd.grad(1.7 * slow, words)[0])
-
-
-@pytest.mark.parametrize("entries", [[0, 1], [0, 1, 2, 3]])
-def test_no_negatives_are_in_no_denominator(entries):
-    rows = word_rows(SHARED, np.array(entries), 4)
-    words, entry, left_out = layers_of_words(rows=len(rows.entry)), torch.from_numpy(rows.entry), torch.from_numpy(rows.no_negatives)
-    mine, slow = contrastive_loss(words, entry, 0.5, left_out), loss_in_a_loop(words, rows.entry.tolist(), 0.5, set(map(tuple, rows.no_negatives.T.tolist())))
-    torch.testing.assert_close(mine, slow)
-    torch.testing.assert_close(torch.autograd.grad(mine, words)[0], torch.autograd.grad(slow, words)[0])
-    assert mine < contrastive_loss(words, entry, 0.5)
 
 
 def test_gradient_is_the_slope():
@@ -217,7 +183,7 @@ def one_of_two_processes(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mine = layers_of_words(rows=12)[:, 6 * rank:6 * (rank + 1)].detach().requires_grad_()
-    loss = contrastive_loss(mine, torch.tensor([*ENTRY_OF_ROW, -1, -1]), 0.1, NO_NEGATIVES)
+    loss = contrastive_loss(mine, torch.tensor([*ENTRY_OF_ROW, -1, -1]), 0.1)
     (1.7 * loss).backward()
     torch.save({"loss": loss.detach(), "grad": mine.grad}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -227,7 +193,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     words = layers_of_words(rows=12)
-    whole = contrastive_loss(words, torch.tensor([*ENTRY_OF_ROW, -1, -1]), 0.1, NO_NEGATIVES)
+    whole = contrastive_loss(words, torch.tensor([*ENTRY_OF_ROW, -1, -1]), 0.1)
     torch.testing.assert_close(parts[0]["loss"] + parts[1]["loss"], whole)
     torch.testing.assert_close(torch.cat([part["grad"] for part in parts], dim=1), torch.autograd.grad(1.7 * whole, words)[0])
 
