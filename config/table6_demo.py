@@ -3,7 +3,8 @@ English to German, Chinese, Russian and Arabic at once, on two CPU cores: about 
 
 Reads texts/LANGUAGE (a folder or file each for en, de, zh, ru, ar: .txt or .jsonl, also .gz and .xz) and dictionaries/en-LANGUAGE.txt (MUSE).
 What differs from config/demo.py, and why:
-  vocab_size      for five languages; of pieces that many words share, none can be aligned with one word.
+  vocab_size, tokenizer_share  for five languages, learned from as much text of each: of pieces that many words share, none can be aligned
+                  with one word.
   min_count, dictionary_translations, align_entries  what stage 1 has the steps for: some 6,000 words, each about 16 times, with two
                   translations in each language.
   tie_embeddings  off: as one matrix, words that mean the same are also predicted alike, in whichever language, and four targets pay for that.
@@ -18,6 +19,7 @@ dictionary_translations = 2
 targets = ("de", "zh", "ru", "ar")
 budget = {"en": 6e6}
 vocab_size = 16384
+tokenizer_share = {"en": 0.4, "de": 0.25, "ru": 0.25, "ar": 0.3}
 min_count = 100
 fact_count = 96
 fact_frequencies = 300
