@@ -128,7 +128,7 @@ def kinds_of(run: dict, language: str) -> dict[str, dict]:
 
 
 def figure_6(out_dir: str) -> tuple | None:
-    runs = defaultdict(list)
+    runs: dict[str, list[dict]] = defaultdict(list)
     for run in gather(out_dir, needed=False):
         if run["method"] in ("joint", "prealign") or run["method"].startswith("coverage"):
             runs[run["method"]].append(run)
