@@ -5,7 +5,7 @@ Reads texts/LANGUAGE (a folder or file each for en, de, zh, ru, ar: .txt or .jso
 What differs from config/demo.py, and why:
   vocab_size, tokenizer_share  for five languages, learned from as much text of each: of pieces that many words share, none can be aligned
                   with one word.
-  min_count, dictionary_translations, align_entries  what stage 1 has the steps for: some 6,000 words, each about 16 times, with two
+  min_count, dictionary_translations, align_entries  what stage 1 has the steps for: some 8,000 words, each about 12 times, with two
                   translations in each language.
   tie_embeddings  off: as one matrix, words that mean the same are also predicted alike, in whichever language, and four targets pay for that.
 """
