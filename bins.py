@@ -27,7 +27,7 @@ from processes import Workers
 from table import CHUNK, make_table, ranges, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
-MAX_CHUNKS = 1_000_000     # remembered by each process: about 200 MB
+MAX_CHUNKS = 1_000_000     # remembered by each process: about 130 MB
 BATCHES_PER_SAVE = 128     # of about 500,000 characters: what is done again after an interruption
 
 
