@@ -148,7 +148,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros(V, C, dtype=torch.float32, device=device)
         with torch.autocast(device.type, enabled=False):
-            h_all, w, grad_w = hidden.to(dtype), weight.to(dtype), weight.to(grad_dtype)
+            h_all, w = hidden.to(dtype), weight.to(dtype)
+            grad_w = w if grad_dtype == dtype else weight.to(grad_dtype)
             for start in range(0, N, chunk):
                 h, target = h_all[start:start + chunk], targets[start:start + chunk]  # (n, C), (n,)
                 predicted = target >= 0  # (n,)
