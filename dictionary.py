@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from config import Config, UserError
 from corpus import read_lines
+from table import LETTERS
 
 RARE = 0.05  # of the count of a word's most common translation: what is rarer is mostly another sense, or a slip of the dictionary
 
@@ -92,14 +93,11 @@ def read(pattern: str, target_first: bool = False, keep_identical: bool = False,
     return Dictionary({word: list(those) for word, those in entries.items()}, pairs, identical, len(bad))
 
 
-LETTERS = re.compile(r"[^\W\d_]+")
-
-
 def count_words(texts: list[str]) -> Counter:
     """How often each run of letters stands in the texts, in the case it stands in."""
     counts: Counter = Counter()
     for text in texts:
-        counts.update(LETTERS.findall(text))
+        counts.update(re.findall(LETTERS, text))
     return counts
 
 
@@ -137,7 +135,7 @@ def as_text_has_them(entries: dict[str, list[str]], counts: Counter, most: int =
         return max(translation, capitalised(translation), key=counts.__getitem__)
 
     def count(translation: str) -> int:
-        return counts[translation] or min((counts[word] for word in LETTERS.findall(translation)), default=0)
+        return counts[translation] or min((counts[word] for word in re.findall(LETTERS, translation)), default=0)
 
     kept = {}
     for word, those in entries.items():
