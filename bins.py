@@ -38,6 +38,22 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
     raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer cloned languages")
 
 
+def keep_short(translated: dict[str, dict[str, list[str]]], encoding: tiktoken.Encoding, most: int) -> dict[str, dict[str, list[str]]]:
+    """
+    The table without translations of more than `most` tokens (0: with all of them) and without entries that then have none.
+    En-Clone's words are kept whole: each of their tokens means one token of the pivot's.
+    Raises UserError when nothing is left.
+    """
+    if not most:
+        return translated
+    short = {surface: {language: those if language == "clone" else [t for t in those if len(encode(encoding, t)) <= most] for language, those in found.items()}
+             for surface, found in translated.items()}
+    kept = {surface: found for surface, found in short.items() if any(found.values())}
+    if not kept:
+        raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger vocab_size")
+    return kept
+
+
 def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int], folder: str) -> None:
     """table.npz and table.tsv. In En-Clone a word's translation is its own token ids + V."""
     words = [[[encode(encoding, surface)]] + [[encode(encoding, t) + offsets[language] for t in those] for language, those in found.items()]

@@ -42,6 +42,7 @@ class Config:
     dictionary_target_first: bool = False  # its translations stand before the pivot's words
     dictionary_identical: bool = False  # keep pairs of the same word twice, which are mostly names
     dictionary_translations: int = 5    # of a word at most, those most common in the target's text (0: all)
+    translation_tokens: int = 0         # translations of more tokens are left out of the table (0: none is); En-Clone's words are kept
     dictionary_bad_lines: int = 10      # lines that are no pairs, told and left out, before it is refused
     tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
     vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained
@@ -184,7 +185,7 @@ POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_lay
             "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds",
             "llm_translations", "llm_words", "llm_requests", "llm_timeout")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
-                "align_weight", "align_power", "eval_tokens", "shard_seed", "max_skipped_steps", "dictionary_translations", "dictionary_bad_lines", "llm_backoff", "llm_price_in", "llm_price_out")
+                "align_weight", "align_power", "eval_tokens", "shard_seed", "max_skipped_steps", "dictionary_translations", "translation_tokens", "dictionary_bad_lines", "llm_backoff", "llm_price_in", "llm_price_out")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 

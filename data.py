@@ -23,7 +23,7 @@ import config as configs
 import corpus
 import dictionary
 import knowledge
-from bins import Encoder, Progress, smallest_dtype, start_worker, text_batches, write_bins, write_facts, write_table
+from bins import Encoder, Progress, keep_short, smallest_dtype, start_worker, text_batches, write_bins, write_facts, write_table
 from config import Config, UserError
 from dataset import FACT_SEED, FORMAT, Dataset, digest_of, facts_of, text_language
 from files import only_user, remembered, write_json
@@ -31,7 +31,7 @@ from processes import Workers
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines", "dictionary_translations", "table", "tokenizer", "vocab_size",
+SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines", "dictionary_translations", "translation_tokens", "table", "tokenizer", "vocab_size",
             "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
 OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
 CHARACTERS_PER_TOKEN = 8   # at most, on average, in any language
@@ -277,6 +277,7 @@ def make(config: Config, origin: dict) -> None:
     offsets = {language: V if language == "clone" else 0 for language in (config.pivot, *config.targets)}
     vocab_size = V + max(offsets.values())
     dtype = smallest_dtype(vocab_size)
+    complete, translated = translated, keep_short(translated, encoding, config.translation_tokens)
     write_table(translated, counts, encoding, offsets, partial)
 
     surfaces = list(translated)
@@ -297,7 +298,7 @@ def make(config: Config, origin: dict) -> None:
     meta = {
         "format": FORMAT, "made_from": origin, "tokenizer": config.tokenizer, "V": V, "vocab_size": vocab_size,
         "end_of_text": encoding.eot_token, "dtype": dtype.str, "splits": splits, "entries": len(surfaces),
-        "offsets": offsets, "coverage": dictionary.coverage(translated, counts, dictionaries),
+        "offsets": offsets, "coverage": dictionary.coverage(translated, complete, counts, dictionaries),
         "digests": {name: corpus.file_digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"},
     }
     write_json(os.path.join(partial, "meta.json"), meta | {"digest": digest_of(meta)})
@@ -317,7 +318,8 @@ def summary(config: Config, meta: dict) -> str:
         if share := meta["coverage"].get(language):
             line += (f", {100 * share['running_words']:.0f}% of running words have an entry ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the "
                      f"dictionary's {share['pairs']:,} pairs {share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have "
-                     f"translations rarer than those kept, {share['pairs_of_no_entry']:,} are of words without an entry; left out before: "
+                     f"translations rarer than those kept, {share['longer_pairs_left_out']:,} longer ones than translation_tokens allows, {share['pairs_of_no_entry']:,} are of "
+                     f"words without an entry; left out before: "
                      f"{share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines that are no pairs")
         lines.append(line)
     return "\n".join(lines)

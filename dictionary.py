@@ -221,23 +221,34 @@ def read_table_tsv(path: str, config: Config) -> dict[str, dict[str, list[str]]]
     return translated
 
 
-def coverage(translated: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
+def pairs_in(translated: dict[str, dict[str, list[str]]], language: str, entries: dict[str, list[str]]) -> set[tuple[str, str]]:
+    """The pairs of a dictionary that stand in the table, with any capitals."""
+    pairs = set()
+    for surface, found in translated.items():
+        word = surface.removeprefix(" ")
+        key = word if word in entries else word.lower()
+        for translation, form in zip(entries.get(key, []), translations(word, entries)):
+            if as_in_text(form, surface, language) in found[language]:
+                pairs.add((key, translation))
+    return pairs
+
+
+def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
     """
     By language with a dictionary: the share of the pivot's running words (with a letter in them) that have an entry, that share
-    without the look-up in lower case, and of the dictionary's pairs how many are in the table, how many are left out as others of the
-    same word are more common, and how many as their pivot word is in no entry.
+    without the look-up in lower case, and of the dictionary's pairs how many are in the table `translated`, how many are left out as
+    others of the same word are more common, how many as too long (they are in the `complete` table), and how many as their pivot word
+    is in no entry.
     """
     running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
     result = {}
     for language, book in dictionaries.items():
         entries = {surface for surface, found in translated.items() if found[language]}
-        used = {surface.removeprefix(" ") for surface in entries}
-        used |= {word.lower() for word in used}
-        without_entry = sum(len(those) for word, those in book.entries.items() if word not in used)
+        in_table, in_complete = len(pairs_in(translated, language, book.entries)), len(pairs_in(complete, language, book.entries))
         kept = sum(map(len, book.entries.values()))
         result[language] = {
             "running_words": sum(running[s] for s in entries if s in running) / sum(running.values()),
             "running_words_as_they_stand": sum(running[s] for s in entries if s in running and s.removeprefix(" ") in book.entries) / sum(running.values()),
-            "pairs": book.pairs, "pairs_in_the_table": kept - without_entry, "rarer_pairs_left_out": book.pairs - kept,
-            "pairs_of_no_entry": without_entry, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
+            "pairs": book.pairs, "pairs_in_the_table": in_table, "rarer_pairs_left_out": book.pairs - kept,
+            "longer_pairs_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
     return result

@@ -15,6 +15,7 @@ import eval as evaluation
 import prealign
 import train as training
 from batches import Sampler
+from bins import keep_short
 from config import Config, UserError
 from conftest import make_text, overrides
 from data import in_share, prepare
@@ -112,10 +113,15 @@ def test_the_table_and_its_coverage_by_hand():
     assert list(translate_surfaces(surfaces, books, replace(config, targets=("de", "zh")))) == [" house", "House", " Mr", " small"]
 
     counts = Counter({" house": 30, "House": 10, " Mr": 10, " small": 30, " of": 20, ".": 99})  # 100 with letters
-    numbers = coverage(table, counts, books)["de"]
+    numbers = coverage(table, table, counts, books)["de"]
     assert numbers["running_words"] == pytest.approx(0.5) and numbers["running_words_as_they_stand"] == pytest.approx(0.4)
     assert (numbers["pairs"], numbers["pairs_in_the_table"], numbers["rarer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (7, 3, 3, 1)
-    assert (numbers["identical_pairs_left_out"], numbers["bad_lines"]) == (2, 0)
+    assert (numbers["identical_pairs_left_out"], numbers["bad_lines"], numbers["longer_pairs_left_out"]) == (2, 0, 0)
+
+    shorter = {surface: found | {"de": [t for t in found["de"] if t.strip() != "Haus"]} for surface, found in table.items() if surface != "House"}
+    numbers = coverage(shorter, table, counts, books)["de"]
+    assert (numbers["pairs_in_the_table"], numbers["longer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (2, 1, 1)
+    assert numbers["running_words"] == pytest.approx(0.4)  # " house", as "Heim", and " Mr"
 
 
 # ---- the pipeline ----
@@ -218,6 +224,33 @@ def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path):
     prepare(edited)
     before, after = Dataset(world.data_dir).table, Dataset(edited.data_dir).table
     assert fields[3] == "de" and [len(before.words(0, l)) for l in (1, 2)] == [1, 1] and [len(after.words(0, l)) for l in (1, 2)] == [0, 2]
+
+
+def test_long_translations_can_be_left_out(world, tmp_path, capsys):
+    """What is left is the whole table's translations of one token, and the entries that have any, in the same order."""
+    short = replace(world, translation_tokens=1, data_dir=str(tmp_path / "short"))
+    prepare(short)
+    rows = [Path(c.data_dir, "table.tsv").read_text(encoding="utf-8").splitlines()[1:] for c in (short, world)]
+    encoding = Dataset(world.data_dir).encoding
+    expected = [row.split("\t")[1:] for row in rows[1] if len(encode(encoding, json.loads(row.split("\t")[4]))) == 1]
+    assert [row.split("\t")[1:] for row in rows[0]] == expected and 0 < len(rows[0]) < len(rows[1])
+    data = Dataset(short.data_dir)
+    assert len(data.table) == len({row[1] for row in expected})
+    for l in (1, 2):
+        assert all(len(data.table.word(w)) == 1 for k in range(len(data.table)) for w in data.table.words(k, l))
+    numbers = data.meta["coverage"]["de"]
+    assert numbers["longer_pairs_left_out"] > 0
+    assert f"{numbers['longer_pairs_left_out']:,} longer ones than translation_tokens allows" in capsys.readouterr().out
+
+
+def test_short_translations_by_hand(world):
+    encoding = Dataset(world.data_dir).encoding
+    one, long = "e", "q" * 9
+    table = {"a": {"de": [long, one], "clone": []}, "b": {"de": [long], "clone": []}, long: {"de": [long], "clone": [long]}}
+    assert keep_short(table, encoding, 1) == {"a": {"de": [one], "clone": []}, long: {"de": [], "clone": [long]}}
+    assert keep_short(table, encoding, 0) == table
+    with pytest.raises(UserError, match="no translation has translation_tokens=1 tokens or fewer"):
+        keep_short({"b": {"de": [long]}}, encoding, 1)
 
 
 @pytest.mark.parametrize("line, message", [
