@@ -35,7 +35,7 @@ class Config:
     source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl (.gz, .xz, .zst) or .parquet; "texts/{language}" = one for each language
     pivot: str = "en"                   # the language most of the data is in
     targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
-    budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text; not named = all there are
+    budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text, {"en": "10B", "de": 1e8}; not named = all there are
     shard_seed: int = 0                 # of the order of the text's files; 0 = by name
     dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
     table: str = ""                     # a table.tsv that data.py made, edited: used in place of dictionaries
@@ -190,6 +190,12 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
 
+def _count(value: typing.Any) -> typing.Any:
+    """A number written as "1.5k", "100M" or "10B"; anything else as it is."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB])", value) if isinstance(value, str) else None
+    return float(match[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[match[2]] if match else value
+
+
 def _typed(key: str, value: typing.Any, where: str) -> typing.Any:
     """`value` as the type of knob `key`, or a UserError that names the type expected and what was found."""
     if key not in FIELDS:
@@ -209,6 +215,8 @@ def _typed(key: str, value: typing.Any, where: str) -> typing.Any:
         good = isinstance(value, (tuple, list)) and len(value) > 0 and all(type(v) is item for v in value)
         value = tuple(value) if good else value
     elif expected == dict[str, float]:
+        if key == "budget" and isinstance(value, dict):
+            value = {k: _count(v) for k, v in value.items()}
         good = isinstance(value, dict) and (len(value) > 0 or key != "mix") and all(
             isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
         value = {k: float(v) for k, v in value.items()} if good else value

@@ -298,7 +298,7 @@ def make(config: Config, origin: dict) -> None:
     meta = {
         "format": FORMAT, "made_from": origin, "tokenizer": config.tokenizer, "V": V, "vocab_size": vocab_size,
         "end_of_text": encoding.eot_token, "dtype": dtype.str, "splits": splits, "entries": len(surfaces),
-        "offsets": offsets, "coverage": dictionary.coverage(translated, complete, counts, dictionaries),
+        "offsets": offsets, "coverage": dictionary.coverage(translated, complete, counts, dictionaries, config.written[1:]),
         "digests": {name: corpus.file_digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"},
     }
     write_json(os.path.join(partial, "meta.json"), meta | {"digest": digest_of(meta)})
@@ -310,17 +310,19 @@ def summary(config: Config, meta: dict) -> str:
     """What has been made, in a line for each language."""
     lines = [f"{config.data_dir}: V = {meta['V']:,}, {meta['entries']:,} entries, {config.fact_count} facts"]
     for language, train in meta["splits"]["train"].items():
+        a_word = "" if dictionary.is_unspaced(language) else f", {train['tokens'] / max(1, train['words']):.2f} a word"
         line = (f"  {language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, {train['tokens']:,} training tokens "
-                f"({train['bytes'] / train['tokens']:.2f} bytes each, {train['tokens'] / max(1, train['words']):.2f} a word), "
-                f"{meta['splits']['val'][language]['tokens']:,} held out")
+                f"({train['bytes'] / train['tokens']:.2f} bytes each{a_word}), {meta['splits']['val'][language]['tokens']:,} held out")
         if train["tokens"] < config.budget.get(language, 0):
             line += f", all there are of the {config.budget[language]:,.0f} asked for"
         if share := meta["coverage"].get(language):
-            line += (f", {100 * share['running_words']:.0f}% of running words have an entry ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the "
-                     f"dictionary's {share['pairs']:,} pairs {share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have "
-                     f"translations rarer than those kept, {share['longer_pairs_left_out']:,} longer ones than translation_tokens allows, {share['pairs_of_no_entry']:,} are of "
-                     f"words without an entry; left out before: "
-                     f"{share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines that are no pairs")
+            line += f", {100 * share['running_words']:.0f}% of {config.pivot}'s running words have an entry"
+        if share and "pairs" in share:
+            line += (f" ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the dictionary's {share['pairs']:,} pairs "
+                     f"{share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have translations rarer than those kept, "
+                     f"{share['longer_pairs_left_out']:,} longer ones than translation_tokens allows, {share['pairs_of_no_entry']:,} are of words "
+                     f"without an entry; left out before: {share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines "
+                     "that are no pairs")
         lines.append(line)
     return "\n".join(lines)
 

@@ -233,22 +233,26 @@ def pairs_in(translated: dict[str, dict[str, list[str]]], language: str, entries
     return pairs
 
 
-def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary]) -> dict[str, dict]:
+def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary],
+             languages: tuple[str, ...]) -> dict[str, dict]:
     """
-    By language with a dictionary: the share of the pivot's running words (with a letter in them) that have an entry, that share
-    without the look-up in lower case, and of the dictionary's pairs how many are in the table `translated`, how many are left out as
+    By language the share of the pivot's running words (with a letter in them) that have an entry. With a dictionary, that share
+    without the look-up in lower case too, and of the dictionary's pairs how many are in the table `translated`, how many are left out as
     others of the same word are more common, how many as too long (they are in the `complete` table), and how many as their pivot word
     is in no entry.
     """
     running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
-    result = {}
-    for language, book in dictionaries.items():
-        entries = {surface for surface, found in translated.items() if found[language]}
+    words = max(1, sum(running.values()))
+    result: dict[str, dict] = {}
+    for language in languages:
+        entries = {surface for surface, found in translated.items() if found[language] and surface in running}
+        result[language] = {"running_words": sum(running[s] for s in entries) / words}
+        if (book := dictionaries.get(language)) is None:
+            continue
         in_table, in_complete = len(pairs_in(translated, language, book.entries)), len(pairs_in(complete, language, book.entries))
         kept = sum(map(len, book.entries.values()))
-        result[language] = {
-            "running_words": sum(running[s] for s in entries if s in running) / sum(running.values()),
-            "running_words_as_they_stand": sum(running[s] for s in entries if s in running and s.removeprefix(" ") in book.entries) / sum(running.values()),
+        result[language] |= {
+            "running_words_as_they_stand": sum(running[s] for s in entries if s.removeprefix(" ") in book.entries) / words,
             "pairs": book.pairs, "pairs_in_the_table": in_table, "rarer_pairs_left_out": book.pairs - kept,
             "longer_pairs_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
     return result

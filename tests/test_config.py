@@ -71,6 +71,9 @@ def test_a_config_saved_as_arguments_or_as_json_comes_back(tmp_path):
     ("--targets=('de',) --mix={'en': 1}", ("de",)),
     ("--mix={'en': 1, 'clone': 0.5}", {"en": 1.0, "clone": 0.5}),
     ('--mix={"clone": 1}', {"clone": 1.0}),
+    ('--budget={"en": "10B",}', {"en": 1e10}),
+    ('--budget={"en": "1.5M"}', {"en": 1.5e6}),
+    ('--budget={"en": "200k"}', {"en": 2e5}),
 ])
 def test_an_argument_has_the_type_of_its_knob(argument, value):
     first, *more = argument.split(" --mix")
@@ -88,7 +91,8 @@ def test_an_argument_has_the_type_of_its_knob(argument, value):
     ("fact_frequencies", "('a',)", "tuple[int, ...]"), ("fact_frequencies", "()", "tuple[int, ...]"),
     ("fact_frequencies", "[1.5]", "tuple[int, ...]"),
     ("mix", "0.5", "dict[str, float]"), ("mix", "{}", "dict[str, float]"), ("mix", "{'en': '1'}", "dict[str, float]"),
-    ("mix", "{'en': True}", "dict[str, float]"), ("mix", "{1: 1.0}", "dict[str, float]"), ("mix", "{'en'", "dict[str, float]"),
+    ("budget", "{'en': '10X'}", "dict[str, float]"), ("budget", "{'en': 'B'}", "dict[str, float]"),
+    ("mix", "{'en': True}", "dict[str, float]"), ("mix", "{'en': '1B'}", "dict[str, float]"), ("mix", "{1: 1.0}", "dict[str, float]"), ("mix", "{'en'", "dict[str, float]"),
 ])
 def test_a_wrong_type_names_the_one_expected(key, value, expected):
     message = error(f"--{key}={value}")

@@ -113,15 +113,16 @@ def test_the_table_and_its_coverage_by_hand():
     assert list(translate_surfaces(surfaces, books, replace(config, targets=("de", "zh")))) == [" house", "House", " Mr", " small"]
 
     counts = Counter({" house": 30, "House": 10, " Mr": 10, " small": 30, " of": 20, ".": 99})  # 100 with letters
-    numbers = coverage(table, table, counts, books)["de"]
+    numbers = coverage(table, table, counts, books, ("de", "zh"))["de"]
     assert numbers["running_words"] == pytest.approx(0.5) and numbers["running_words_as_they_stand"] == pytest.approx(0.4)
     assert (numbers["pairs"], numbers["pairs_in_the_table"], numbers["rarer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (7, 3, 3, 1)
     assert (numbers["identical_pairs_left_out"], numbers["bad_lines"], numbers["longer_pairs_left_out"]) == (2, 0, 0)
 
     shorter = {surface: found | {"de": [t for t in found["de"] if t.strip() != "Haus"]} for surface, found in table.items() if surface != "House"}
-    numbers = coverage(shorter, table, counts, books)["de"]
+    numbers = coverage(shorter, table, counts, books, ("de",))["de"]
     assert (numbers["pairs_in_the_table"], numbers["longer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (2, 1, 1)
     assert numbers["running_words"] == pytest.approx(0.4)  # " house", as "Heim", and " Mr"
+    assert coverage(shorter, shorter, counts, {}, ("de",)) == {"de": {"running_words": pytest.approx(0.4)}}
 
 
 # ---- the pipeline ----
@@ -198,7 +199,7 @@ def test_coverage_is_told(world, capsys):
     prepare(again)
     share = Dataset(again.data_dir).meta["coverage"]["de"]
     assert 0.5 < share["running_words_as_they_stand"] < share["running_words"] <= 1
-    assert f"{100 * share['running_words']:.0f}% of running words have an entry" in capsys.readouterr().out
+    assert f"{100 * share['running_words']:.0f}% of en's running words have an entry" in capsys.readouterr().out
     digests = [Dataset(c.data_dir).meta["digests"] for c in (world, again)]
     assert digests[0] == digests[1]
     prepare(again)

@@ -232,6 +232,15 @@ def test_an_endpoint_that_stays_away_is_given_up_and_what_was_answered_is_kept(c
     assert endpoint.words.total() == len(words_to_ask(config)) - answered
 
 
+def test_an_endpoint_that_takes_requests_and_never_answers_is_given_up(config, endpoint):
+    endpoint.misbehave = lambda number, words: time.sleep(1.0)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="timed out, 6 times; what was answered is kept"):
+        run(config, llm_requests=1, llm_timeout=0.1)
+    assert 0.6 <= time.monotonic() - start < 5 and len(endpoint.requests) >= 6
+    assert not os.path.exists(config.dictionary_of("de"))
+
+
 def test_nobody_there(config, endpoint):
     endpoint.shutdown()
     endpoint.server_close()
