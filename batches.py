@@ -266,7 +266,7 @@ class Sampler:
             at = window[:, None] * T + np.arange(T + 1 + slack)  # (n, T + 1 + slack)
             at = np.minimum(at, len(bin_) - 1)  # beyond the end, more of the last token: end-of-text
             tokens = bin_[at].astype(np.int64)
-            self.data.check_ids(tokens, f"training text of {name}")
+            self.data.check_ids(tokens, name)
             if switching:
                 align = self.align[name][at]
                 align = np.where(np.abs(align) <= len(self.table), align, 0)

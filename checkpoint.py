@@ -65,20 +65,27 @@ def save_checkpoint(path: str, state: dict) -> None:
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same command again") from e
 
 
+KINDS = {"model": dict, "optimizer": dict, "scaler": dict, "rng": torch.Tensor, "step": int, "last_step": int, "tokens": int, "config": dict, "data": str,
+         "vocab_size": int, "skipped": list}  # what a checkpoint holds
+
+
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint, on the CPU, its checksums compared. Never runs code from the file."""
+    """A checkpoint, on the CPU, its checksums and kinds compared. Never runs code from the file."""
     try:
         check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        missing = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"} - set(state)
+        wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
+        wrong += [name for name, value in state["model"].items() if not isinstance(value, torch.Tensor)] if not wrong else []
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}") from e
     except (PermissionError, IsADirectoryError) as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except Exception as e:  # torch.load raises what its unpickler and zip reader raise
         raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
-    if missing:
-        raise UserError(f"{path}: not a checkpoint of this version of the project, it lacks {', '.join(sorted(missing))}; delete its folder to train anew")
+    sound = not wrong and 0 <= state["step"] <= state["last_step"] and state["rng"].dtype == torch.uint8 and [type(n) for n in state["skipped"]] == [int, int]
+    if not sound:
+        raise UserError(f"{path}: not a checkpoint of this version of the project ({', '.join(map(str, wrong[:5])) or 'step, rng or skipped'} is missing or of the wrong kind); "
+                        "delete its folder to train anew")
     return state
 
 
@@ -103,16 +110,28 @@ def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu"
         raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command again to finish it")
     config = configs.from_plain(state["config"], path)
     check_matches(state, path, config, data, ())
+    check_shape(state, config, path)
     model = make_model(config, data.vocab_size)
     load_weights(model, state, path)
     return model.to(device).eval(), state
 
 
+def check_shape(state: dict, config: Config, path: str) -> None:
+    """Before a model is made as a checkpoint's config says: whether its weights are of that size."""
+    blocks = {name.split(".")[1] for name in state["model"] if name.startswith("blocks.")}
+    found = len(blocks), *(tuple(state["model"][name].shape) if name in state["model"] else None for name in ("wte.weight", "wpe.weight"))
+    expected = config.n_layer, (state["vocab_size"], config.n_embd), (config.block_size, config.n_embd)
+    if found != expected:
+        raise UserError(f"{path}: expected blocks, token and position embeddings {expected} by its config, found {found}")
+
+
 def load_weights(model: GPT, state: dict, path: str) -> None:
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as e:
+    except (RuntimeError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise UserError(f"{path}: some of its weights are not finite numbers")
 
 
 def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:

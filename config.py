@@ -230,22 +230,27 @@ def _read_file(path: str) -> dict[str, typing.Any]:
     """The assignments of a config file. Literals only, so that reading a config never runs code."""
     try:
         with open(path, encoding="utf-8") as f:
-            tree = ast.parse(f.read(), filename=path)
+            source = f.read()
+        tree = ast.parse(source, filename=path)
     except OSError as e:
         raise UserError(f"cannot read config file {path}: {e.strerror}; the ones that come with the project are in config/") from e
-    except (SyntaxError, ValueError) as e:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
         raise UserError(f"{path}:{getattr(e, 'lineno', None) or 1}: not a config file ({getattr(e, 'msg', e)}); expected lines like `learning_rate = 1e-3`") from e
+
+    def written(node: ast.AST) -> str:
+        return (ast.get_source_segment(source, node) or "").partition("\n")[0][:200]
+
     values: dict[str, object] = {}
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a docstring
         where = f"{path}:{node.lineno}"
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise UserError(f"{where}: expected `knob = value`, found {ast.unparse(node).splitlines()[0]!r}")
+            raise UserError(f"{where}: expected `knob = value`, found {written(node)!r}")
         try:
             value = ast.literal_eval(node.value)
         except (ValueError, TypeError, MemoryError, RecursionError) as e:
-            raise UserError(f"{where}: {node.targets[0].id} must be a plain value, found {ast.unparse(node.value)!r}") from e
+            raise UserError(f"{where}: {node.targets[0].id} must be a plain value, found {written(node.value)!r}") from e
         values[node.targets[0].id] = _typed(node.targets[0].id, value, where)
     return values
 
@@ -369,12 +374,12 @@ def load(arguments: list[str], usage: str = "") -> Config:
 
 
 def from_plain(plain: dict[str, typing.Any], where: str) -> Config:
-    """The config that `Config.plain` gave, read back. Raises UserError, naming `where` it was read, when it is of another version."""
-    try:
-        values: dict[str, typing.Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return Config(**values)
-    except TypeError as e:
-        raise UserError(f"{where}: its config is of another version ({e})") from e
+    """The config that `Config.plain` gave, or a part of it, read back. Raises UserError, naming `where` it was read, for what is none of this version."""
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise UserError(f"{where}: expected a config, found {type(plain).__name__}")
+    config = Config(**{key: _typed(key, value, where) for key, value in plain.items()})
+    _check(config)
+    return config
 
 
 def run(main: typing.Callable[[list[str]], None]) -> None:

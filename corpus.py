@@ -39,7 +39,33 @@ def _open_zst(file: BinaryIO) -> BinaryIO:
         import zstandard
     except ImportError as e:
         raise UserError(f"{file.name}: to read .zst files, install zstandard: pip install zstandard") from e
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+    return io.BufferedReader(_Zst(file, lambda: zstandard.ZstdDecompressor().decompressobj()))
+
+
+class _Zst(io.RawIOBase):
+    """What is in a .zst file, frame after frame. zstandard's own reader takes a file that is cut off for a whole one."""
+
+    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]):
+        self.file, self.new_frame = file, new_frame
+        self.frame, self.packed, self.text = None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.text:
+            self.packed = self.packed or self.file.read(2**16)
+            if not self.packed and self.frame is None:
+                return 0
+            if not self.packed:
+                raise EOFError("it ends within a frame")
+            self.frame = self.frame or self.new_frame()
+            self.text = memoryview(self.frame.decompress(self.packed))
+            self.packed = self.frame.unused_data if self.frame.eof else b""
+            self.frame = None if self.frame.eof else self.frame
+        number = min(len(buffer), len(self.text))
+        buffer[:number], self.text = self.text[:number], self.text[number:]
+        return number
 
 
 COMPRESSION: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}

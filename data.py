@@ -139,11 +139,16 @@ def count_target_words(config: Config, language: str, texts: Iterable[str], entr
         return count_in(workers, count, texts)
 
 
-def read_dictionaries(config: Config, texts: Texts, folder: str) -> dict[str, dictionary.Dictionary]:
-    """Of every target but En-Clone, in the case in which its text has the words, and the most common of them."""
+def read_dictionaries(config: Config) -> dict[str, dictionary.Dictionary]:
+    """Of every target but En-Clone, as they stand in the files."""
+    return {language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first, config.dictionary_identical, config.dictionary_bad_lines)
+            for language in config.written[1:]}
+
+
+def fit_to_text(books: dict[str, dictionary.Dictionary], config: Config, texts: Texts, folder: str) -> dict[str, dictionary.Dictionary]:
+    """Dictionaries in the case in which the target's text has the words, and the most common of them."""
     dictionaries = {}
-    for language in config.written[1:]:
-        book = dictionary.read(config.dictionary_of(language), config.dictionary_target_first, config.dictionary_identical, config.dictionary_bad_lines)
+    for language, book in books.items():
         counts = Counter(remembered(os.path.join(folder, f"counts_{language}.json"),
                                     lambda: count_target_words(config, language, texts.of(language, "train", f"words {language}"), book.entries)))
         dictionaries[language] = replace(book, entries=dictionary.as_text_has_them(book.entries, counts, config.dictionary_translations))
@@ -236,12 +241,16 @@ def prepare(config: Config) -> None:
     if is_made(config.data_dir, origin):
         print(f"{config.data_dir} is up to date")
         return
+    # Read before the long part, so that what is wrong in them is told at once.
+    by_hand = dictionary.read_table_tsv(config.table, config) if config.table else {}
+    books = {} if config.table else read_dictionaries(config)
     with only_user(config.data_dir):
         if not is_made(config.data_dir, origin):  # another process may have just made it
-            make(config, origin)
+            make(config, origin, by_hand, books)
 
 
-def make(config: Config, origin: dict) -> None:
+def make(config: Config, origin: dict, by_hand: dict[str, dict[str, list[str]]], books: dict[str, dictionary.Dictionary]) -> None:
+    """All files of a data folder, from a table made by hand or from dictionaries."""
     partial = open_partial(config.data_dir, origin)
     if is_made(partial, origin):  # interrupted at its very end
         return move_into_place(partial, config.data_dir)
@@ -254,11 +263,12 @@ def make(config: Config, origin: dict) -> None:
     print(f"counting words with {config.workers or os.cpu_count()} processes")
     counts = Counter(remembered(os.path.join(work, "counts.json"),
                                 lambda: count_pivot_surfaces(config, texts.of(config.pivot, "train", f"words {config.pivot}"), statements)))
+    dictionaries: dict[str, dictionary.Dictionary] = {}
     if config.table:  # an entry's number is its place by frequency, whatever was edited
-        dictionaries, by_hand = {}, dictionary.read_table_tsv(config.table, config)
         translated = {surface: by_hand[surface] for surface in sorted(by_hand, key=lambda s: (-counts[s], s)) if counts[surface]}
+        print(f"{config.table}: {len(by_hand):,} words, of which the text has {len(translated):,}")
     else:
-        dictionaries = read_dictionaries(config, texts, work)
+        dictionaries = fit_to_text(books, config, texts, work)
         translated = dictionary.translate_surfaces(aligned_surfaces(counts, config.min_count), dictionaries, config)
     if not translated:
         raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in {config.table or config.dictionary}; is it the right "

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import tiktoken
 
+import config as configs
 import knowledge
 from config import UserError
 from corpus import file_digest
@@ -16,6 +17,7 @@ from table import Table
 from tokenizer import load_tokenizer
 
 FORMAT = 6
+DTYPES = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}  # of token ids in bins: a file does not choose any other
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 
@@ -60,14 +62,18 @@ class Dataset:
         self.meta = read_meta(data_dir)
         try:
             self.V, self.vocab_size, self.end_of_text = self.meta["V"], self.meta["vocab_size"], self.meta["end_of_text"]
-            self.offsets, self.splits, self.dtype = self.meta["offsets"], self.meta["splits"], np.dtype(self.meta["dtype"])
+            self.offsets, self.splits, self.dtype = self.meta["offsets"], self.meta["splits"], DTYPES[self.meta["dtype"]]
             self.languages = tuple(self.offsets)
             self.pivot = self.languages[0]
             self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
-            self.meta["made_from"]["settings"]
-            {counts["tokens"] + 0 for split in self.splits.values() for counts in split.values()}
-        except (LookupError, TypeError, AttributeError) as e:
+            settings = self.meta["made_from"]["settings"]
+            configs.from_plain(settings | {"mix": {settings["pivot"]: 1.0}}, os.path.join(data_dir, "meta.json"))
+            numbers = [self.V, self.end_of_text, *self.offsets.values(), *(counts["tokens"] for split in self.splits.values() for counts in split.values())]
+            fits = isinstance(self.meta["digests"], dict) and all(type(n) is int and n >= 0 for n in numbers) and self.end_of_text < self.V and self.vocab_size == self.V + max(self.offsets.values())
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"{data_dir}/meta.json: {e} is missing or of the wrong kind; run `python data.py` with the same config") from e
+        if not fits:
+            raise UserError(f"{data_dir}/meta.json: V, vocab_size, end_of_text, offsets and counts of tokens do not fit each other; run `python data.py` with the same config")
 
     def intact(self, name: str) -> bool:
         path = os.path.join(self.dir, name)
@@ -86,17 +92,25 @@ class Dataset:
             raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
         return np.memmap(path, dtype, mode="r")
 
-    def check_ids(self, tokens: np.ndarray, what: str) -> None:
-        """Raises UserError for an id beyond the vocabulary: in a large bin a damage may lie between the blocks that its digest has."""
-        if tokens.max() >= self.vocab_size:
-            raise UserError(f"{self.dir}: the {what} has the token id {tokens.max()}, and ids end at {self.vocab_size - 1}: it is damaged; "
-                            "delete the folder and run data.py again")
+    def check_ids(self, tokens: np.ndarray, name: str) -> None:
+        """
+        Raises UserError for an id that is not one of the language's (of the vocabulary, for "facts" in several languages): in a
+        large bin a damage may lie between the blocks that its digest has.
+        """
+        first = self.offsets.get(name, 0)
+        end = first + self.V if name in self.offsets else self.vocab_size
+        if len(tokens) and not first <= tokens.min() <= tokens.max() < end:
+            wrong = tokens.min() if tokens.min() < first else tokens.max()
+            raise UserError(f"{self.dir}: the text of {name} has the token id {wrong}, and its ids are {first} to {end - 1}: it is damaged; delete the folder and run data.py again")
 
     def tokens(self, language: str, split: str) -> np.ndarray:
-        """Token ids (n,), memory-mapped."""
+        """Token ids (n,), memory-mapped. Those of held-out text are checked; of the rest, which may be very long, whoever reads a part checks that."""
         if language not in self.splits.get(split, ()):
             raise UserError(f"{self.dir} has no {split} text in {language!r}; it has {', '.join(self.languages)} and {', '.join(self.splits)}")
-        return self._map(f"{language}_{split}.bin", self.dtype, self.splits[split][language]["tokens"])
+        tokens = self._map(f"{language}_{split}.bin", self.dtype, self.splits[split][language]["tokens"])
+        if split == "val":
+            self.check_ids(tokens, language)
+        return tokens
 
     def align(self, split: str) -> np.ndarray:
         """Alignment ids (n,) int32 of the pivot, memory-mapped."""
@@ -115,7 +129,10 @@ class Dataset:
     def encoding(self) -> tiktoken.Encoding:
         if self.meta["tokenizer"] == "train" and not self.intact("tokenizer.tiktoken"):
             raise UserError(f"{self.dir}/tokenizer.tiktoken: not the file that meta.json describes; run data.py again")
-        return load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
+        encoding = load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
+        if (encoding.n_vocab, encoding.eot_token) != (self.V, self.end_of_text):
+            raise UserError(f"{self.dir}: its tokenizer has {encoding.n_vocab} ids and end-of-text {encoding.eot_token}, meta.json says {self.V} and {self.end_of_text}; run data.py again")
+        return encoding
 
     @functools.cached_property
     def facts(self) -> list[knowledge.Fact]:

@@ -10,15 +10,16 @@ A line is a pivot word and a translation with a tab or, when both are single wor
 
 import glob
 import json
-import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
+import regex
+
 from config import Config, UserError
 from corpus import read_lines
-from table import LETTERS
 
+WORD = regex.compile(r"[\p{L}\p{M}]+")  # with the marks that some scripts combine with letters, as in the tokenizer's words
 RARE = 0.05  # of the count of a word's most common translation: what is rarer is mostly another sense, or a slip of the dictionary
 
 # Languages written without spaces between words: a translation spliced into running text brings none with it.
@@ -97,7 +98,7 @@ def count_words(texts: list[str]) -> Counter:
     """How often each run of letters stands in the texts, in the case it stands in."""
     counts: Counter = Counter()
     for text in texts:
-        counts.update(re.findall(LETTERS, text))
+        counts.update(WORD.findall(text))
     return counts
 
 
@@ -135,7 +136,7 @@ def as_text_has_them(entries: dict[str, list[str]], counts: Counter, most: int =
         return max(translation, capitalised(translation), key=counts.__getitem__)
 
     def count(translation: str) -> int:
-        return counts[translation] or min((counts[word] for word in re.findall(LETTERS, translation)), default=0)
+        return counts[translation] or min((counts[word] for word in WORD.findall(translation)), default=0)
 
     kept = {}
     for word, those in entries.items():

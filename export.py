@@ -16,8 +16,9 @@ import config as configs
 from config import Config, UserError
 from dataset import Dataset
 from eval import load_run
-from files import read_json, write_json, write_text
+from files import is_newer, read_json, write_json, write_text
 from huggingface import gpt2_config, gpt2_weights
+from report import report_tables
 
 
 def write_tokenizer(data: Dataset, folder: str) -> None:
@@ -32,22 +33,32 @@ def write_tokenizer(data: Dataset, folder: str) -> None:
         with open(path, "wb") as f:
             for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
                 f.write(base64.b64encode(token) + b" " + str(rank).encode() + b"\n")
-        converter = TikTokenConverter(vocab_file=path, pattern=encoding._pat_str, extra_special_tokens=[end])
+        # Some encodings have ids that stand for nothing before end-of-text: they get names, as ids are given out in order.
+        unused = [f"<|unused_{id_}|>" for id_ in range(len(encoding._mergeable_ranks), data.end_of_text)]
+        converter = TikTokenConverter(vocab_file=path, pattern=encoding._pat_str, extra_special_tokens=[*unused, end])
         fast = PreTrainedTokenizerFast(tokenizer_object=converter.converted(), bos_token=end, eos_token=end, unk_token=end, clean_up_tokenization_spaces=False)
     finally:
         if os.path.exists(path):
             os.remove(path)
+    if fast.eos_token_id != data.end_of_text:
+        raise UserError(f"the tokenizer of {data.dir} cannot be exported: end-of-text is {data.end_of_text} here and would be {fast.eos_token_id} there")
     fast.save_pretrained(folder)
 
 
 def model_card(config: Config, data: Dataset, state: dict, run_dir: str) -> str:
     """What the model is, what it was made from, how, and what was measured."""
-    results = ""
-    path = os.path.join(run_dir, "eval.json")
-    if os.path.exists(path):
-        measured = read_json(path, "delete it and make it again with eval.py")
-        results = "\n## Results\n\nOn held-out text:\n\n| language | perplexity | bits per byte |\n|---|---:|---:|\n" + "".join(
-            f"| {language} | {numbers['ppl']:.2f} | {numbers['bpb']:.3f} |\n" for language, numbers in measured["lm"].items())
+    results, path = "", os.path.join(run_dir, "eval.json")
+    if is_newer(path, os.path.join(run_dir, "checkpoint.pt")):  # of this model, and not of one that was here before
+        results = "\n# Results\n\n" + report_tables([read_json(path, "delete it and make it again with eval.py")])
+    method = []
+    if config.init_from == "align":
+        method.append(f"{config.stage1_steps:,} steps of multilingual alignment came first")
+    elif config.init_from != "scratch":
+        method.append(f"it began as {config.init_from}")
+    if config.align_steps != "none":
+        method.append(f"words were aligned during training ({config.align_steps})")
+    if config.codeswitch_ratio > 0:
+        method.append(f"{100 * config.codeswitch_ratio:g}% of {config.pivot}'s words with an entry were replaced by translations ({config.codeswitch_target})")
     languages = "".join(f"| {language} | {counts['tokens']:,} |\n" for language, counts in data.splits["train"].items())
     return f"""---
 library_name: transformers
@@ -58,6 +69,7 @@ tags: [prealign]
 
 A GPT of {config.n_layer} layers x {config.n_embd}, trained with PreAlign's reference implementation (method "{config.method}") on
 {state['tokens']:,} tokens, {config.block_size} at a time; languages by share of the rows: {', '.join(f'{l} {w:g}' for l, w in config.mix.items())}.
+Method: {'; '.join(method) or "language modelling alone"}.
 
 ## Data
 

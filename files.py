@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from config import UserError
 
@@ -29,7 +29,7 @@ def read_json(path: str, again: str) -> Any:
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON ({e}); {again}") from e
 
 
@@ -56,18 +56,31 @@ def only_user(folder: str) -> Iterator[None]:
     import fcntl
 
     path = folder.rstrip("/") + ".lock"
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        file = open(path, "w")
-    except OSError as e:
-        raise UserError(f"cannot make {path} ({e.strerror})") from e
-    with file as f:
+
+    def is_in_place(file: IO) -> bool:
+        """Whether the file is still at `path`: whoever had the lock before may have removed it in between."""
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    while True:
+        try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            file = open(path, "w")
+        except OSError as e:
+            raise UserError(f"cannot make {path} ({e.strerror})") from e
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
+            file.close()
             raise UserError(f"another process is working in {folder}; wait for it, or name another folder") from e
         except OSError:
-            pass
+            break  # a file system without locks
+        if is_in_place(file):
+            break
+        file.close()
+    with file:
         try:
             yield
         finally:

@@ -96,16 +96,22 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
     rows = theirs.get("vocab_size")
     if rows not in (V, model.wte.num_embeddings):
         raise UserError(f"init_from=hf:{folder}: its vocabulary has {rows} ids, that of the data {V}; prepare the data with its tokenizer (--tokenizer=gpt2 for GPT-2's)")
-    if theirs.get("n_positions", 0) < model.block_size:
-        raise UserError(f"init_from=hf:{folder}: it has {theirs.get('n_positions')} positions; use --block_size={theirs.get('n_positions')} or less")
+    positions = theirs.get("n_positions")
+    if type(rows) is not int or type(positions) is not int:
+        raise UserError(f"{path}: vocab_size and n_positions must be whole numbers, found {rows!r} and {positions!r}")
+    if positions < model.block_size:
+        raise UserError(f"init_from=hf:{folder}: it has {positions} positions; use --block_size={positions} or less")
 
     found, own = read_weights(folder), model.state_dict()
     for mine, name in gpt2_names(model).items():
         value = found.get("transformer.wte.weight" if mine == "lm_head.weight" and name not in found else name)
         if value is None:
             raise UserError(f"{folder}: its weights lack {name}")
+        if not isinstance(value, torch.Tensor) or not value.isfinite().all():
+            raise UserError(f"{folder}: {name} is not an array of finite numbers")
         value = value.T if is_turned(mine, value) else value
-        number = {"wpe.weight": model.block_size, "wte.weight": rows, "lm_head.weight": rows}.get(mine, own[mine].shape[0])
-        if value.shape[1:] != own[mine].shape[1:] or value.shape[0] < number:
-            raise UserError(f"{folder}: {name} has shape {tuple(value.shape)}, expected {(number, *own[mine].shape[1:])}")
-        own[mine][:number] = value[:number]
+        here = {"wpe.weight": model.block_size, "wte.weight": rows, "lm_head.weight": rows}.get(mine, own[mine].shape[0])
+        there = positions if mine == "wpe.weight" else here
+        if value.shape != (there, *own[mine].shape[1:]):
+            raise UserError(f"{folder}: {name} has shape {tuple(value.shape)}, expected {(there, *own[mine].shape[1:])}")
+        own[mine][:here] = value[:here]

@@ -254,13 +254,14 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Seq
     """
     if not frequencies or any(type(f) is not int or f < 1 for f in frequencies):
         raise UserError(f"fact_frequencies must be one or more whole numbers above 0, found {tuple(frequencies)}")
-    kinds = [(frequency, language, period) for period in range(periods) for language in languages for frequency in frequencies]
-    minimum = CHOICES * len(kinds)
+    number = periods * len(languages) * len(frequencies)
+    minimum = CHOICES * number
     if count < minimum:
         raise UserError(f"fact_count is {count}, but must be at least {minimum}: a relation needs {CHOICES} objects, "
-                        f"each the answer at every one of the {len(kinds)} combinations of fact_frequencies, fact_languages and fact_periods")
+                        f"each the answer at every one of the {number} combinations of fact_frequencies, fact_languages and fact_periods")
     if count > PARTS ** 2:
         raise UserError(f"fact_count is {count}, but there are names for {PARTS ** 2} subjects only")
+    kinds = [(frequency, language, period) for period in range(periods) for language in languages for frequency in frequencies]
     relations = RELATIONS[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
     n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(kinds) else CHOICES
 

@@ -161,7 +161,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 p = F.softmax(logits, dim=-1, dtype=grad_dtype)
                 p_target = p[at].float().clamp(min=torch.finfo(torch.float32).tiny)  # (n,)
                 # 1 - p(target) as the sum of all others, which is good where bf16 rounds p(target) itself to 1.
-                p[at] = 0
+                p[at] = p.new_zeros(())  # 0 itself would be copied from the CPU, and waited for
                 rest = p.sum(dim=-1)  # (n,)
                 losses[start:start + chunk] = torch.where(rest < 0.5, -torch.log1p(-rest.float()), -p_target.log()) * predicted
                 p[at] = -rest  # now the gradient of the logits, softmax - one-hot

@@ -23,6 +23,9 @@ from model import GPT
 from table import Table, ranges
 
 
+MULTIPLE = 128  # tokens
+
+
 @dataclass(frozen=True)
 class Words:
     """A batch of words as rows, padded to the longest."""
@@ -79,10 +82,12 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     order, parts = [], []
     for group in group_of.unique().tolist():
         rows = (group_of == group).nonzero().squeeze(1)
-        word, n = to_device(ids[rows, : 2**group], device), to_device(length[rows], device)  # (r, w), (r,)
+        # Only a few sizes come up (the first word stands in for those missing), so that memory kept from one step fits the next.
+        some = F.pad(rows, (0, -len(rows) % max(1, MULTIPLE >> group)))
+        word, n = to_device(ids[some, : 2**group], device), to_device(length[some], device)  # (r, w), (r,)
         valid = (torch.arange(word.shape[1], device=device) < n[:, None]) / n[:, None]  # (r, w), rows sum to 1
         layers = model.layers(word) + [F.embedding(word, model.lm_head.weight)]  # L + 2 of (r, w, C)
-        parts.append(torch.stack([(layer.float() * valid[:, :, None]).sum(1) for layer in layers]))
+        parts.append(torch.stack([(layer.float() * valid[:, :, None]).sum(1)[:len(rows)] for layer in layers]))
         order.append(rows)
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
 
@@ -98,22 +103,23 @@ class SupervisedContrastive(torch.autograd.Function):
     matrix outlives its layer.
 
     anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. pairs (2, P): anchor and row of
-    every positive. padding (R,) bool: rows that are no words.
+    every positive. padding (R,) bool: rows that are no words; None when there are none.
     """
 
     @staticmethod
-    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor, first: int, tau: float) -> torch.Tensor:
+    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor | None, first: int, tau: float) -> torch.Tensor:
         anchor, positive = pairs
-        index = torch.arange(len(anchors), device=rows.device)
         similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
-        positive_similarity = similarity[anchor, positive]  # (P,)
-        similarity[index, first + index] = float("-inf")  # only other words stand in the denominator
-        similarity.masked_fill_(padding, float("-inf"))
-        log_denominator = similarity.logsumexp(1).clamp(min=torch.finfo(rows.dtype).min)  # (A,); finite for a word alone
-        loss = (log_denominator[anchor] - positive_similarity).sum()
+        # Only other words stand in the denominator. The lowest number and not -inf, so that a word alone has no NaN.
+        similarity.diagonal(first).fill_(torch.finfo(rows.dtype).min)
+        if padding is not None:
+            similarity.masked_fill_(padding, torch.finfo(rows.dtype).min)
+        log_p = similarity.log_softmax(1)
+        del similarity
+        loss = -log_p[anchor, positive].sum()
         # d loss / d similarity: each anchor's softmax once per positive, minus the positives themselves.
-        p = similarity.sub_(log_denominator[:, None]).exp_()
-        positives = anchors.new_zeros(len(anchors)).index_add_(0, anchor, torch.ones_like(positive_similarity))[:, None]
+        p = log_p.exp_()
+        positives = anchors.new_zeros(len(anchors)).index_add_(0, anchor, anchors.new_ones(len(anchor)))[:, None]
         grad_anchors = (positives * (p @ rows)).index_add_(0, anchor, rows[positive], alpha=-1) / tau
         grad_rows = (p.T @ (positives * anchors)).index_add_(0, positive, anchors[anchor], alpha=-1) / tau
         ctx.save_for_backward(grad_anchors, grad_rows)
@@ -143,6 +149,19 @@ class GatherRows(torch.autograd.Function):
         return grad[:, first:first + ctx.rows]
 
 
+def positive_pairs(entry: torch.Tensor, first: int, number: int) -> torch.Tensor:
+    """
+    Every pair of two words of one entry whose first is among rows first..first + number - 1: (2, P) int64, the first's place
+    among those rows and the second's among all. entry (rows,), -1 = padding; rows of an entry stand anywhere.
+    """
+    of = entry.numpy()
+    order = np.argsort(of, kind="stable")  # rows of one entry become neighbours
+    start, end = (np.searchsorted(of, of[first:first + number], side, sorter=order) for side in ("left", "right"))
+    count = np.where(of[first:first + number] >= 0, end - start, 0)
+    anchor, positive = np.repeat(np.arange(number), count), order[ranges(start, count)]
+    return torch.from_numpy(np.stack([anchor, positive])[:, positive != first + anchor])
+
+
 def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float) -> torch.Tensor:
     """
     This process's share of the multilingual contrastive loss (Eq. 3), summed over layers; the shares add up to the whole.
@@ -159,10 +178,9 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     distributed = dist.is_initialized()
     rows = GatherRows.apply(anchors) if distributed else anchors
     first = dist.get_rank() * anchors.shape[1] if distributed else 0
-    mine, device = entry[first:first + anchors.shape[1]], anchors.device
-    same = (mine[:, None] == entry) & (mine >= 0)[:, None]
-    same.diagonal(first).fill_(False)
-    pairs, padding = to_device(same.nonzero().T.contiguous(), device), to_device(entry < 0, device)
+    device = anchors.device
+    pairs = to_device(positive_pairs(entry, first, anchors.shape[1]), device)
+    padding = to_device(entry < 0, device) if (entry < 0).any() else None
     with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
         total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
     words_of_entry = entry[entry >= 0].unique(return_counts=True)[1]

@@ -149,10 +149,24 @@ def take_step(training: Training, step: int, batch: Batch, words: Words | None, 
     training.sums.copy_(torch.where(good, sums, training.sums))
     if not scaler.is_enabled():  # float16's own scaler skips such steps: it finds its scale by them
         training.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW looks at this on the device
-        training.skipped += torch.where(good, 0, torch.stack([training.skipped.new_tensor(1), step - training.skipped[1]]))
+        number, last = training.skipped
+        training.skipped.copy_(torch.where(good, training.skipped, torch.stack([number + 1, torch.full_like(last, step)])))
     scaler.step(training.optimizer)
     scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
+
+
+def restore(training: Training, state: dict, path: str) -> None:
+    """Give the optimizer and the loss scale the state that they had in a checkpoint."""
+    optimizer = training.optimizer
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        training.scaler.load_state_dict(state["scaler"])
+        fits = all(of[name].shape == p.shape for p, of in optimizer.state.items() for name in ("exp_avg", "exp_avg_sq"))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        raise UserError(f"{path}: its optimizer does not fit the model ({type(e).__name__}: {e}); delete its folder to train anew") from e
+    if not fits:
+        raise UserError(f"{path}: its optimizer does not fit the model; delete its folder to train anew")
 
 
 def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
@@ -219,15 +233,14 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         return
     training = set_up(config, hardware, data, model)
     if before is not None and (state is not None or config.init_from == "align"):  # stage 2 goes on with stage 1's optimizer
-        training.optimizer.load_state_dict(before["optimizer"])
-        training.scaler.load_state_dict(before["scaler"])
+        restore(training, before, path if state is not None else config.stage1_dir)
     # Tokens that the weights have seen, by the run they are from too.
     per_step = config.batch_size * config.block_size
     tokens_before = before["tokens"] - (step - first_step) * per_step if before is not None else 0
     log = Log(config, hardware, model, training.sampler.streams, step, last_step) if main_process else None
     if state is not None:
         torch.set_rng_state(state["rng"])
-        training.skipped.copy_(torch.tensor(state.get("skipped", [0, -1])))
+        training.skipped.copy_(torch.tensor(state["skipped"]))
     del state, before
 
     stop = StopSignal()
@@ -253,11 +266,11 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                 "model": model.state_dict(), "optimizer": training.optimizer.state_dict(), "scaler": training.scaler.state_dict(),
                 "rng": torch.get_rng_state(), "skipped": training.skipped.tolist(), "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * per_step,
                 "config": config.plain(), "data": data.fingerprint, "vocab_size": data.vocab_size}
-            if save:
-                save_checkpoint(path, checkpoint)
-            if snapshot:
+            if snapshot:  # before the checkpoint: a run that is killed in between makes both again
                 os.makedirs(os.path.join(config.run_dir, "snapshots"), exist_ok=True)
                 save_checkpoint(os.path.join(config.run_dir, "snapshots", f"{step:08}.pt"), checkpoint | {"optimizer": {}, "scaler": {}})
+            if save:
+                save_checkpoint(path, checkpoint)
         if stopping and step < last_step:
             if main_process:
                 print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")

@@ -39,7 +39,7 @@ LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "Germa
 ATTEMPTS = 6        # of one request, when the endpoint is busy, failing or silent
 ROUNDS = 3          # in which words whose answers could not be used are asked for again
 LONGEST = 80        # characters of a translation
-REFUSALS = 3        # of requests, none answered so far, until the endpoint is taken at its word
+REFUSALS = 3        # of requests, none answered so far (or failures one after the other, or first answers without use), until it is given up
 LONGEST_PAUSE = 600.0     # seconds, whatever the endpoint asks for
 CHARACTERS_PER_TOKEN = 4  # of English; for the estimate before
 
@@ -118,17 +118,20 @@ def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threadin
                 reply = json.load(response)
             content, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
             # None is what a refusal or a filter gives: no usable answer
-            return Answer(content if isinstance(content, str) else "", usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+            return Answer(content if isinstance(content, str) else "", int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
         except urllib.error.HTTPError as e:
             problem = f"status {e.code}"
             if e.code not in (408, 429) and e.code < 500:
-                detail = e.read(300).decode(errors="replace").replace(key, "***") if key else e.read(300).decode(errors="replace")
+                detail = ""
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    detail = e.read(300).decode(errors="replace")
+                detail = detail.replace(key, "***") if key else detail
                 raise Refusal(f"{config.llm_url} refused the request ({problem}): {detail.strip()}", e.code) from None
             if (after := e.headers.get("Retry-After", "")).isdigit():
                 pause = max(pause, min(int(after), LONGEST_PAUSE))
         except (OSError, http.client.HTTPException) as e:  # not reached, silent, cut off
             problem = str(getattr(e, "reason", e)) or type(e).__name__
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             problem = "an answer that is not a chat completion"
         if attempt < ATTEMPTS and stop.wait(pause):
             break
@@ -136,7 +139,10 @@ def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threadin
 
 
 class Cache:
-    """Every usable answer ever given, one line each: {"word", "language", "model", "translations"}. A line cut off by a crash is dropped."""
+    """
+    Every usable answer ever given, one line each: {"word", "language", "model", "k", "translations"}, where k were asked for. A line cut
+    off by a crash is dropped, and what was asked for with a smaller k is not known.
+    """
 
     def __init__(self, path: str, language: str, k: int):
         self.path, self.language = path, language
@@ -148,23 +154,26 @@ class Cache:
                     try:
                         row = json.loads(line)
                         if line.endswith(b"\n"):
-                            self.known |= parse(json.dumps({row["word"]: row["translations"][:k]}), [row["word"]], k)
+                            if row["language"] != language:
+                                raise UserError(f"{path}:{number}: an answer in {row['language']!r}, expected {language!r}; give each language a dictionary of its own")
+                            if row["k"] >= k:
+                                self.known |= parse(json.dumps({row["word"]: row["translations"][:k]}), [row["word"]], k)
                             whole += len(line)
                             continue
-                    except (ValueError, LookupError, TypeError):
+                    except (ValueError, LookupError, TypeError, RecursionError):
                         pass
                     if line.endswith(b"\n"):
                         raise UserError(f"{path}:{number}: not an answer of translate.py, found {line[:60]!r}; mend or delete the line")
         self.whole = whole
         self.file: BinaryIO | None = None
 
-    def add(self, translations: dict[str, list[str]], model: str) -> None:
+    def add(self, translations: dict[str, list[str]], model: str, k: int) -> None:
         if self.file is None:
             self.file = open(self.path, "ab")
             self.file.truncate(self.whole)
         for word, those in translations.items():
             self.known[word] = those
-            line = json.dumps({"word": word, "language": self.language, "model": model, "translations": those}, ensure_ascii=False)
+            line = json.dumps({"word": word, "language": self.language, "model": model, "k": k, "translations": those}, ensure_ascii=False)
             self.file.write(line.encode() + b"\n")
         self.file.flush()
 
@@ -204,13 +213,13 @@ class Used:
 
 def translate(words: list[str], language: str, config: Config, key: str, cache: Cache, used: Used) -> list[str]:
     """Ask for all words, several requests at a time; answers go to the cache. Returns the words that have no usable one."""
-    answered = refused = 0
+    answered = refused = failed = 0
     stop = threading.Event()
     missing = [word for word in words if word not in cache.known]
     waiting: dict[Future, list[str]] = {}
 
     def take(future: Future, group: list[str]) -> None:
-        nonlocal answered, refused
+        nonlocal answered, refused, failed
         try:
             answer = future.result()
         except Refusal as e:
@@ -219,12 +228,22 @@ def translate(words: list[str], language: str, config: Config, key: str, cache: 
                 raise
             tqdm.write(f"{e}; left out for now: {', '.join(group[:3])}{', ...' * (len(group) > 3)}")  # it may be for these words alone
             return
+        except UserError as e:
+            failed += 1
+            if not answered or failed == REFUSALS:
+                raise
+            tqdm.write(f"{e}; left out for now: {', '.join(group[:3])}{', ...' * (len(group) > 3)}")
+            return
         answered += 1
+        failed = 0
         found = parse(answer.text, group, config.llm_translations)
-        cache.add(found, config.llm_model)
+        cache.add(found, config.llm_model, config.llm_translations)
         used.tokens_in += answer.tokens_in
         used.tokens_out += answer.tokens_out
         bar.update(len(found))
+        if not cache.known and answered == REFUSALS:
+            raise UserError(f"{config.llm_url}: the first {answered} answers of {config.llm_model} cannot be used; expected one JSON object with the words, "
+                            f"found {answer.text.strip()[:80]!r}; use another model")
 
     with ThreadPoolExecutor(config.llm_requests) as pool, tqdm(total=len(missing), desc=f"words {language}", unit="word", disable=None) as bar:
         try:
@@ -261,7 +280,11 @@ def main(arguments: list[str]) -> None:
                         f"pattern; found {config.dictionary!r} and targets {', '.join(config.targets)}")
     if urllib.parse.urlparse(config.llm_url).scheme not in ("http", "https"):
         raise UserError(f"llm_url: expected http:// or https://, found {config.llm_url!r}")
-    key = os.environ.get(config.llm_key, "")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.llm_key):
+        raise UserError("llm_key: expected the name of an environment variable, as OPENAI_API_KEY; the key itself stands in no argument, as arguments are kept")
+    if urllib.parse.urlparse(config.llm_url).password:
+        raise UserError("llm_url: expected no password in it; the key is read from the environment variable that llm_key names")
+    key = os.environ.get(config.llm_key, "").strip()
     if not key and not config.dry_run:
         raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, if it needs none), or name another with --llm_key")
     words = words_to_ask(config)

@@ -10,6 +10,7 @@ out_dir = "out/table6_small"
 source = "texts/{language}"
 dictionary = "dictionaries/en-{language}.txt"
 targets = ("de", "zh", "ru", "ar")
+budget = {"en": "250M", "de": "6M", "zh": "6M", "ru": "6M", "ar": "6M"}
 vocab_size = 32000
 fact_count = 512
 fact_frequencies = 100

@@ -7,12 +7,17 @@ for script in table1 table2 table3 table4 table5; do
     REPORT=no bash "runs/$script.sh" "$@"
 done
 bash runs/figures.sh "$@"  # whose report is of them all
-if compgen -G "texts/de*" > /dev/null && compgen -G "dictionaries/en-de*" > /dev/null; then
+missing=
+for language in en de zh ru ar; do
+    compgen -G "texts/$language*" > /dev/null || missing+=" texts/$language"
+    [ "$language" = en ] || compgen -G "dictionaries/en-$language*" > /dev/null || missing+=" dictionaries/en-$language.txt"
+done
+if [ -z "$missing" ]; then
     own=()  # its text and folders are its own
     for argument in "$@"; do
         [[ $argument == --@(source|data_dir|out_dir)=* ]] || own+=("$argument")
     done
     bash runs/table6.sh ${own[@]+"${own[@]}"}
 else
-    echo "Table 6 is left out: it needs text in texts/LANGUAGE and dictionaries in dictionaries/, for en, de, zh, ru and ar"
+    echo "Table 6 is left out: it needs$missing"
 fi

@@ -31,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -42,15 +43,18 @@ import nli
 import report
 import train as training
 import translate
-from checkpoint import load_checkpoint, load_weights, make_model
+from checkpoint import FIXED, check_matches, check_shape, load_checkpoint, load_weights, make_model
 from config import Config, UserError
 from data import prepare
-from dataset import Dataset
+from dataset import Dataset, digest_of
+from hardware import start
+from table import Table
 from tokenizer import encode, load_tokenizer
 
 SECONDS = 10
-FORMATS = ("bin", "align", "meta", "table", "tokenizer", "tokenizer_alone", "table_tsv", "checkpoint", "config", "dictionary", "xnli", "snli", "sick", "txt",
-           "jsonl", "gz", "xz", "zst", "parquet", "answers", "eval", "dynamics", "hf_config", "hf_weights")
+FORMATS = ("bin", "align", "meta", "meta_resealed", "table", "table_resealed", "tokenizer", "tokenizer_alone", "table_tsv", "checkpoint", "checkpoint_resealed",
+           "config", "dictionary", "xnli", "snli", "sick", "txt", "jsonl", "gz", "xz", "zst", "parquet", "answers", "eval", "eval_values", "dynamics", "hf_config",
+           "hf_config_values", "hf_weights", "hf_weights_values")
 PIECES = [b"", b"\n", b"\t", b"\0", b'"', b"{", b"}", b"[]", b"null", b"-1", b"0", b"NaN", b"1e999", b"99999999999999999999", b"\xff\xfe", b"\xed\xa0\x80", b"\r\n\r\n", b" "]
 
 
@@ -59,6 +63,7 @@ class Format:
     file: Path                       # an undamaged one
     read: Callable[[Path], object]   # reads it in the folder that it stands in, and checks what can be checked
     guarded: bool = False            # a digest or checksum says whether it is as it was written
+    damage: Callable[[bytes, random.Random], bytes] | None = None  # another way to damage it than `damaged`
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -90,6 +95,54 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         else:
             data = data + rng.randbytes(rng.randrange(1, 50)) if rng.random() < 0.8 else rng.randbytes(rng.randrange(200))
     return data
+
+
+VALUES = [None, True, -1, 0, 1, 7, 2**40, 2**70, -0.5, 1e300, float("nan"), float("inf"), "", "x", "../x", "O", [], [1], {}, {"x": 1}]
+
+
+def changed(value: object, rng: random.Random) -> object:
+    """A copy of what JSON or a checkpoint holds with one of its parts, however deep, replaced, left out or doubled."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        key, kind, copy = rng.choice(list(keys)), rng.random(), value.copy()
+        if kind < 0.1:
+            del copy[key]
+        elif kind < 0.15 and isinstance(copy, list):
+            copy.append(copy[key])
+        else:
+            copy[key] = changed(value[key], rng)
+        return copy
+    if isinstance(value, torch.Tensor) and rng.random() < 0.8:
+        return rng.choice([lambda: value[..., :1], lambda: value.flatten(), lambda: value.double(), lambda: value.to(torch.int8), lambda: value * float("nan"),
+                           lambda: value[None], lambda: value.new_zeros(()), lambda: value.new_zeros(0)])()
+    if isinstance(value, np.ndarray):
+        return rng.choice([lambda: value[:-1], lambda: value[::-1], lambda: value - 1, lambda: value + 2**20, lambda: value.astype(np.float32), lambda: value[None],
+                           lambda: value[:0], lambda: np.append(value, value[-1:]), lambda: value.astype("U8"), lambda: value * 2**33, lambda: value.astype(np.int8)])()
+    return rng.choice(VALUES)
+
+
+def changed_json(data: bytes, rng: random.Random) -> bytes:
+    return json.dumps(changed(json.loads(data), rng)).encode()
+
+
+def resealed_meta(data: bytes, rng: random.Random) -> bytes:
+    """With the digest of what it now says, as somebody who makes such a file would write it."""
+    meta = changed(json.loads(data), rng)
+    return json.dumps(meta | {"digest": digest_of(meta)} if isinstance(meta, dict) else meta).encode()
+
+
+def resealed_checkpoint(data: bytes, rng: random.Random) -> bytes:
+    file = io.BytesIO()
+    torch.save(changed(torch.load(io.BytesIO(data), weights_only=True), rng), file)
+    return file.getvalue()
+
+
+def resealed_table(data: bytes, rng: random.Random) -> bytes:
+    with np.load(io.BytesIO(data)) as arrays:
+        found = changed({name: arrays[name] for name in arrays}, rng)
+    file = io.BytesIO()
+    np.savez(file, **(found if isinstance(found, dict) else {}))
+    return file.getvalue()
 
 
 # ---- the formats ----
@@ -126,6 +179,11 @@ def formats(folder: Path) -> dict[str, Format]:
     torch.save(huggingface.gpt2_weights(model), hf / "pytorch_model.bin")
     (hf / "config.json").write_text(json.dumps(huggingface.gpt2_config(model, 0)))
 
+    def read_table(path: Path) -> object:
+        """Every word of every entry can be taken from it."""
+        table = Table.load(str(path))
+        return [table.word(w).tolist() for entry in range(len(table)) for l in range(len(table.languages)) for w in table.words(entry, l)]
+
     def words_of(book: dictionary.Dictionary) -> object:
         assert book.entries and all(word and those and all(those) for word, those in book.entries.items())
         return book
@@ -152,6 +210,20 @@ def formats(folder: Path) -> dict[str, Format]:
         load_weights(model, state, str(path))
         return [(name, value.tolist()) for name, value in model.state_dict().items()], state["step"], state["tokens"]
 
+    def resume(path: Path) -> object:
+        """As train.py goes on from it."""
+        state = load_checkpoint(str(path))
+        check_shape(state, configs.from_plain(state["config"], str(path)), str(path))
+        check_matches(state, str(path), config, data, FIXED)
+        load_weights(model, state, str(path))
+        training.restore(training.set_up(config, start(config), data, make_model(config, data.vocab_size)), state, str(path))
+        return None
+
+    def read_everything(d: Dataset) -> object:
+        """All that is in a data folder, as far as meta.json says what."""
+        assert all(len(text) < 1e7 for text in (d.tokens(language, split) for split, those in d.splits.items() for language in those))
+        return d.table, d.align("train"), encode(d.encoding, TEXT), d.facts
+
     def read_cache(path: Path) -> object:
         known = translate.Cache(str(path), "de", 5).known
         assert all(isinstance(word, str) and those and all(isinstance(t, str) and t for t in those) for word, those in known.items())
@@ -172,7 +244,7 @@ def formats(folder: Path) -> dict[str, Format]:
     snli = "".join(json.dumps({"gold_label": label, "sentence1": f"A man {verb}.", "sentence2": "A man moves."}) + "\n"
                    for label, verb in (("entailment", "walks"), ("contradiction", "sleeps"), ("neutral", "waits")))
     jsonl = "".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in TEXT.split("\n\n") if text)
-    answers = "".join(json.dumps({"word": word, "language": "de", "model": "m", "translations": those}) + "\n"
+    answers = "".join(json.dumps({"word": word, "language": "de", "model": "m", "k": 5, "translations": those}) + "\n"
                       for word, those in {"house": ["Haus", "Heim"], "door": ["Tür"], "river": ["Fluss", "Strom"]}.items())
     table_config = replace(config, targets=("clone", "de"))
     found = {
@@ -180,6 +252,12 @@ def formats(folder: Path) -> dict[str, Format]:
         "align": Format(folder / "data/en_train.align.bin", of_dataset(lambda d: d.align("train").tolist()), True),
         "meta": Format(folder / "data/meta.json", of_dataset(lambda d: (d.V, d.vocab_size, d.end_of_text, d.offsets, d.splits, str(d.dtype), d.fingerprint)), True),
         "table": Format(folder / "data/table.npz", of_dataset(lambda d: (d.table.tokens.tolist(), d.table.offsets.tolist(), d.table.groups.tolist())), True),
+        "meta_resealed": Format(folder / "data/meta.json", of_dataset(read_everything), damage=resealed_meta),
+        "table_resealed": Format(write("tables/table.npz", (folder / "data/table.npz").read_bytes()), read_table, damage=resealed_table),
+        "checkpoint_resealed": Format(write("resealed/checkpoint.pt", (run_dir / "checkpoint.pt").read_bytes()), resume, damage=resealed_checkpoint),
+        "eval_values": Format(run_dir / "eval.json", read_report, damage=changed_json),
+        "hf_config_values": Format(hf / "config.json", read_gpt2, damage=changed_json),
+        "hf_weights_values": Format(hf / "pytorch_model.bin", read_gpt2, damage=resealed_checkpoint),
         "tokenizer": Format(folder / "data/tokenizer.tiktoken", of_dataset(lambda d: encode(d.encoding, TEXT).tolist()), True),
         "tokenizer_alone": Format(write("alone/tokenizer.tiktoken", (folder / "data/tokenizer.tiktoken").read_bytes()), read_tokenizer),
         "table_tsv": Format(write("tables/table.tsv", (folder / "data/table.tsv").read_bytes()), lambda p: dictionary.read_table_tsv(str(p), table_config)),
@@ -258,7 +336,7 @@ def attempt(form: Format, name: str, seed: int, first: int, count: int, results)
     whole = form.file.read_bytes()
     undamaged = form.read(form.file)
     for case in range(first, count):
-        data = damaged(whole, random.Random(f"{seed} {name} {case}"))
+        data = (form.damage or damaged)(whole, random.Random(f"{seed} {name} {case}"))
         results.send((case, data, None, ""))
         results.send((case, data, *outcome(form, data, undamaged)))
     results.send(None)

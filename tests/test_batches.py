@@ -459,8 +459,13 @@ def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
     data = Dataset(tiny.data_dir)
     sampler = Sampler(data, tiny)
     sampler.bins["en"] = np.where(np.arange(len(sampler.bins["en"])) % 50 == 7, data.vocab_size, sampler.bins["en"])
-    with pytest.raises(UserError, match=f"training text of en has the token id {data.vocab_size}, .* delete the folder"):
+    with pytest.raises(UserError, match=f"text of en has the token id {data.vocab_size}, .* delete the folder"):
         sampler.batch(np.arange(8))
+    data.check_ids(np.array([data.V, data.vocab_size - 1]), "clone")
+    data.check_ids(np.array([0, data.vocab_size - 1]), "facts")  # in any language
+    for language, wrong in (("en", data.V), ("en", -1), ("clone", data.V - 1)):
+        with pytest.raises(UserError, match=f"the text of {language} has the token id {wrong}, and its ids are"):
+            data.check_ids(np.array([0 if language == "en" else data.V, wrong]), language)
 
 
 def test_the_sampler_is_at_least_ten_times_as_fast_as_the_slow_codeswitch(tiny):

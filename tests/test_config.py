@@ -131,6 +131,12 @@ def test_an_argument_needs_a_value():
 
 # ---- files ----
 
+def test_deep_nesting_is_no_traceback(tmp_path):
+    for text in ("seed = " + 5000 * "-" + "1\n", "seed = " + 5000 * "[" + 5000 * "]" + "\n"):
+        path = write(tmp_path / "deep.py", text)
+        assert error(path).startswith(f"{path}:1: ")
+
+
 def test_a_missing_file(tmp_path):
     assert error(str(tmp_path / "none.py")).startswith(f"cannot read config file {tmp_path}/none.py: No such file")
     assert "Is a directory" in error(str(tmp_path))

@@ -100,10 +100,11 @@ def test_unknown_extensions(tmp_path):
     assert error(tmp_path / "*").startswith(path)
 
 
-@pytest.mark.parametrize("packed", [".gz", ".xz"])
+@pytest.mark.parametrize("packed", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", ["cut", "corrupt", "not packed"])
 def test_broken_compression(tmp_path, packed, kind):
-    data = PACK[packed](os.urandom(50_000).hex().encode())
+    pack = PACK.get(packed) or pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress
+    data = pack(os.urandom(50_000).hex().encode())
     broken = {"cut": data[:-2000], "corrupt": data[:9000] + b"\0" * 200 + data[9200:], "not packed": b"plain text\n"}[kind]
     path = write(tmp_path / f"a.txt{packed}", broken)
     assert error(path).startswith(f"{path}: cannot be read")

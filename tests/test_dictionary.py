@@ -76,6 +76,10 @@ def test_case_is_that_of_the_targets_text():
     assert as_text_has_them(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein"]}  # the text has no "winzig"
 
 
+def test_marks_belong_to_their_word():
+    assert dictionary.count_words(["हिन्दी भाषा, हिन्दी"]) == {"हिन्दी": 2, "भाषा": 1}
+
+
 def test_words_without_spaces_are_cut_off_longest_first():
     known = frozenset({"时间", "时", "间谍", "他"})
     assert dictionary.count_known(["时间谍时, 他他们", "时间"], known) == {"时间": 2, "时": 1, "他": 2}

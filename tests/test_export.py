@@ -1,12 +1,14 @@
 """The Hugging Face folder: the same logits and the same tokens as ours; and one to begin with."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import eval as evaluation
 import export
 import huggingface
 import prealign
@@ -52,6 +54,35 @@ def test_transformers_computes_the_same(run, tie):
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT and tokenizer.eos_token_id == data.end_of_text
     card = Path(folder, "README.md").read_text()
     assert "En-Clone" in card and json.dumps(config.plain()["max_steps"]) in card
+
+
+def test_the_card_says_how_the_model_was_made_and_what_was_measured_of_it(run):
+    config = run(codeswitch_ratio=0.3, eval_words=20, sample_count=2)
+    data = Dataset(config.data_dir)
+    _, state = load_trained(config.run_dir, data)
+
+    def card() -> str:
+        return export.model_card(config, data, state, config.run_dir)
+
+    assert "30% of en's words with an entry were replaced by translations (input-only)" in card() and "# Results" not in card()
+    result = evaluation.evaluate(config)
+    assert f"{result['lm']['clone']['ppl']:.1f}" in card().partition("# Results")[2] and "CLKA en->clone" in card()
+    os.utime(Path(config.run_dir, "eval.json"), (0, 0))  # of a model that was here before
+    assert "# Results" not in card()
+
+
+def test_an_encoding_with_unused_ids_is_exported_with_its_own(tiny, tmp_path, monkeypatch):
+    """As cl100k_base and o200k_base have them, before end-of-text."""
+    transformers = pytest.importorskip("transformers")
+    import tiktoken
+
+    data = Dataset(tiny.data_dir)
+    own = data.encoding
+    data.__dict__["encoding"] = tiktoken.Encoding("gaps", pat_str=own._pat_str, mergeable_ranks=own._mergeable_ranks, special_tokens={"<|endoftext|>": own.n_vocab + 2})
+    data.end_of_text = own.n_vocab + 2
+    export.write_tokenizer(data, str(tmp_path))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert tokenizer.eos_token_id == data.end_of_text and tokenizer(TEXT)["input_ids"] == encode(own, TEXT).tolist()
 
 
 def test_weights_have_gpt2s_names_and_shapes(run):
@@ -120,6 +151,7 @@ def test_both_stages_go_on_from_it(run, tiny, tmp_path):
     ({"tie_word_embeddings": False}, "--tie_embeddings=false"),
     ({"vocab_size": 7}, "its vocabulary has 7 ids"),
     ({"n_positions": 5}, "--block_size=5 or less"),
+    ({"n_positions": None}, "must be whole numbers, found .* and None"),
     ({"activation_function": "relu"}, "activation_function is 'relu'"),
     ({"n_embd": 8}, "--n_embd=8")])
 def test_a_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
@@ -138,6 +170,11 @@ def test_a_damaged_folder_is_refused(tiny, tmp_path):
     torch.save({k: v for k, v in huggingface.gpt2_weights(model).items() if "ln_f" not in k}, f"{folder}/pytorch_model.bin")
     with pytest.raises(UserError, match="lack transformer.ln_f.weight"):
         initial_state(model, config, data)
+    for value, message in ((torch.zeros(9 * tiny.n_embd), "has shape"), (torch.tensor(0.0), "has shape"), (torch.full((tiny.n_embd,), torch.nan), "not an array of finite"),
+                           (3, "not an array of finite")):
+        torch.save(huggingface.gpt2_weights(model) | {"transformer.ln_f.bias": value}, f"{folder}/pytorch_model.bin")
+        with pytest.raises(UserError, match=f"transformer.ln_f.bias .*{message.removeprefix('has ')}"):
+            initial_state(model, config, data)
     Path(folder, "pytorch_model.bin").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="not a whole file of weights"):
         initial_state(model, config, data)

@@ -41,3 +41,29 @@ def test_a_folder_has_one_user_and_a_dead_one_is_forgotten(tmp_path):
     with only_user(folder):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_json_nested_too_deep_is_an_error(tmp_path):
+    (tmp_path / "deep.json").write_text(200_000 * "[")
+    with pytest.raises(UserError, match="not JSON .*make it again"):
+        read_json(str(tmp_path / "deep.json"), "make it again")
+
+
+def test_a_lock_that_its_last_user_removed_is_taken_anew(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the one before may end and remove it; a third would then lock another file."""
+    import fcntl
+
+    lock, path, calls = fcntl.flock, tmp_path / "run.lock", []
+
+    def removed_first(file, how):
+        calls.append(file)
+        if len(calls) == 1:
+            path.unlink()
+        return lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with only_user(str(tmp_path / "run")):
+        assert len(calls) == 2 and path.exists()
+        with pytest.raises(UserError, match="another process is working"), only_user(str(tmp_path / "run")):
+            pass
+    assert not path.exists()

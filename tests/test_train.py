@@ -378,6 +378,22 @@ def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(small):
     assert all(torch.equal(weight, six["model"][name]) for name, weight in model.state_dict().items())
 
 
+def test_a_run_that_ends_before_its_checkpoint_is_written_makes_the_snapshot_again(small, monkeypatch):
+    """Of the same step: were the checkpoint first, the run would go on after it without the snapshot."""
+    save, written = training.save_checkpoint, []
+
+    def killed_at_once(path, state):
+        written.append(os.path.basename(path))
+        save(path, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_checkpoint", killed_at_once)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(small, method="kept", snapshot_interval=6, checkpoint_interval=6), 0, 12)
+    assert written == ["00000006.pt", "00000006.pt"]
+
+
 # ---- what a run begins with ----
 
 def initial(config: Config) -> torch.nn.Module:

@@ -205,11 +205,42 @@ def test_a_dictionary_of_ones_own_is_not_replaced(config, endpoint):
     assert path.read_text() == "house\tHaus\n" and not endpoint.requests
 
 
-def test_fewer_translations_need_no_new_answers(config, endpoint):
+def test_fewer_translations_need_no_new_answers_and_more_do(config, endpoint):
     run(config)
     asked = endpoint.words.total()
     run(config, llm_translations=1)
     assert endpoint.words.total() == asked and max(len(those) for those in read(config.dictionary_of("de")).entries.values()) == 1
+    run(config, llm_translations=6)
+    assert endpoint.words.total() == 2 * asked
+    run(config, llm_translations=6)
+    assert endpoint.words.total() == 2 * asked
+
+
+def test_words_that_the_endpoint_always_fails_on_cost_no_others(config, endpoint, capsys):
+    word = words_to_ask(config)[25]
+    endpoint.misbehave = lambda number, asked: (500, "too much", {}) if word in asked else None
+    run(config, llm_requests=1)
+    known = read(config.dictionary_of("de")).entries
+    assert word not in known and f"1 words: {word} (de)" in capsys.readouterr().out and len(known) > len(words_to_ask(config)) - 5
+
+
+def test_a_model_that_does_not_answer_as_asked_is_given_up_early(config, endpoint):
+    endpoint.misbehave = lambda number, asked: (200, chat("Here you are: Haus, Heim"), {})
+    with pytest.raises(UserError, match="the first 3 answers of .* cannot be used; .* found 'Here you are: Haus, Heim'"):
+        run(config, llm_requests=1)
+    assert len(endpoint.requests) <= 5
+
+
+def test_answers_in_another_language_are_not_taken(config, endpoint):
+    run(config)
+    with pytest.raises(UserError, match="jsonl:1: an answer in 'de', expected 'fr'"):
+        Cache(config.dictionary_of("de") + ".jsonl", "fr", 5)
+
+
+def test_a_key_with_a_line_end_is_used_without(config, endpoint, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY + "\r\n")
+    run(config)
+    assert {request["key"] for request in endpoint.requests} == {f"Bearer {KEY}"}
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
@@ -273,10 +304,12 @@ def test_a_dry_run_asks_for_nothing(config, endpoint, capsys, monkeypatch):
 
 @pytest.mark.parametrize("changes, message", [
     (dict(targets=("clone",)), "writes the file that `dictionary` names"), (dict(dictionary="en-de.txt"), "it must have {language} in it"),
-    (dict(dictionary="dictionaries/*-{language}.txt"), "no pattern"), (dict(llm_url="localhost:8000"), "llm_url: expected http://")])
+    (dict(dictionary="dictionaries/*-{language}.txt"), "no pattern"), (dict(llm_url="localhost:8000"), "llm_url: expected http://"),
+    (dict(llm_key="sk-the-key-itself"), "llm_key: expected the name of an environment variable"), (dict(llm_url="http://me:secret@localhost/v1"), "expected no password in it")])
 def test_configs_that_cannot_be(config, changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as e:
         run(config, **changes)
+    assert "sk-" not in str(e.value) and "secret" not in str(e.value)
 
 
 @pytest.mark.parametrize("answer, usable", [
