@@ -47,7 +47,8 @@ class _Zst(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]):
         self.file, self.new_frame = file, new_frame
-        self.frame, self.packed, self.text = None, b"", memoryview(b"")
+        self.frame: Any = None
+        self.packed, self.text = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True

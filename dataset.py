@@ -17,7 +17,7 @@ from table import Table
 from tokenizer import load_tokenizer
 
 FORMAT = 6
-DTYPES = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}  # of token ids in bins: a file does not choose any other
+DTYPES: dict[str, np.dtype] = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}  # of token ids in bins: a file does not choose any other
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 
