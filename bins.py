@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
+import regex
 import tiktoken
 
 import dictionary
@@ -27,6 +28,7 @@ from processes import Workers
 from table import CHUNK, make_table, ranges, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
+LETTER = regex.compile(r"[\p{L}\p{M}\ufffd]")  # U+FFFD stands for what is no whole character
 MAX_CHUNKS = 1_000_000     # remembered by each process: about 130 MB
 BATCHES_PER_SAVE = 128     # of about 500,000 characters: what is done again after an interruption
 
@@ -38,19 +40,46 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
     raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer cloned languages")
 
 
-def keep_short(translated: dict[str, dict[str, list[str]]], encoding: tiktoken.Encoding, most: int) -> dict[str, dict[str, list[str]]]:
+def word_pieces(tokens: np.ndarray, encoding: tiktoken.Encoding, chunk: int = 2**24) -> np.ndarray:
     """
-    The table without translations of more than `most` tokens (0: with all of them) and without entries that then have none.
-    En-Clone's words are kept whole: each of their tokens means one token of the pivot's.
+    For every token (V,) bool whether it stands in a text, tokens (n,), more often within longer words than as a whole one: " des" of
+    " desperate" more often than of " des". For languages with spaces between words.
+    """
+    V = encoding.n_vocab
+    begins, ends = np.zeros((2, V), dtype=bool)  # with a letter, or with a part of one
+    for token in encoding.token_byte_values():
+        number, text = encoding.encode_single_token(token), token.decode(errors="replace")
+        begins[number], ends[number] = LETTER.match(text) is not None, LETTER.match(text[-1:]) is not None
+    total, inside = np.zeros((2, V), dtype=np.int64)
+    for start in range(0, len(tokens), chunk):
+        here = tokens[start:start + chunk].astype(np.int64)
+        joined = ends[here[:-1]] & begins[here[1:]]
+        within = np.zeros(len(here), dtype=bool)
+        within[:-1] |= joined
+        within[1:] |= joined
+        total += np.bincount(here, minlength=V)
+        inside += np.bincount(here[within], minlength=V)
+    return 2 * inside > total
+
+
+def keep_alignable(translated: dict[str, dict[str, list[str]]], encoding: tiktoken.Encoding, most: int, pieces: dict[str, np.ndarray]) -> dict[str, dict[str, list[str]]]:
+    """
+    The table without translations of more than `most` tokens (0: of any number), without those of one token that is, by the
+    language's `pieces` (V,), mostly a piece of longer words, which would all get this word's meaning, and without entries that then
+    have none. En-Clone's words are kept whole: each of their tokens means one token of the pivot's.
     Raises UserError when nothing is left.
     """
-    if not most:
-        return translated
-    short = {surface: {language: those if language == "clone" else [t for t in those if len(encode(encoding, t)) <= most] for language, those in found.items()}
-             for surface, found in translated.items()}
-    kept = {surface: found for surface, found in short.items() if any(found.values())}
+    def alignable(translation: str, language: str) -> bool:
+        ids = encode(encoding, translation)
+        return language == "clone" or ((not most or len(ids) <= most) and not (len(ids) == 1 and language in pieces and pieces[language][ids[0]]))
+
+    kept = {}
+    for surface, found in translated.items():
+        those = {language: [t for t in translations if alignable(t, language)] for language, translations in found.items()}
+        if any(those.values()):
+            kept[surface] = those
     if not kept:
-        raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger vocab_size")
+        raise UserError(f"no translation has translation_tokens={most} tokens or fewer and is a word of its own in the target's text; allow more, or use a larger vocab_size")
     return kept
 
 

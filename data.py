@@ -19,11 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
 import config as configs
 import corpus
 import dictionary
 import knowledge
-from bins import Encoder, Progress, keep_short, smallest_dtype, start_worker, text_batches, write_bins, write_facts, write_table
+from bins import Encoder, Progress, keep_alignable, smallest_dtype, start_worker, text_batches, word_pieces, write_bins, write_facts, write_table
 from config import Config, UserError
 from dataset import FACT_SEED, FORMAT, Dataset, digest_of, facts_of, text_language
 from files import only_user, remembered, write_json
@@ -287,18 +289,28 @@ def make(config: Config, origin: dict, by_hand: dict[str, dict[str, list[str]]],
     offsets = {language: V if language == "clone" else 0 for language in (config.pivot, *config.targets)}
     vocab_size = V + max(offsets.values())
     dtype = smallest_dtype(vocab_size)
-    complete, translated = translated, keep_short(translated, encoding, config.translation_tokens)
-    write_table(translated, counts, encoding, offsets, partial)
-
-    surfaces = list(translated)
-    write_json(os.path.join(work, "surfaces.json"), surfaces)
     splits: dict[str, dict[str, dict]] = {"train": {}, "val": {}}
-    progress = Progress(work)
-    with Workers(config.workers, start_worker, config.tokenizer, tokenizer_path, os.path.join(work, "surfaces.json")) as workers:
-        for language in config.written:
-            for split in splits:
-                splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, workers,
-                                                     offsets, dtype, progress)
+    progress, surfaces_path = Progress(work), os.path.join(work, "surfaces.json")
+
+    def encode_texts(languages: tuple[str, ...], surfaces: list[str]) -> None:
+        if not languages:
+            return
+        write_json(surfaces_path, surfaces)
+        with Workers(config.workers, start_worker, config.tokenizer, tokenizer_path, surfaces_path) as workers:
+            for language in languages:
+                for split in splits:
+                    splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, workers,
+                                                         offsets, dtype, progress)
+
+    # The targets first: which of their tokens are whole words decides what is aligned, and what is aligned is marked in the pivot's.
+    encode_texts(config.written[1:], [])
+    pieces = {} if config.table else {language: word_pieces(np.memmap(os.path.join(partial, f"{language}_train.bin"), dtype, mode="r"), encoding)
+                                      for language in config.written[1:] if not dictionary.is_unspaced(language)}
+    complete, translated = translated, keep_alignable(translated, encoding, config.translation_tokens, pieces)
+    write_table(translated, counts, encoding, offsets, partial)
+    surfaces = list(translated)
+    encode_texts((config.pivot,), surfaces)
+    splits = {split: {language: those[language] for language in config.written} for split, those in splits.items()}
     if "clone" in config.targets:
         for split in splits:
             splits[split]["clone"] = splits[split][config.pivot] | {"aligned_words": 0}
@@ -330,7 +342,7 @@ def summary(config: Config, meta: dict) -> str:
         if share and "pairs" in share:
             line += (f" ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the dictionary's {share['pairs']:,} pairs "
                      f"{share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have translations rarer than those kept, "
-                     f"{share['longer_pairs_left_out']:,} longer ones than translation_tokens allows, {share['pairs_of_no_entry']:,} are of words "
+                     f"{share['pieces_left_out']:,} are pieces of words or longer than translation_tokens allows, {share['pairs_of_no_entry']:,} are of words "
                      f"without an entry; left out before: {share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines "
                      "that are no pairs")
         lines.append(line)

@@ -239,7 +239,7 @@ def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, di
     """
     By language the share of the pivot's running words (with a letter in them) that have an entry. With a dictionary, that share
     without the look-up in lower case too, and of the dictionary's pairs how many are in the table `translated`, how many are left out as
-    others of the same word are more common, how many as too long (they are in the `complete` table), and how many as their pivot word
+    others of the same word are more common, how many as too long or as pieces of words (they are in the `complete` table), and how many as their pivot word
     is in no entry.
     """
     running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
@@ -255,5 +255,5 @@ def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, di
         result[language] |= {
             "running_words_as_they_stand": sum(running[s] for s in entries if s.removeprefix(" ") in book.entries) / words,
             "pairs": book.pairs, "pairs_in_the_table": in_table, "rarer_pairs_left_out": book.pairs - kept,
-            "longer_pairs_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
+            "pieces_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
     return result
