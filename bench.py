@@ -35,7 +35,7 @@ from config import Config
 from corpus import documents
 from dataset import Dataset
 from hardware import Hardware, matmul_rate, start
-from prealign import stage1_config
+from prealign import contrastive_loss, stage1_config
 from report import markdown_table
 from train import set_up, take_step
 
@@ -233,6 +233,31 @@ def encoding_rate(config: Config, data: Dataset) -> float:
     return rate(make)
 
 
+def contrastive_times(config: Config, hardware: Hardware, rows: int = 2048) -> tuple[float, float]:
+    """Seconds of the contrastive loss of so many words in entries of five, with its gradient, and of its matrix products alone; medians, in turns."""
+    torch.manual_seed(config.seed)
+    representations = torch.randn(config.n_layer + 2, rows, config.n_embd, device=hardware.device, requires_grad=True)
+    entry = torch.arange(rows) // 5
+
+    def loss() -> None:
+        contrastive_loss(representations, entry, config.align_tau).backward()
+
+    def products() -> None:
+        for layer in representations.detach():
+            similarity = layer @ layer.T
+            similarity @ layer, similarity.T @ layer
+
+    def seconds(work: Callable[[], None]) -> float:
+        synchronize(hardware.device)
+        begin = time.perf_counter()
+        work()
+        synchronize(hardware.device)
+        return time.perf_counter() - begin
+
+    times = [(seconds(loss), seconds(products)) for _ in range(ROUNDS + 2)][2:]
+    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+
+
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
     config = replace(config, stage1_steps=max(1, config.stage1_steps))
@@ -252,7 +277,7 @@ def main(arguments: list[str]) -> None:
         "evaluation_tokens_per_s": tokens / (time.perf_counter() - begin),
         "sampler_tokens_per_s": {"plain": sampler_rate(replace(config, codeswitch_ratio=0.0), data),
                                  "codeswitching": sampler_rate(replace(config, codeswitch_ratio=config.codeswitch_ratio or 0.05), data)},
-        "encoding_bytes_per_s": encoding_rate(config, data)}
+        "encoding_bytes_per_s": encoding_rate(config, data), "contrastive_seconds": dict(zip(("loss", "products"), contrastive_times(config, hardware)))}
     print(f"{result['device']}, {result['threads']} threads, torch {torch.__version__}, {hardware.dtype}; {result['parameters'] / 1e6:.1f}M parameters, "
           f"{config.batch_size} x {config.block_size} tokens a step, {data.vocab_size:,} ids\n"
           f"limits measured here: matrix products {matmul / 1e9:,.0f} GFLOP/s, copying {copy / 1e9:,.1f} GB/s\n")
@@ -260,6 +285,8 @@ def main(arguments: list[str]) -> None:
         [name, f"{value:,.0f}", f"{100 * result['mfu'][name]:.1f}%", f"{value / rates['step']:.2f}", f"{memory[name] / 1e6:,.0f}"] for name, value in rates.items()]))
     print(f"\nsampler, one core: {result['sampler_tokens_per_s']['plain']:,.0f} tokens/s, codeswitching {result['sampler_tokens_per_s']['codeswitching']:,.0f}; "
           f"text to ids, one core: {result['encoding_bytes_per_s'] / 1e6:.1f} MB/s; evaluation: {result['evaluation_tokens_per_s']:,.0f} tokens/s")
+    loss, products = result["contrastive_seconds"].values()
+    print(f"contrastive loss of 2,048 words, {config.n_layer + 2} layers, with gradient: {1000 * loss:.0f} ms, {loss / products:.2f} times its matrix products alone")
     os.makedirs(config.out_dir, exist_ok=True)
     with open(os.path.join(config.out_dir, "bench.json"), "w", encoding="utf-8") as f:
         json.dump(result, f, indent=1)
