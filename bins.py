@@ -70,8 +70,11 @@ def keep_alignable(translated: dict[str, dict[str, list[str]]], encoding: tiktok
     Raises UserError when nothing is left.
     """
     def alignable(translation: str, language: str) -> bool:
+        if language == "clone":
+            return True
         ids = encode(encoding, translation)
-        return language == "clone" or ((not most or len(ids) <= most) and not (len(ids) == 1 and language in pieces and pieces[language][ids[0]]))
+        is_piece = len(ids) == 1 and language in pieces and pieces[language][ids[0]]
+        return (not most or len(ids) <= most) and not is_piece
 
     kept = {}
     for surface, found in translated.items():

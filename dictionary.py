@@ -145,12 +145,16 @@ def as_text_has_them(entries: dict[str, list[str]], counts: Counter, most: int =
     return kept
 
 
+def entry_of(word: str, entries: dict[str, list[str]]) -> str:
+    """What a word is looked up as: as it stands, or else in lower case."""
+    return word if word in entries else word.lower()
+
+
 def translations(word: str, entries: dict[str, list[str]]) -> list[str]:
     """The translations of a word as it stands, or else of the word in lower case, which then get the word's capitals."""
-    if word in entries or word.lower() not in entries:
-        return entries.get(word, [])
-    found = entries[word.lower()]
-    if len(word) == 1:  # "A", "I": capital for other reasons
+    key = entry_of(word, entries)
+    found = entries.get(key, [])
+    if key == word or len(word) == 1:  # "A", "I": capital for other reasons
         return found
     if word.isupper():
         return [translation.upper() for translation in found]
@@ -227,7 +231,7 @@ def pairs_in(translated: dict[str, dict[str, list[str]]], language: str, entries
     pairs = set()
     for surface, found in translated.items():
         word = surface.removeprefix(" ")
-        key = word if word in entries else word.lower()
+        key = entry_of(word, entries)
         for translation, form in zip(entries.get(key, []), translations(word, entries)):
             if as_in_text(form, surface, language) in found[language]:
                 pairs.add((key, translation))
