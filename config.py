@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -382,8 +383,16 @@ def from_plain(plain: dict[str, typing.Any], where: str) -> Config:
     return config
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
 def run(main: typing.Callable[[list[str]], None]) -> None:
-    """Call `main(arguments)`; a UserError becomes one line and exit code 1, Ctrl-C exit code 130."""
+    """Call `main(arguments)`; a UserError becomes one line and exit code 1, Ctrl-C and SIGTERM one line and exit codes 130 and 143."""
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main(sys.argv[1:])
     except UserError as e:
@@ -392,5 +401,6 @@ def run(main: typing.Callable[[list[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
         sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as e:
+        print("\nstopped; run the same command to go on", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT))

@@ -7,6 +7,7 @@ The loss never holds the logits of a whole batch: see LinearCrossEntropy.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -136,7 +137,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (N, C), V, device = hidden.shape, weight.shape[0], hidden.device
         losses = torch.empty(N, dtype=torch.float32, device=device)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -173,7 +174,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx, grad_sum: torch.Tensor, _) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad_sum: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None  # in place, as there is no second backward pass
 

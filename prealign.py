@@ -10,6 +10,7 @@ beside it (Eq. 4), are train.py's.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class SupervisedContrastive(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor | None, first: int, tau: float) -> torch.Tensor:
+    def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor | None, first: int, tau: float) -> torch.Tensor:
         anchor, positive = pairs
         similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
         # Only other words stand in the denominator. The lowest number and not -inf, so that a word alone has no NaN.
@@ -126,7 +127,7 @@ class SupervisedContrastive(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, upstream: torch.Tensor):
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_anchors, grad_rows = ctx.saved_tensors
         return grad_anchors * upstream, grad_rows * upstream, None, None, None, None
 
@@ -135,14 +136,14 @@ class GatherRows(torch.autograd.Function):
     """All processes' rows along dim 1, with gradients flowing back to the process each row came from."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
         ctx.rows = x.shape[1]
         return torch.cat(parts, dim=1)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         first = dist.get_rank() * ctx.rows

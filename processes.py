@@ -18,8 +18,9 @@ AHEAD = 4  # items under way or done for each process
 
 
 def _begin(start: Callable | None, arguments: tuple) -> None:
-    """Leave Ctrl-C to the process that this one works for, and end with it, even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C and SIGTERM to the process that this one works for, and end with it, even when it is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         def end_with_parent() -> None:
@@ -41,7 +42,7 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.executor.shutdown(cancel_futures=True)
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

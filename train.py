@@ -189,17 +189,22 @@ def check_same_everywhere(config: Config, step: int, data: Dataset, hardware: Ha
                         "all nodes must share these folders")
 
 
+def rows_of_step(training: Training, step: int) -> str:
+    """Where in the data the rows of a step stand, for people; the first eight of them."""
+    rows = [f"{name} {window}" for name, window in training.sampler.windows_of_step(step)]
+    return f"step {step}, whose rows are the windows {', '.join(rows[:8])}{', ...' * (len(rows) > 8)} of their bins"
+
+
 def check_finite(training: Training, step: int, save: bool, path: str) -> None:
     """Raises UserError when more steps than max_skipped_steps had a gradient that is not finite, or the weights are not."""
     saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
     if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
-        raise UserError(f"float16: the gradient was not finite at any scale of the loss, now step {step}; {saved}; try a smaller learning_rate, or --dtype=bf16")
+        raise UserError(f"float16: the gradient was not finite at any scale of the loss, now in {rows_of_step(training, step - 1)}; {saved}; "
+                        "try a smaller learning_rate, or --dtype=bf16")
     skipped, last = training.skipped.tolist()
     if skipped > training.config.max_skipped_steps:
-        rows = [f"{name} {window}" for name, window in training.sampler.windows_of_step(last)]
-        raise UserError(f"the gradient was not finite in {skipped} step{'s' * (skipped > 1)}, last in step {last}, whose rows are the windows {', '.join(rows[:8])}"
-                        f"{', ...' * (len(rows) > 8)} of their bins; these steps changed nothing; {saved}; try a smaller learning_rate, or skip more with "
-                        "--max_skipped_steps")
+        raise UserError(f"the gradient was not finite in {skipped} step{'s' * (skipped > 1)}, last in {rows_of_step(training, last)}; "
+                        f"these steps changed nothing; {saved}; try a smaller learning_rate, or skip more with --max_skipped_steps")
     if not torch.isfinite(training.sums).all() or (save and not all(p.isfinite().all() for p in training.model.parameters())):
         raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
 
@@ -271,24 +276,26 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
                 save_checkpoint(os.path.join(config.run_dir, "snapshots", f"{step:08}.pt"), checkpoint | {"optimizer": {}, "scaler": {}})
             if save:
                 save_checkpoint(path, checkpoint)
-        if stopping and step < last_step:
-            if main_process:
-                print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
-            batches.close()
-            raise SystemExit(stop.exit_code or 128 + signal.SIGTERM)
+        if stopping:
+            break
+    batches.close()
     if log is not None:
         log.close()
+    if step < last_step:
+        if main_process:
+            print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
+        raise SystemExit(stop.exit_code or 128 + signal.SIGTERM)
 
 
 class StopSignal:
     """Remembers that SIGTERM or Ctrl-C came, so that the step under way can be finished and saved."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked, self.exit_code = False, 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
-    def _ask(self, number: int, _) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked, self.exit_code = True, 128 + number
         if number == signal.SIGINT:  # a second Ctrl-C does not wait for the step; SIGTERM often comes twice, from scheduler and torchrun
             signal.signal(number, signal.SIG_DFL)
@@ -313,6 +320,7 @@ def other_logs(config: Config) -> list[Callable[[dict], None]]:
                 for name, value in record.items():
                     if name != "step":
                         writer.add_scalar(name, value, record["step"])
+                writer.flush()
 
             logs.append(write)
     except ImportError as e:

@@ -96,7 +96,7 @@ class Answer:
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect is a refusal: the key is for the endpoint that was named, and for no other."""
 
-    def redirect_request(self, *_) -> None:
+    def redirect_request(self, *_: object) -> None:
         return None
 
 

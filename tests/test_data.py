@@ -523,6 +523,19 @@ def test_a_budget_is_reached_and_not_passed_by_more_than_a_document(tiny, tmp_pa
     assert train == [text for text in documents if text not in held_out][:len(train)]
 
 
+def test_files_are_read_in_an_order_of_the_shard_seed(tiny, tmp_path):
+    """The same documents are trained on and held out, in another order."""
+    documents = Path(tiny.source).read_text(encoding="utf-8").split("\n\n")
+    (tmp_path / "texts").mkdir()
+    for i in range(6):
+        write(tmp_path / "texts" / f"{i}.txt", "\n\n".join(documents[i::6]))
+    made = [replace(tiny, source=str(tmp_path / "texts"), shard_seed=seed, data_dir=str(tmp_path / f"data{seed}")) for seed in (0, 1, 2)]
+    for config in made:
+        prepare(config)
+    read = [texts_of(Dataset(config.data_dir), "train") for config in made]
+    assert sorted(read[0]) == sorted(read[1]) == sorted(read[2]) and read[0] != read[1] != read[2]
+
+
 def test_choosing_what_is_held_out_needs_no_memory_of_all(tiny, tmp_path):
     """With little spare room the choice is the same as with all digests in memory."""
     config = replace(tiny, source=write(tmp_path / "text.txt", make_text(600, seed=5)))

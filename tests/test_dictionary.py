@@ -304,6 +304,29 @@ def test_words_are_spliced_from_both_languages(world):
     assert not re.search("[\u4e00-\u9fff]", plain)  # never predicted
 
 
+def test_a_translation_of_several_words_is_spliced_whole(world, tmp_path):
+    """A word, its German of two words and its Chinese, which has no spaces, all in one row."""
+    word = max(Counter(re.findall(r"[a-z]{3,}", Path(world.source_of("en")).read_text())).items(), key=lambda pair: pair[1])[0]
+    for language, translation in (("de", f"{german('ba')} {german('der')}"), ("zh", f"{chinese('ba')}{chinese('der')}")):
+        write(tmp_path / f"en-{language}.txt", f"{word}\t{translation}\n")
+    several = replace(world, dictionary=str(tmp_path / "en-{language}.txt"), data_dir=str(tmp_path / "data"))
+    prepare(several)
+    data = Dataset(several.data_dir)
+    batch = Sampler(data, replace(several, codeswitch_ratio=1.0, mix={"en": 1.0})).batch(np.arange(16))
+    text = data.encoding.decode(batch.inputs.ravel().tolist())
+    assert f" {german('ba')} {german('der')}" in text and re.search(rf"(?<! ){chinese('ba')}{chinese('der')}", text)
+
+
+def test_budget_and_share_of_a_target_reach_its_bins_and_the_vocabulary(world, tmp_path):
+    changed = replace(world, budget={"de": 500.0}, tokenizer_share={"zh": 0.0}, data_dir=str(tmp_path / "data"))
+    prepare(changed)
+    before, after = Dataset(world.data_dir), Dataset(changed.data_dir)
+    longest = max(map(len, Path(world.source_of("de")).read_text(encoding="utf-8").split("\n\n")))
+    assert 500 <= len(after.tokens("de", "train")) <= 500 + longest < len(before.tokens("de", "train"))
+    of_chinese = [sum(re.search(rb"[\xe4-\xe9]", token) is not None and len(token) >= 3 for token in d.encoding.token_byte_values()) for d in (before, after)]
+    assert of_chinese[0] > 20 and of_chinese[1] == 0
+
+
 def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "StopSignal", lambda: type("Never", (), {"asked": False})())
     monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)

@@ -95,6 +95,22 @@ def test_the_processes_end_with_the_one_they_work_for(tmp_path):
     assert len(pids) == 3 and not alive
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_a_command_says_so_and_leaves_nothing_behind(tmp_path, number, code):
+    """The signal goes to all its processes, as a terminal or a scheduler sends it."""
+    (tmp_path / "work.py").write_text("import os, time, config, processes\n\n\ndef pid(_):\n    time.sleep(0.1)\n    return os.getpid()\n\n\n"
+                                      "def main(arguments):\n    with processes.Workers(2) as workers:\n"
+                                      "        for number in workers.map(pid, range(10**6)):\n            print(number, flush=True)\n\n\n"
+                                      "if __name__ == '__main__':\n    config.run(main)\n")
+    process = subprocess.Popen([sys.executable, str(tmp_path / "work.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    pids = {int(process.stdout.readline()) for _ in range(8)}
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (code, "stopped; run the same command to go on")
+    assert len(pids) == 2 and not any(map(running, pids))
+
+
 def running(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -131,6 +131,19 @@ def test_trouble_that_passes_is_waited_for(config, endpoint, trouble):
     assert read(config.dictionary_of("de")).entries == {word: those for word, those in expected(config).items() if those}
 
 
+def test_an_endpoint_is_left_alone_as_long_as_it_asks_to_be(config, endpoint):
+    """Longer than our own pause, which is milliseconds here."""
+    at: list[float] = []
+
+    def misbehave(number, words):
+        at.append(time.monotonic())
+        return (429, "slow down", {"Retry-After": "1"}) if number == 1 else None
+
+    endpoint.misbehave = misbehave
+    run(config, llm_requests=1, min_count=20)
+    assert len(at) > 1 and at[1] - at[0] >= 1 and read(config.dictionary_of("de")).entries
+
+
 def test_words_answered_badly_are_asked_again_in_smaller_groups_and_then_reported(config, endpoint, capsys):
     words = words_to_ask(config)
     never, late = words[3], words[7]
