@@ -9,13 +9,14 @@ a time, and rates are medians over the rounds. Peak memory is what a process hel
 """
 
 import contextlib
-import json
+import io
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,23 +30,18 @@ from tqdm import tqdm
 import config as configs
 import eval as evaluation
 from batches import Sampler, prefetch
-from bins import Encoder
 from checkpoint import make_model
-from config import Config
-from corpus import documents
+from config import Config, UserError
+from data import prepare
 from dataset import Dataset
-from hardware import Hardware, matmul_rate, start
+from files import write_json
+from hardware import Hardware, matmul_rate, start, synchronize
 from prealign import contrastive_loss, stage1_config
 from report import markdown_table
 from train import set_up, take_step
 
 ROUNDS = 7
 SECONDS = 4.0  # of a round
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def copy_rate(device: torch.device) -> float:
@@ -156,7 +152,17 @@ def serve(name: str, config: Config, pipe: Connection) -> None:
         begin = time.perf_counter()
         steps(number)
         pipe.send(time.perf_counter() - begin)
+        if hardware.device.type == "cuda":
+            torch.cuda.empty_cache()  # the GPU is shared with the other variants
     pipe.send(torch.cuda.max_memory_allocated() if hardware.device.type == "cuda" else peak_resident() - before)
+
+
+def reply(name: str, pipe: Connection) -> Any:
+    """What `serve` sends. Raises UserError when it has ended instead."""
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError) as e:
+        raise UserError(f"{name} has ended, perhaps for want of memory; its own message is above; a smaller --micro_batch_size needs less") from e
 
 
 def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
@@ -168,15 +174,15 @@ def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
         process = context.Process(target=serve, args=(name, config, other), daemon=True)
         process.start()
         other.close()
-        if pipe.recv():
+        if reply(name, pipe):
             pipes[name] = pipe
             processes.append(process)
 
     def seconds(name: str, number: int) -> float:
         pipes[name].send(number)
-        return pipes[name].recv()
+        return reply(name, pipes[name])
 
-    number = {}
+    number: dict[str, int] = {}
     for name in pipes:
         seconds(name, 3)  # warm-up, and compiling
         number[name] = max(2, round(SECONDS / (seconds(name, 2) / 2)))
@@ -187,7 +193,7 @@ def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
     memory = {}
     for name, pipe in pipes.items():
         pipe.send(None)
-        memory[name] = pipe.recv()
+        memory[name] = reply(name, pipe)
     for process in processes:
         process.join()
     return {name: statistics.median(values) for name, values in rates.items()}, memory
@@ -213,24 +219,15 @@ def sampler_rate(config: Config, data: Dataset, rows: int = 64) -> float:
     return rate(make)
 
 
-def encoding_rate(config: Config, data: Dataset) -> float:
-    """Bytes per second of text to token and alignment ids, by one core."""
-    table, words = data.table, []
-    for entry in range(len(table)):
-        words.append(data.encoding.decode(table.word(table.words(entry, 0)[0]).tolist()))
-    encoder, texts = Encoder(data.encoding, words), []
-    for text in documents(config.source_of(config.pivot)):
-        texts.append(text)
-        if sum(map(len, texts)) > 2e6:
-            break
-
-    def make() -> int:
-        encoder.chunks.clear()
-        for text in texts:
-            encoder(text)
-        return sum(len(text.encode()) for text in texts)
-
-    return rate(make)
+def preparation_rate(config: Config) -> float:
+    """Bytes of text per second, of a million tokens of each language at most, that data.py makes a data folder of with one process."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        small = replace(config, data_dir=os.path.join(folder, "data"), workers=1, budget=dict.fromkeys(config.written, 1e6))
+        begin = time.perf_counter()
+        prepare(small)
+        seconds = time.perf_counter() - begin
+        splits = Dataset(small.data_dir).splits
+    return sum(splits[split][language]["bytes"] for split in ("train", "val") for language in config.written) / seconds
 
 
 def contrastive_times(config: Config, hardware: Hardware, rows: int = 2048) -> tuple[float, float]:
@@ -266,7 +263,8 @@ def main(arguments: list[str]) -> None:
     matmul, copy = matmul_rate(hardware), copy_rate(hardware.device)
     model = make_model(config, data.vocab_size)
     model.to(hardware.device).eval()
-    evaluated = replace(config, eval_tokens=min(20_000, data.splits["val"][data.pivot]["tokens"]))
+    evaluated = replace(config, eval_tokens=config.eval_tokens if hardware.device.type == "cuda" else 20_000)
+    evaluation.language_model(model, data, data.pivot, replace(config, eval_tokens=1000))  # libraries load
     begin = time.perf_counter()
     tokens = evaluation.language_model(model, data, data.pivot, evaluated)["tokens"]
     result = {
@@ -277,19 +275,19 @@ def main(arguments: list[str]) -> None:
         "evaluation_tokens_per_s": tokens / (time.perf_counter() - begin),
         "sampler_tokens_per_s": {"plain": sampler_rate(replace(config, codeswitch_ratio=0.0), data),
                                  "codeswitching": sampler_rate(replace(config, codeswitch_ratio=config.codeswitch_ratio or 0.05), data)},
-        "encoding_bytes_per_s": encoding_rate(config, data), "contrastive_seconds": dict(zip(("loss", "products"), contrastive_times(config, hardware)))}
+        "preparation_bytes_per_s": preparation_rate(config), "contrastive_seconds": dict(zip(("loss", "products"), contrastive_times(config, hardware)))}
     print(f"{result['device']}, {result['threads']} threads, torch {torch.__version__}, {hardware.dtype}; {result['parameters'] / 1e6:.1f}M parameters, "
           f"{config.batch_size} x {config.block_size} tokens a step, {data.vocab_size:,} ids\n"
           f"limits measured here: matrix products {matmul / 1e9:,.0f} GFLOP/s, copying {copy / 1e9:,.1f} GB/s\n")
     print(markdown_table(["", "tokens/s", "share of the matrix rate", "against the first", "peak memory, MB"], [
         [name, f"{value:,.0f}", f"{100 * result['mfu'][name]:.1f}%", f"{value / rates['step']:.2f}", f"{memory[name] / 1e6:,.0f}"] for name, value in rates.items()]))
-    print(f"\nsampler, one core: {result['sampler_tokens_per_s']['plain']:,.0f} tokens/s, codeswitching {result['sampler_tokens_per_s']['codeswitching']:,.0f}; "
-          f"text to ids, one core: {result['encoding_bytes_per_s'] / 1e6:.1f} MB/s; evaluation: {result['evaluation_tokens_per_s']:,.0f} tokens/s")
+    print("\nThe share counts the language model's operations alone, in stage 1 too.")
+    print(f"sampler, one core: {result['sampler_tokens_per_s']['plain']:,.0f} tokens/s, codeswitching {result['sampler_tokens_per_s']['codeswitching']:,.0f}; "
+          f"preparation, one process: {result['preparation_bytes_per_s'] / 1e6:.1f} MB/s of text; evaluation: {result['evaluation_tokens_per_s']:,.0f} tokens/s")
     loss, products = result["contrastive_seconds"].values()
     print(f"contrastive loss of 2,048 words, {config.n_layer + 2} layers, with gradient: {1000 * loss:.0f} ms, {loss / products:.2f} times its matrix products alone")
     os.makedirs(config.out_dir, exist_ok=True)
-    with open(os.path.join(config.out_dir, "bench.json"), "w", encoding="utf-8") as f:
-        json.dump(result, f, indent=1)
+    write_json(os.path.join(config.out_dir, "bench.json"), result)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""
-Documents to memory-mapped bins: token ids, and beside the pivot's the alignment ids; in parallel, and resumable.
-
-The table's file for people and for programs is written here too: what is on disk is described in the README, "Files".
-"""
+"""Documents to memory-mapped bins: token ids, and beside the pivot's the alignment ids; in parallel, and resumable."""
 
 import contextlib
 import functools
@@ -11,24 +7,20 @@ import json
 import math
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
-import regex
 import tiktoken
 
-import dictionary
 import knowledge
 from config import Config, UserError
 from dataset import text_language
-from files import remembered, write_json
+from files import remember, remembered
 from processes import Workers
-from table import CHUNK, make_table, ranges, words_of_chunk
+from table import CHUNK, ranges, words_of_chunk
 from tokenizer import encode, load_tokenizer, token_byte_lengths
 
-LETTER = regex.compile(r"[\p{L}\p{M}\ufffd]")  # U+FFFD stands for what is no whole character
 MAX_CHUNKS = 1_000_000     # remembered by each process: about 130 MB
 BATCHES_PER_SAVE = 128     # of about 500,000 characters: what is done again after an interruption
 
@@ -38,60 +30,6 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
     if vocab_size <= 2**31:
         return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer cloned languages")
-
-
-def word_pieces(tokens: np.ndarray, encoding: tiktoken.Encoding, chunk: int = 2**24) -> np.ndarray:
-    """
-    For every token (V,) bool whether it stands in a text, tokens (n,), more often within longer words than as a whole one: " des" of
-    " desperate" more often than of " des". For languages with spaces between words.
-    """
-    V = encoding.n_vocab
-    begins, ends = np.zeros((2, V), dtype=bool)  # with a letter, or with a part of one
-    for token in encoding.token_byte_values():
-        number, text = encoding.encode_single_token(token), token.decode(errors="replace")
-        begins[number], ends[number] = LETTER.match(text) is not None, LETTER.match(text[-1:]) is not None
-    total, inside = np.zeros((2, V), dtype=np.int64)
-    for start in range(0, len(tokens), chunk):
-        here = tokens[start:start + chunk].astype(np.int64)
-        joined = ends[here[:-1]] & begins[here[1:]]
-        within = np.zeros(len(here), dtype=bool)
-        within[:-1] |= joined
-        within[1:] |= joined
-        total += np.bincount(here, minlength=V)
-        inside += np.bincount(here[within], minlength=V)
-    return 2 * inside > total
-
-
-def keep_alignable(translated: dict[str, dict[str, list[str]]], encoding: tiktoken.Encoding, most: int, pieces: dict[str, np.ndarray]) -> dict[str, dict[str, list[str]]]:
-    """
-    The table without translations of more than `most` tokens (0: of any number), without those of one token that is, by the
-    language's `pieces` (V,), mostly a piece of longer words, which would all get this word's meaning, and without entries that then
-    have none. En-Clone's words are kept whole: each of their tokens means one token of the pivot's.
-    Raises UserError when nothing is left.
-    """
-    def alignable(translation: str, language: str) -> bool:
-        if language == "clone":
-            return True
-        ids = encode(encoding, translation)
-        is_piece = len(ids) == 1 and language in pieces and pieces[language][ids[0]]
-        return (not most or len(ids) <= most) and not is_piece
-
-    kept = {}
-    for surface, found in translated.items():
-        those = {language: [t for t in translations if alignable(t, language)] for language, translations in found.items()}
-        if any(those.values()):
-            kept[surface] = those
-    if not kept:
-        raise UserError(f"no translation has translation_tokens={most} tokens or fewer and is a word of its own in the target's text; allow more, or use a larger vocab_size")
-    return kept
-
-
-def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int], folder: str) -> None:
-    """table.npz and table.tsv. In En-Clone a word's translation is its own token ids + V."""
-    words = [[[encode(encoding, surface)]] + [[encode(encoding, t) + offsets[language] for t in those] for language, those in found.items()]
-             for surface, found in translated.items()]
-    make_table(words, [counts[surface] for surface in translated], tuple(offsets)).save(os.path.join(folder, "table.npz"))
-    dictionary.write_table_tsv(os.path.join(folder, "table.tsv"), translated, counts)
 
 
 class Chunks(dict[str, int]):
@@ -208,10 +146,11 @@ class Progress:
             file.flush()
             os.fsync(file.fileno())
         self.bins[name] = {"batches": batches, "counts": counts, "finished": finished}
-        write_json(self.path, self.bins)
+        remember(self.path, self.bins)
 
 
-def write_bins(texts: Iterable[str], language: str, split: str, config: Config, folder: str, workers: Workers, offsets: dict[str, int], dtype: np.dtype, progress: Progress) -> dict:
+def write_bins(texts: Iterable[str], language: str, split: str, config: Config, folder: str, workers: Workers, offsets: dict[str, int], dtype: np.dtype,
+               progress: Progress) -> dict:
     """
     LANGUAGE_SPLIT.bin, of whole documents up to the language's budget; for the pivot also its .align.bin and the bin of
     En-Clone. Goes on after the last batch of documents that `progress` has. Returns the counts for meta.json.

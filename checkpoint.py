@@ -65,7 +65,7 @@ def save_checkpoint(path: str, state: dict) -> None:
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same command again") from e
 
 
-KINDS = {"model": dict, "optimizer": dict, "scaler": dict, "rng": torch.Tensor, "step": int, "last_step": int, "tokens": int, "config": dict, "data": str,
+FIELDS = {"model": dict, "optimizer": dict, "scaler": dict, "rng": torch.Tensor, "step": int, "last_step": int, "tokens": int, "config": dict, "data": str,
          "vocab_size": int, "skipped": list}  # what a checkpoint holds
 
 
@@ -74,7 +74,7 @@ def load_checkpoint(path: str) -> dict:
     try:
         check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(state.get(name), kind)]
         wrong += [name for name, value in state["model"].items() if not isinstance(value, torch.Tensor)] if not wrong else []
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}") from e
@@ -96,7 +96,8 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
     mine, theirs = config.plain(), Config().plain() | state["config"]  # a knob that is newer than the checkpoint had its default then
     different = [f"{k} (there {theirs[k]!r}, here {mine[k]!r})" for k in knobs if theirs[k] != mine[k]]
     if different:
-        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another --method or --out_dir, or delete its folder")
+        another = "--out_dir" if config.method == config.stage1_method else "--method or --out_dir"
+        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another {another}, or delete its folder")
 
 
 def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu", snapshot: str = "") -> tuple[GPT, dict]:

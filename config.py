@@ -8,6 +8,7 @@ Config files are Python assignments (`learning_rate = 1e-3`), read in the order 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -39,12 +40,12 @@ class Config:
     budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text, {"en": "10B", "de": 1e8}; not named = all there are
     shard_seed: int = 0                 # of the order of the text's files; 0 = by name
     dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
-    table: str = ""                     # a table.tsv that data.py made, edited: used in place of dictionaries
     dictionary_target_first: bool = False  # its translations stand before the pivot's words
     dictionary_identical: bool = False  # keep pairs of the same word twice, which are mostly names
     dictionary_translations: int = 5    # of a word at most, those most common in the target's text (0: all)
     translation_tokens: int = 0         # translations of more tokens are left out of the table (0: none is); En-Clone's words are kept
     dictionary_bad_lines: int = 10      # lines that are no pairs, told and left out, before it is refused
+    table: str = ""                     # a table.tsv that data.py made, edited: used in place of dictionaries
     tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
     vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained
     tokenizer_share: dict[str, float] = field(default_factory=dict)  # share of a language's documents that it is trained on; not named = all
@@ -72,7 +73,7 @@ class Config:
     tie_embeddings: bool = True         # one matrix for input and output embeddings
     init_std: float = 0.02              # of weight matrices at initialisation
     embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and keep their alignment longer
-    init_from: str = "scratch"          # "scratch", "align" (stage 1 of the same seed), "golden" (identical En-Clone embeddings), "hf:FOLDER" (GPT-2 weights of Hugging Face; for stage 1 too) or a run (a method in out_dir, or a folder)
+    init_from: str = "scratch"          # or "align" (stage 1), "golden" (En-Clone begins as English), "hf:FOLDER" (GPT-2's weights), a method in out_dir or a run's folder
 
     # optimisation
     max_steps: int = 1500               # language-model steps in all, stage 1's included
@@ -106,6 +107,7 @@ class Config:
 
     # evaluation
     eval_tokens: int = 200_000          # held-out tokens per language; 0 = all
+    eval_text: str = ""                 # other text to measure perplexity on, "xquad/{language}.txt": a file, folder or pattern for each language; "" = none
     eval_batch_size: int = 32           # rows
     eval_words: int = 2000              # table entries whose similarity is measured
     sample_count: int = 200             # continuations sampled to see whether languages mix (Table 4)
@@ -166,12 +168,9 @@ class Config:
     def stage1_dir(self) -> str:
         return os.path.join(self.out_dir, self.stage1_method, f"seed{self.seed}")
 
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
-
     def plain(self) -> dict:
         """As JSON would give it back (tuples are lists): what is stored, and compared with what was stored."""
-        return json.loads(json.dumps(self.to_dict()))
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 CHOICES = {
@@ -186,7 +185,8 @@ POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_lay
             "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds",
             "llm_translations", "llm_words", "llm_requests", "llm_timeout")
 NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
-                "align_weight", "align_power", "eval_tokens", "shard_seed", "max_skipped_steps", "dictionary_translations", "translation_tokens", "dictionary_bad_lines", "llm_backoff", "llm_price_in", "llm_price_out")
+                "align_weight", "align_power", "eval_tokens", "shard_seed", "max_skipped_steps", "dictionary_translations",
+                "translation_tokens", "dictionary_bad_lines", "llm_backoff", "llm_price_in", "llm_price_out")
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
@@ -261,21 +261,17 @@ def _read_override(argument: str) -> tuple[str, typing.Any]:
     if not equals:
         raise UserError(f"{argument}: expected --key=value")
     expected = TYPES.get(key)
-    if expected is str:
-        return key, text
+    value: typing.Any = text
     if expected is bool and text.lower() in ("true", "false"):
-        return key, text.lower() == "true"
-    if expected in (tuple[str, ...], tuple[int, ...]) and not text.startswith(("(", "[")):
+        value = text.lower() == "true"
+    elif expected in (tuple[str, ...], tuple[int, ...]) and not text.startswith(("(", "[")):
         items = [part.strip() for part in text.split(",") if part.strip()]
-        if expected == tuple[int, ...]:
-            if not all(re.fullmatch(r"-?\d+", item) for item in items):
-                raise UserError(f"--{key}: expected whole numbers separated by commas, found {text!r}")
-            return key, _typed(key, tuple(int(item) for item in items), f"--{key}")
-        return key, _typed(key, tuple(items), f"--{key}")
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text  # _typed says what was expected instead
+        if expected == tuple[int, ...] and not all(re.fullmatch(r"-?\d+", item) for item in items):
+            raise UserError(f"--{key}: expected whole numbers separated by commas, found {text!r}")
+        value = tuple(int(item) for item in items) if expected == tuple[int, ...] else tuple(items)
+    elif expected is not str:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # then _typed says what was expected instead
+            value = ast.literal_eval(text)
     return key, _typed(key, value, f"--{key}")
 
 
@@ -335,6 +331,12 @@ def _check(config: Config) -> None:
         raise UserError(f"only must be a language that mix gives a weight, found {config.only!r}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method):
         raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
+    if config.eval_text and "{language}" not in config.eval_text and len(config.written) > 1:
+        raise UserError(f"eval_text: every language needs text of its own: expected {{language}} in it, as in \"texts/{{language}}\", found {config.eval_text!r}")
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", config.llm_key):
+        raise UserError("llm_key: expected the name of an environment variable in capitals, as OPENAI_API_KEY; the key itself stands in no argument, as arguments are kept")
+    if not re.fullmatch(r"https?://[^\s@]+", config.llm_url):
+        raise UserError("llm_url: expected http://... or https://... without a password; a key is read from the environment variable that llm_key names")
     if config.method == config.stage1_method and config.init_from != "scratch" and not config.pretrained:
         raise UserError(f"method: the folder named {config.method!r} is stage 1's; use another name")
 
@@ -368,7 +370,7 @@ def load(arguments: list[str], usage: str = "") -> Config:
         values |= _read_file(path)
     for argument in overrides:
         key, value = _read_override(argument)
-        values[key] = _typed(key, value, f"--{key}")
+        values[key] = value
     config = Config(**values)
     _check(config)
     return config
@@ -401,6 +403,10 @@ def run(main: typing.Callable[[list[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
         sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
+    except (MemoryError, RuntimeError) as e:  # of torch, which is not imported here
+        if not (isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)):
+            raise
+        sys.exit("error: out of memory; a smaller --micro_batch_size, --align_entries or --eval_batch_size needs less")
     except KeyboardInterrupt as e:
         print("\nstopped; run the same command to go on", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT))

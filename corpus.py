@@ -1,10 +1,10 @@
 """
 Text in, documents out.
 
-A source is a file, a folder or a glob pattern of .txt (blank lines end a document), .jsonl (one document per line, field
-"text"), each also .gz, .xz or .zst, and .parquet (column "text"; as CulturaX is published). Or it is "builtin", which needs no download: the documentation inside the Python standard
-library and the packages of requirements.txt, cleaned to English prose. Its wording follows the installed versions;
-`fingerprint` tells two of them apart.
+A source is a file, a folder or a glob pattern of .txt (blank lines end a document), .jsonl (one document per line, field "text"),
+each also .gz, .xz or .zst, and .parquet (column "text"; as CulturaX is published). Or it is "builtin", which needs no download: the
+documentation inside the Python standard library and the packages of requirements.txt, cleaned to English prose. Its wording
+follows the installed versions; `fingerprint` tells two of them apart.
 
 Every document is NFC-normalised, has no blank lines, no spaces at the end of a line, and "\\n" for line ends.
 """
@@ -102,7 +102,7 @@ def _files(source: str) -> list[str]:
 
 
 def read_lines(path: str, bar: tqdm | None = None) -> Iterator[tuple[int, str]]:
-    """The lines of a file, which may be .gz or .xz, with their numbers from 1; `bar` advances by bytes on disk."""
+    """The lines of a file, which may be compressed, with their numbers from 1; `bar` advances by bytes on disk."""
     try:
         with open(path, "rb") as file:
             extension = os.path.splitext(path)[1].lower()
@@ -399,14 +399,14 @@ def fingerprint(source: str, progress: bool = False, workers: int = 0) -> dict[s
 
 def file_digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
     """
-    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a small file, a sample of a large one, so that
-    checking 40 GB takes no longer than checking 4 MB. Raises UserError when it cannot be read.
+    SHA-256 of a file's size and of `blocks` blocks spread evenly over it (0: of all): all of a small file, a sample of a large one, so
+    that checking 40 GB takes no longer than checking 4 MB. Raises UserError when it cannot be read.
     """
     try:
         size = os.path.getsize(path)
         sha = hashlib.sha256(str(size).encode())
         with open(path, "rb") as f:
-            for start in range(0, size, block) if size <= blocks * block else [i * (size - block) // (blocks - 1) for i in range(blocks)]:
+            for start in range(0, size, block) if not blocks or size <= blocks * block else [i * (size - block) // (blocks - 1) for i in range(blocks)]:
                 f.seek(start)
                 sha.update(f.read(block))
     except OSError as e:

@@ -19,13 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
+from tqdm import tqdm
 
 import config as configs
 import corpus
 import dictionary
 import knowledge
-from bins import Encoder, Progress, keep_alignable, smallest_dtype, start_worker, text_batches, word_pieces, write_bins, write_facts, write_table
+from bins import Encoder, Progress, smallest_dtype, start_worker, text_batches, write_bins, write_facts
 from config import Config, UserError
 from dataset import FACT_SEED, FORMAT, Dataset, digest_of, facts_of, text_language
 from files import only_user, remembered, write_json
@@ -33,11 +33,12 @@ from processes import Workers
 from table import aligned_surfaces, count_chunks, count_surfaces
 from tokenizer import load_tokenizer, train_tokenizer
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines", "dictionary_translations", "translation_tokens", "table", "tokenizer", "vocab_size",
-            "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
+SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines",
+            "dictionary_translations", "translation_tokens", "table", "tokenizer", "vocab_size", "tokenizer_share",
+            "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
 OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
-CHARACTERS_PER_TOKEN = 8   # at most, on average, in any language
-MAX_COUNTED = 20_000_000   # different words in memory: about 3 GB
+MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
+MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ MAX_COUNTED = 20_000_000   # different words in memory: about 3 GB
 
 def documents(config: Config, language: str, progress: str = "") -> Iterator[str]:
     """A language's documents, no more of them than its budget can need."""
-    room = config.budget.get(language, math.inf) * CHARACTERS_PER_TOKEN / (1 - config.val_fraction) if config.val_fraction < 1 else math.inf
+    room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / (1 - config.val_fraction) if config.val_fraction < 1 else math.inf
     for text in corpus.documents(config.source_of(language), progress, config.workers, config.shard_seed):
         yield text
         room -= len(text)
@@ -291,37 +292,28 @@ def make(config: Config, origin: dict, by_hand: dict[str, dict[str, list[str]]],
     dtype = smallest_dtype(vocab_size)
     splits: dict[str, dict[str, dict]] = {"train": {}, "val": {}}
     progress, surfaces_path = Progress(work), os.path.join(work, "surfaces.json")
-
-    def encode_texts(languages: tuple[str, ...], surfaces: list[str]) -> None:
-        if not languages:
-            return
-        write_json(surfaces_path, surfaces)
-        with Workers(config.workers, start_worker, config.tokenizer, tokenizer_path, surfaces_path) as workers:
-            for language in languages:
-                for split in splits:
-                    splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, workers,
-                                                         offsets, dtype, progress)
-
-    # The targets first: which of their tokens are whole words decides what is aligned, and what is aligned is marked in the pivot's.
-    encode_texts(config.written[1:], [])
-    pieces = {} if config.table else {language: word_pieces(np.memmap(os.path.join(partial, f"{language}_train.bin"), dtype, mode="r"), encoding)
-                                      for language in config.written[1:] if not dictionary.is_unspaced(language)}
-    complete, translated = translated, keep_alignable(translated, encoding, config.translation_tokens, pieces)
-    write_table(translated, counts, encoding, offsets, partial)
+    complete, translated = translated, dictionary.keep_short(translated, encoding, config.translation_tokens)
+    dictionary.write_table(translated, counts, encoding, offsets, partial)
     surfaces = list(translated)
-    encode_texts((config.pivot,), surfaces)
-    splits = {split: {language: those[language] for language in config.written} for split, those in splits.items()}
+    write_json(surfaces_path, surfaces)
+    with Workers(config.workers, start_worker, config.tokenizer, tokenizer_path, surfaces_path) as workers:
+        for language in config.written:
+            for split in splits:
+                splits[split][language] = write_bins(texts.of(language, split, f"tokens {language} {split}"), language, split, config, partial, workers,
+                                                     offsets, dtype, progress)
     if "clone" in config.targets:
         for split in splits:
             splits[split]["clone"] = splits[split][config.pivot] | {"aligned_words": 0}
     if stated:
         splits["facts"] = {config.pivot: write_facts(stated, Encoder(encoding, surfaces), config, partial, offsets, dtype)}
 
+    files = [name for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"]
     meta = {
         "format": FORMAT, "made_from": origin, "tokenizer": config.tokenizer, "V": V, "vocab_size": vocab_size,
         "end_of_text": encoding.eot_token, "dtype": dtype.str, "splits": splits, "entries": len(surfaces),
         "offsets": offsets, "coverage": dictionary.coverage(translated, complete, counts, dictionaries, config.written[1:]),
-        "digests": {name: corpus.file_digest(os.path.join(partial, name)) for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"},
+        "digests": {name: corpus.file_digest(os.path.join(partial, name), blocks=0) for name in tqdm(files, desc="digests", unit="file", disable=None)},
+        "samples": {name: corpus.file_digest(os.path.join(partial, name)) for name in files},
     }
     write_json(os.path.join(partial, "meta.json"), meta | {"digest": digest_of(meta)})
     move_into_place(partial, config.data_dir)
@@ -342,7 +334,7 @@ def summary(config: Config, meta: dict) -> str:
         if share and "pairs" in share:
             line += (f" ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the dictionary's {share['pairs']:,} pairs "
                      f"{share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have translations rarer than those kept, "
-                     f"{share['pieces_left_out']:,} are pieces of words or longer than translation_tokens allows, {share['pairs_of_no_entry']:,} are of words "
+                     f"{share['longer_pairs_left_out']:,} longer ones than translation_tokens allows, {share['pairs_of_no_entry']:,} are of words "
                      f"without an entry; left out before: {share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines "
                      "that are no pairs")
         lines.append(line)

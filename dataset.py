@@ -16,7 +16,7 @@ from files import read_json
 from table import Table
 from tokenizer import load_tokenizer
 
-FORMAT = 6
+FORMAT = 7
 DTYPES: dict[str, np.dtype] = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}  # of token ids in bins: a file does not choose any other
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
@@ -68,16 +68,21 @@ class Dataset:
             self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
             settings = self.meta["made_from"]["settings"]
             configs.from_plain(settings | {"mix": {settings["pivot"]: 1.0}}, os.path.join(data_dir, "meta.json"))
-            numbers = [self.V, self.end_of_text, *self.offsets.values(), *(counts["tokens"] for split in self.splits.values() for counts in split.values())]
-            fits = isinstance(self.meta["digests"], dict) and all(type(n) is int and n >= 0 for n in numbers) and self.end_of_text < self.V and self.vocab_size == self.V + max(self.offsets.values())
+            ends = self.splits["facts"][self.pivot]["period_ends"] if "facts" in self.splits else []
+            numbers = [self.V, self.end_of_text, *self.offsets.values(), *(counts["tokens"] for split in self.splits.values() for counts in split.values()), *ends]
+            fits = (isinstance(self.meta["digests"], dict) and all(type(n) is int and n >= 0 for n in numbers) and self.end_of_text < self.V
+                    and self.vocab_size == self.V + max(self.offsets.values())
+                    and isinstance(self.meta["samples"], dict) and ends == sorted(ends)
+                    and (ends[-1] == self.splits["facts"][self.pivot]["tokens"] if ends else "facts" not in self.splits))
         except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise UserError(f"{data_dir}/meta.json: {e} is missing or of the wrong kind; run `python data.py` with the same config") from e
         if not fits:
-            raise UserError(f"{data_dir}/meta.json: V, vocab_size, end_of_text, offsets and counts of tokens do not fit each other; run `python data.py` with the same config")
+            raise UserError(f"{data_dir}/meta.json: V, vocab_size, end_of_text, offsets, counts of tokens and period_ends do not fit each other; "
+                            "run `python data.py` with the same config")
 
     def intact(self, name: str) -> bool:
         path = os.path.join(self.dir, name)
-        return os.path.isfile(path) and file_digest(path) == self.meta["digests"].get(name)
+        return os.path.isfile(path) and file_digest(path) == self.meta["samples"].get(name)
 
     def _map(self, name: str, dtype: np.dtype, tokens: int) -> np.ndarray:
         path = os.path.join(self.dir, name)
@@ -88,7 +93,7 @@ class Dataset:
             raise UserError(f"{path}: {e.strerror}; run `python data.py` with the same config") from e
         if found != expected:
             raise UserError(f"{path}: expected {expected} bytes by meta.json, found {found}; delete {self.dir} and run `python data.py` again")
-        if file_digest(path) != self.meta["digests"].get(name):
+        if file_digest(path) != self.meta["samples"].get(name):
             raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
         return np.memmap(path, dtype, mode="r")
 
@@ -101,7 +106,8 @@ class Dataset:
         end = first + self.V if name in self.offsets else self.vocab_size
         if len(tokens) and not first <= tokens.min() <= tokens.max() < end:
             wrong = tokens.min() if tokens.min() < first else tokens.max()
-            raise UserError(f"{self.dir}: the text of {name} has the token id {wrong}, and its ids are {first} to {end - 1}: it is damaged; delete the folder and run data.py again")
+            raise UserError(f"{self.dir}: the text of {name} has the token id {wrong}, and its ids are {first} to {end - 1}: it is damaged; "
+                            "delete the folder and run data.py again")
 
     def tokens(self, language: str, split: str) -> np.ndarray:
         """Token ids (n,), memory-mapped. Those of held-out text are checked; of the rest, which may be very long, whoever reads a part checks that."""
@@ -131,7 +137,8 @@ class Dataset:
             raise UserError(f"{self.dir}/tokenizer.tiktoken: not the file that meta.json describes; run data.py again")
         encoding = load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
         if (encoding.n_vocab, encoding.eot_token) != (self.V, self.end_of_text):
-            raise UserError(f"{self.dir}: its tokenizer has {encoding.n_vocab} ids and end-of-text {encoding.eot_token}, meta.json says {self.V} and {self.end_of_text}; run data.py again")
+            raise UserError(f"{self.dir}: its tokenizer has {encoding.n_vocab} ids and end-of-text {encoding.eot_token}, meta.json says {self.V} and {self.end_of_text}; "
+                            "run data.py again")
         return encoding
 
     @functools.cached_property

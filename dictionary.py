@@ -1,5 +1,5 @@
 """
-Bilingual dictionaries for the alignment table: MUSE files as published, or tables of one's own.
+Bilingual dictionaries, MUSE files as published or one's own, and the alignment table that is made of them.
 
     entries = read("dictionaries/en-de.txt").entries      # {"house": ["haus", "hause"], ...}
     entries = as_text_has_them(entries, counts, most=5)   # {"house": ["Haus", "Hause"], ...}: with German text's capitals, the most common first
@@ -10,14 +10,18 @@ A line is a pivot word and a translation with a tab or, when both are single wor
 
 import glob
 import json
+import os
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
 import regex
+import tiktoken
 
 from config import Config, UserError
 from corpus import read_lines
+from table import make_table
+from tokenizer import encode
 
 WORD = regex.compile(r"[\p{L}\p{M}]+")  # with the marks that some scripts combine with letters, as in the tokenizer's words
 RARE = 0.05  # of the count of a word's most common translation: what is rarer is mostly another sense, or a slip of the dictionary
@@ -182,6 +186,21 @@ def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary],
     return table
 
 
+def keep_short(translated: dict[str, dict[str, list[str]]], encoding: tiktoken.Encoding, most: int) -> dict[str, dict[str, list[str]]]:
+    """
+    The table without translations of more than `most` tokens (0: with all of them) and without entries that then have none.
+    En-Clone's words are kept whole: each of their tokens means one token of the pivot's. Raises UserError when nothing is left.
+    """
+    if not most:
+        return translated
+    short = {surface: {language: those if language == "clone" else [t for t in those if len(encode(encoding, t)) <= most] for language, those in found.items()}
+             for surface, found in translated.items()}
+    kept = {surface: found for surface, found in short.items() if any(found.values())}
+    if not kept:
+        raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger vocab_size")
+    return kept
+
+
 COLUMNS = ("entry", "frequency", "pivot", "language", "translation")
 
 
@@ -193,6 +212,14 @@ def write_table_tsv(path: str, translated: dict[str, dict[str, list[str]]], coun
             for language, those in found.items():
                 for translation in those:
                     f.write(f"{k}\t{counts[surface]}\t{json.dumps(surface, ensure_ascii=False)}\t{language}\t{json.dumps(translation, ensure_ascii=False)}\n")
+
+
+def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int], folder: str) -> None:
+    """table.npz and table.tsv. In En-Clone a word's translation is its own token ids + V."""
+    words = [[[encode(encoding, surface)]] + [[encode(encoding, t) + offsets[language] for t in those] for language, those in found.items()]
+             for surface, found in translated.items()]
+    make_table(words, [counts[surface] for surface in translated], tuple(offsets)).save(os.path.join(folder, "table.npz"))
+    write_table_tsv(os.path.join(folder, "table.tsv"), translated, counts)
 
 
 def read_table_tsv(path: str, config: Config) -> dict[str, dict[str, list[str]]]:
@@ -243,7 +270,7 @@ def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, di
     """
     By language the share of the pivot's running words (with a letter in them) that have an entry. With a dictionary, that share
     without the look-up in lower case too, and of the dictionary's pairs how many are in the table `translated`, how many are left out as
-    others of the same word are more common, how many as too long or as pieces of words (they are in the `complete` table), and how many as their pivot word
+    others of the same word are more common, how many as too long (they are in the `complete` table), and how many as their pivot word
     is in no entry.
     """
     running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
@@ -259,5 +286,5 @@ def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, di
         result[language] |= {
             "running_words_as_they_stand": sum(running[s] for s in entries if s.removeprefix(" ") in book.entries) / words,
             "pairs": book.pairs, "pairs_in_the_table": in_table, "rarer_pairs_left_out": book.pairs - kept,
-            "pieces_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
+            "longer_pairs_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
     return result

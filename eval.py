@@ -28,6 +28,7 @@ from tqdm import tqdm
 import config as configs
 from checkpoint import FIXED, check_matches, load_trained
 from config import Config, UserError
+from corpus import documents
 from dataset import Dataset, text_language
 from dictionary import script_of
 from files import is_newer, read_json, write_json, write_text
@@ -36,7 +37,7 @@ from hardware import open_device, start
 from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report import KINDS, read_dynamics, report, report_tables, wilson
+from report import TOKEN_KINDS, read_dynamics, report, report_tables, wilson
 from tokenizer import encode, token_byte_lengths
 
 
@@ -74,21 +75,41 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tu
         yield inputs, targets
 
 
-@torch.no_grad()
 def language_model(model: GPT, data: Dataset, language: str, config: Config) -> dict:
     """
-    Perplexity (per token), bits per byte, and perplexity with the softmax over the language's own ids, on the first
-    eval_tokens held-out tokens (all if 0). For the pivot and En-Clone also perplexity by kind of token (token_kinds).
+    `perplexity` of the first eval_tokens held-out tokens (all if 0). For the pivot and En-Clone also perplexity by kind of token
+    (token_kinds).
     """
     tokens = data.tokens(language, "val")
     tokens = tokens[:config.eval_tokens or len(tokens)]
     if len(tokens) < 2:
         raise UserError(f"{data.dir}: {len(tokens)} held-out tokens in {language!r}, nothing to predict; use a larger val_fraction")
+    return perplexity(model, data, language, tokens, config, token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else None)
+
+
+def other_text(model: GPT, data: Dataset, language: str, config: Config) -> dict:
+    """`perplexity` of the first eval_tokens tokens (all if 0) of the language's part of eval_text."""
+    source = config.eval_text.replace("{language}", text_language(language, data.pivot))
+    encoded = (np.append(encode(data.encoding, text), data.end_of_text) for text in documents(source))
+    tokens, room = [np.array([data.end_of_text])], config.eval_tokens or math.inf
+    while room > 0 and (document := next(encoded, None)) is not None:
+        tokens.append(document)
+        room -= len(document)
+    ids = np.concatenate(tokens)[:config.eval_tokens or None]
+    return perplexity(model, data, language, ids + data.offsets[language], config)
+
+
+@torch.no_grad()
+def perplexity(model: GPT, data: Dataset, language: str, tokens: np.ndarray, config: Config, kinds: np.ndarray | None = None) -> dict:
+    """
+    Of a text, tokens (n,): perplexity (per token), bits per byte, and perplexity with the softmax over the language's own ids; with
+    `kinds` (n,), an index into TOKEN_KINDS for each token, also perplexity by kind.
+    """
     first = data.offsets[language]
     device = model.wte.weight.device
-    kinds = token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else np.zeros(len(tokens), dtype=np.int64)
+    by_kind, kinds = kinds is not None, np.zeros(len(tokens), dtype=np.int64) if kinds is None else kinds
     own_nats = 0.0
-    nats, count = np.zeros(len(KINDS)), np.zeros(len(KINDS), dtype=np.int64)  # of each kind
+    nats, count = np.zeros(len(TOKEN_KINDS)), np.zeros(len(TOKEN_KINDS), dtype=np.int64)  # of each kind
     total = math.ceil((len(tokens) - 1) / max(1, config.block_size // 2) / config.eval_batch_size)
     batches = zip(windows(tokens, config.block_size, config.eval_batch_size), windows(kinds, config.block_size, config.eval_batch_size))
     for (inputs, targets), (_, kind) in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
@@ -98,19 +119,19 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
         own = likelihoods if data.V == data.vocab_size else token_log_likelihoods(model, hidden, targets, (first, first + data.V))
         own_nats -= own.double().sum().item()
         losses = -likelihoods.double().cpu().numpy()
-        nats += np.bincount(kind[predicted], losses[predicted], minlength=len(KINDS))
-        count += np.bincount(kind[predicted], minlength=len(KINDS))
+        nats += np.bincount(kind[predicted], losses[predicted], minlength=len(TOKEN_KINDS))
+        count += np.bincount(kind[predicted], minlength=len(TOKEN_KINDS))
     n_bytes = int(token_byte_lengths(data.encoding)[tokens[1:].astype(np.int64) - first].sum())
     result = {"ppl": math.exp(nats.sum() / count.sum()), "bpb": nats.sum() / math.log(2) / n_bytes,
               "ppl_in_language": math.exp(own_nats / count.sum()), "tokens": int(count.sum())}
-    if language in (data.pivot, "clone"):
-        result["kinds"] = {kind: {"ppl": math.exp(n / c), "tokens": int(c)} for kind, n, c in zip(KINDS, nats, count) if c}
+    if by_kind:
+        result["kinds"] = {kind: {"ppl": math.exp(n / c), "tokens": int(c)} for kind, n, c in zip(TOKEN_KINDS, nats, count) if c}
     return result
 
 
 def token_kinds(data: Dataset) -> np.ndarray:
     """
-    An index into KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an entry in this
+    An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an entry in this
     quarter of the table, the most frequent first; part of a word without one; neither. The same for every run, so that
     what a run with a part of the table had seen in stage 1 and what not (the paper's Fig. 6) are compared on the same tokens.
     """
@@ -138,13 +159,14 @@ def clka_in(model: GPT, data: Dataset, facts: list[Fact], language: str, config:
     longest = max(map(len, rows))
     if longest > config.block_size + 1:
         raise UserError(f"CLKA: a statement has {longest - 1} tokens, more than block_size={config.block_size}; a larger vocab_size makes it shorter")
-    likelihoods = []
+    likelihoods = torch.empty(len(rows))
+    order = np.argsort([len(row) for row in rows], kind="stable")  # rows of one length in a batch
     for i in tqdm(range(0, len(rows), config.eval_batch_size), desc=f"clka {language}", disable=None):
-        group = rows[i:i + config.eval_batch_size]
-        ids, _ = padded_batch(group, device, fill=-1)
+        group = order[i:i + config.eval_batch_size]
+        ids, _ = padded_batch([rows[row] for row in group], device, fill=-1)
         hidden = model(ids[:, :-1].clamp(min=0))
-        likelihoods.append(token_log_likelihoods(model, hidden, ids[:, 1:]).sum(1).cpu())
-    scores = torch.cat(likelihoods).view(len(facts), 4)  # the true one first
+        likelihoods[group] = token_log_likelihoods(model, hidden, ids[:, 1:]).sum(1).cpu()
+    scores = likelihoods.view(len(facts), 4)  # the true one first
     correct = int((scores[:, :1] > scores[:, 1:]).all(1).sum())
     return {"accuracy": correct / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(correct, len(facts))}
 
@@ -220,6 +242,13 @@ def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, genera
     return ids[:, T:]
 
 
+def decoder(data: Dataset) -> Callable[[np.ndarray], str]:
+    """The text of token ids (n,), without those of En-Clone and those that stand for nothing, as some encodings have."""
+    known = np.zeros(data.vocab_size, dtype=bool)
+    known[:data.V] = token_byte_lengths(data.encoding) > 0
+    return lambda ids: data.encoding.decode(ids[known[ids]].tolist())
+
+
 def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     """
     Whether token ids (n,) of a pivot text's continuation have anything of a target in them: any token of En-Clone; any character
@@ -229,12 +258,7 @@ def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     if language == "clone":
         return lambda ids: bool((ids >= data.offsets["clone"]).any())
 
-    known = token_byte_lengths(data.encoding) > 0  # some encodings have ids that stand for nothing
-
-    def text(ids: np.ndarray) -> str:
-        ids = ids[ids < data.V]
-        return data.encoding.decode(ids[known[ids]].tolist())
-
+    text = decoder(data)
     if (script := script_of(language)) is not None:
         return lambda ids: re.search(f"[{script}]", text(ids)) is not None
     table, l = data.table, data.languages.index(language)
@@ -269,8 +293,10 @@ def continuations(config: Config) -> list[str]:
     model, _ = load_run(config, data, device)
     ids = np.concatenate([[data.end_of_text], encode(data.encoding, config.prompt)])
     generator = torch.Generator(device).manual_seed(config.seed)
-    rows = sample(model, torch.from_numpy(np.tile(ids, (config.sample_count, 1))).to(device), config.sample_tokens, config.sample_temperature, generator)
-    return [data.encoding.decode((row % data.V).tolist()) for row in rows.cpu().numpy()]
+    prompts = torch.from_numpy(np.tile(ids, (config.sample_count, 1))).to(device)
+    text = decoder(data)
+    return [text(row % data.V) for batch in prompts.split(config.eval_batch_size)
+            for row in sample(model, batch, config.sample_tokens, config.sample_temperature, generator).cpu().numpy()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,6 +318,7 @@ def evaluate(config: Config) -> dict:
         "method": config.method, "seed": config.seed,
         "tokens": state["tokens"], "config": config.plain(),
         "lm": {language: language_model(model, data, language, config) for language in data.languages},
+        "text": {language: other_text(model, data, language, config) for language in data.languages} if config.eval_text else {},
         "clka": clka(model, data, data.facts, config),
         "similarity": similarity(model, data, config),
         "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
@@ -336,22 +363,37 @@ def dynamics(config: Config) -> list[dict]:
         facts = [fact for fact in data.facts if fact.period == ended - 1]
         frequencies = sorted({fact.frequency for fact in facts})
         records.append({
-            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "eval_words": config.eval_words, "similarity": similarity(model, data, config),
+            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "eval_words": config.eval_words,
+            "similarity": similarity(model, data, config),
             "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
-def measured(config: Config, name: str, knobs: tuple[str, ...]) -> dict | None:
-    """What an earlier evaluation left in the run's folder, if it is newer than the run and was made with the same values of `knobs`."""
+def transfer_lines(result: dict) -> str:
+    plain = result["config"]
+    return "\n".join(f"{plain['method']} seed {plain['seed']}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs"
+                     for language, numbers in result["languages"].items())
+
+
+def told(config: Config, name: str, knobs: tuple[str, ...], make: Callable[[Config], dict], tell: Callable[[dict], str]) -> str:
+    """
+    tell(result) of what an earlier evaluation left at `name` in the run's folder, if it is newer than the run and was made with the same
+    values of `knobs`, or else of make(config). Raises UserError when that file is not what eval.py writes.
+    """
     path = os.path.join(config.run_dir, name)
-    if not is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        return None
-    result, plain = read_json(path, "delete it and make it again with eval.py"), config.plain()
-    if any(result.get("config", {}).get(knob) != plain[knob] for knob in knobs):
-        return None
-    print(f"{path} is up to date")
-    return result
+    if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
+        again = "delete it and make it again with eval.py"
+        result, plain = read_json(path, again), config.plain()
+        try:
+            known = Config().plain() | result["config"]  # a knob that is newer than the file had its default then
+            text, same = tell(result), all(known[knob] == plain[knob] for knob in knobs)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            raise UserError(f"{path}: not as eval.py writes it ({type(e).__name__}: {str(e)[:60]}); {again}") from e
+        if same:
+            print(f"{path} is up to date")
+            return text
+    return tell(make(config))
 
 
 def main(arguments: list[str]) -> None:
@@ -366,16 +408,14 @@ def main(arguments: list[str]) -> None:
             print(f"{config.prompt}|{text}\n")
     elif verb == "xnli":
         knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith("nli_")))
-        result = measured(config, "xnli.json", knobs) or evaluate_transfer(config)
-        for language, numbers in result["languages"].items():
-            print(f"{config.method} seed {config.seed}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs")
+        print(told(config, "xnli.json", knobs, evaluate_transfer, transfer_lines))
     elif verb == "dynamics":
         for record in dynamics(config):
             shares = [f"{pair} {n}x {100 * numbers['accuracy']:.0f}%" for n, pairs in record["clka"].items() for pair, numbers in pairs.items()]
             print(f"step {record['step']}, period {record['period']}: {', '.join(shares) or 'no facts yet'}")
     else:
         knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size"))
-        print(report_tables([measured(config, "eval.json", knobs) or evaluate(config)]))
+        print(told(config, "eval.json", knobs, evaluate, lambda result: report_tables([result])))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataset import Dataset
 from eval import load_run
 from files import is_newer, read_json, write_json, write_text
 from huggingface import gpt2_config, gpt2_weights
-from report import report_tables
+from report import check_result, report_tables
 
 
 def write_tokenizer(data: Dataset, folder: str) -> None:
@@ -49,7 +49,9 @@ def model_card(config: Config, data: Dataset, state: dict, run_dir: str) -> str:
     """What the model is, what it was made from, how, and what was measured."""
     results, path = "", os.path.join(run_dir, "eval.json")
     if is_newer(path, os.path.join(run_dir, "checkpoint.pt")):  # of this model, and not of one that was here before
-        results = "\n# Results\n\n" + report_tables([read_json(path, "delete it and make it again with eval.py")])
+        result = read_json(path, "delete it and make it again with eval.py")
+        check_result(result, path)
+        results = "\n# Results\n\n" + report_tables([result])
     method = []
     if config.init_from == "align":
         method.append(f"{config.stage1_steps:,} steps of multilingual alignment came first")

@@ -23,7 +23,7 @@ from config import Config, UserError
 from dataset import Dataset
 from model import GPT
 from prealign import draw_keys, padded, word_representations
-from report import KINDS, dynamics_of, gather, has_read, in_any
+from report import TOKEN_KINDS, dynamics_of, gather, has_read, in_any
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -144,10 +144,10 @@ def figure_6(out_dir: str) -> tuple | None:
     figure, axes = plt.subplots(1, len(languages), figsize=(4.6 * len(languages), 3.6), sharey=True, squeeze=False, layout="constrained")
     for axis, language in zip(axes[0], languages):
         for method, colour in zip(methods, colours):
-            values = [np.mean([kinds_of(r, language).get(kind, {"ppl": np.nan})["ppl"] for r in runs[method]]) for kind in KINDS]
-            axis.plot(range(len(KINDS)), values, marker="o", markersize=4, color=colour, label=method, linestyle=":" if method == "joint" else "-")
+            values = [np.mean([kinds_of(r, language).get(kind, {"ppl": np.nan})["ppl"] for r in runs[method]]) for kind in TOKEN_KINDS]
+            axis.plot(range(len(TOKEN_KINDS)), values, marker="o", markersize=4, color=colour, label=method, linestyle=":" if method == "joint" else "-")
         axis.set_yscale("log")
-        axis.set_xticks(range(len(KINDS)), KINDS, rotation=30, ha="right")
+        axis.set_xticks(range(len(TOKEN_KINDS)), TOKEN_KINDS, rotation=30, ha="right")
         axis.set_xlabel("kind of token, by its word's place in the table")
         axis.set_title(language)
     axes[0, 0].set_ylabel("perplexity per token (log scale)")

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and folders in which one process works at a time."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -38,12 +39,25 @@ def is_newer(path: str, than: str) -> bool:
     return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
 
 
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def remember(path: str, value: object) -> None:
+    """Leave a value at `path` for `remembered`."""
+    write_json(path, {"sha256": _digest(value), "value": value})
+
+
 def remembered(path: str, make: Callable[[], T]) -> T:
     """What an earlier, interrupted run has found and left at `path`, or else what `make()` finds, left there for a later one."""
     if os.path.exists(path):
-        return read_json(path, "delete it and run the same command again")
+        again = "delete it and run the same command again"
+        found = read_json(path, again)
+        if not isinstance(found, dict) or found.get("sha256") != _digest(found.get("value")):
+            raise UserError(f"{path}: not as it was written; {again}")
+        return found["value"]
     value = make()
-    write_json(path, value)
+    remember(path, value)
     return value
 
 

@@ -46,7 +46,8 @@ def open_device(config: Config, local_rank: int = 0, keep_memory: bool = True) -
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, another number, or as many --nproc_per_node as there are")
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, "
+                        "another number, or as many --nproc_per_node as there are")
     if device.type == "cpu" and keep_memory:
         keep_freed_memory()
     return device
@@ -82,6 +83,12 @@ def start(config: Config, keep_memory: bool = True) -> Hardware:
     return Hardware(device, dtype, rank, world, control)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, to measure how long that takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def matmul_rate(hardware: Hardware) -> float:
     """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
     n = 8192 if hardware.device.type == "cuda" else 1024
@@ -89,12 +96,10 @@ def matmul_rate(hardware: Hardware) -> float:
     a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
     best = math.inf
     while best == math.inf or time.perf_counter() < deadline:
-        if hardware.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(hardware.device)
         begin = time.perf_counter()
         a @ b
-        if hardware.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(hardware.device)
         best = min(best, time.perf_counter() - begin)
     return 2 * n**3 / best
 
@@ -110,6 +115,8 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
             loss, _ = network(ids, ids)
         loss.backward()
         return network
+    except torch.OutOfMemoryError:
+        raise
     except Exception as e:  # a missing compiler, Triton or header, a kernel that does not fit: each has an exception of its own
         if hardware.rank == 0:
             print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); going on without it")

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-SHORT = 512  # tokens
+SHORT_ROW = 512  # tokens
 
 
 class Attention(nn.Module):
@@ -27,7 +27,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C/n_head)
-        written_out = x.device.type == "cpu" and T <= SHORT
+        written_out = x.device.type == "cpu" and T <= SHORT_ROW
         y = attention_written_out(q, k, v) if written_out else F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 

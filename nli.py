@@ -47,7 +47,7 @@ SPELLINGS = {"contradictory": "contradiction"}
 
 def read(path: str, language: str | None = None, several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
     """
-    The pairs of a tab-separated file with a header, or of a .jsonl file, each also .gz or .xz; and the names of its labels:
+    The pairs of a tab-separated file with a header, or of a .jsonl file, compressed or not; and the names of its labels:
     LABELS, or ("0", "1") as in PAWS-X.
 
     `language` keeps the rows whose column `language` says so; a file without that column is taken to be in it, unless it is

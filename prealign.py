@@ -100,36 +100,44 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 class SupervisedContrastive(torch.autograd.Function):
     """
-    Eq. 3 of one layer for some of its rows, summed, with its gradient taken in the same pass, so that no rows x rows
-    matrix outlives its layer.
+    Eq. 3 of one layer for some of its rows, summed, with its gradient taken in the same pass: one matrix of similarities is held,
+    and none outlives its layer. What the positives of a word add to loss and gradient comes from their sum, not from pairs.
 
-    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. pairs (2, P): anchor and row of
-    every positive. padding (R,) bool: rows that are no words; None when there are none.
+    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,) numbers the entries of the batch
+    from 0, positives (R,) float32 says how many other words the entry of each row has. padding (R,) bool: rows that are no words;
+    None when there are none.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, padding: torch.Tensor | None, first: int, tau: float) -> torch.Tensor:
-        anchor, positive = pairs
+    def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, positives: torch.Tensor, padding: torch.Tensor | None,
+                first: int, tau: float) -> torch.Tensor:
+        mine = slice(first, first + len(anchors))
         similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
         # Only other words stand in the denominator. The lowest number and not -inf, so that a word alone has no NaN.
         similarity.diagonal(first).fill_(torch.finfo(rows.dtype).min)
         if padding is not None:
             similarity.masked_fill_(padding, torch.finfo(rows.dtype).min)
-        log_p = similarity.log_softmax(1)
-        del similarity
-        loss = -log_p[anchor, positive].sum()
-        # d loss / d similarity: each anchor's softmax once per positive, minus the positives themselves.
-        p = log_p.exp_()
-        positives = anchors.new_zeros(len(anchors)).index_add_(0, anchor, anchors.new_ones(len(anchor)))[:, None]
-        grad_anchors = (positives * (p @ rows)).index_add_(0, anchor, rows[positive], alpha=-1) / tau
-        grad_rows = (p.T @ (positives * anchors)).index_add_(0, positive, anchors[anchor], alpha=-1) / tau
-        ctx.save_for_backward(grad_anchors, grad_rows)
+        largest = similarity.amax(1, keepdim=True)
+        p = similarity.sub_(largest).exp_()  # in place; over `total` the softmax
+        total = p.sum(1, keepdim=True)
+        log_denominator = largest + total.log()  # (A, 1)
+        number = positives[mine, None]  # (A, 1)
+
+        def sum_of_entry(words: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+            return words.new_zeros(len(rows), words.shape[1]).index_add_(0, of, words)  # (R, C), as there are R entries at most
+
+        others = sum_of_entry(rows, entry)[entry[mine]] - anchors  # (A, C) the sum of each anchor's positives
+        loss = (number * log_denominator).sum() - (anchors * others).sum() / tau
+        grad_anchors = (number / total * (p @ rows) - others) / tau
+        grad_rows = p.T @ (number / total * anchors) - sum_of_entry(anchors, entry[mine])[entry]
+        grad_rows[mine] += anchors  # which are no positives of themselves
+        ctx.save_for_backward(grad_anchors, grad_rows.div_(tau))
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_anchors, grad_rows = ctx.saved_tensors
-        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None
+        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None, None
 
 
 class GatherRows(torch.autograd.Function):
@@ -150,19 +158,6 @@ class GatherRows(torch.autograd.Function):
         return grad[:, first:first + ctx.rows]
 
 
-def positive_pairs(entry: torch.Tensor, first: int, number: int) -> torch.Tensor:
-    """
-    Every pair of two words of one entry whose first is among rows first..first + number - 1: (2, P) int64, the first's place
-    among those rows and the second's among all. entry (rows,), -1 = padding; rows of an entry stand anywhere.
-    """
-    of = entry.numpy()
-    order = np.argsort(of, kind="stable")  # rows of one entry become neighbours
-    start, end = (np.searchsorted(of, of[first:first + number], side, sorter=order) for side in ("left", "right"))
-    count = np.where(of[first:first + number] >= 0, end - start, 0)
-    anchor, positive = np.repeat(np.arange(number), count), order[ranges(start, count)]
-    return torch.from_numpy(np.stack([anchor, positive])[:, positive != first + anchor])
-
-
 def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float) -> torch.Tensor:
     """
     This process's share of the multilingual contrastive loss (Eq. 3), summed over layers; the shares add up to the whole.
@@ -180,12 +175,14 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     rows = GatherRows.apply(anchors) if distributed else anchors
     first = dist.get_rank() * anchors.shape[1] if distributed else 0
     device = anchors.device
-    pairs = to_device(positive_pairs(entry, first, anchors.shape[1]), device)
+    of_own = torch.where(entry < 0, -1 - torch.arange(len(entry)), entry)  # a row of padding is an entry of its own, without positives
+    _, number, words = of_own.unique(return_inverse=True, return_counts=True)
+    positives = (words - 1)[number]
     padding = to_device(entry < 0, device) if (entry < 0).any() else None
+    number_there, positives_there = to_device(number, device), to_device(positives.to(anchors.dtype), device)
     with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
-        total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], pairs, padding, first, tau) for layer in range(len(rows)))
-    words_of_entry = entry[entry >= 0].unique(return_counts=True)[1]
-    return total / max(1, (words_of_entry * (words_of_entry - 1)).sum().item())
+        total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], number_there, positives_there, padding, first, tau) for layer in range(len(rows)))
+    return total / max(1, positives.sum().item())
 
 
 def stage1_config(config: Config) -> Config:

@@ -140,6 +140,8 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
     yield "Perplexity", markdown_table(header, [
         [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"] + [cell(perplexity(r, l), 1) for l in languages]
         + [cell(perplexity(r, l, "ppl_in_language"), 1) for l in clones] + [cell(perplexity(r, l, "bpb"), 3) for l in languages] for r in runs])
+    if languages_of_text := in_any(runs, "text"):
+        yield "Perplexity on other text (eval_text); in brackets against joint training", other_text(runs, languages_of_text)
     if table := shares(runs):
         yield "Knowledge across languages (CLKA), inference (NLI), mixed script", table
     if any(len(group) > 1 for group in by_method.values()):
@@ -166,6 +168,23 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
                 rows += [[r["method"], str(r["seed"]), language] + [cell(values.get(layer), 3) for layer in layers]] if values else []
         if rows:
             yield f"Cosine with {languages[0]}, {what}", markdown_table(header, rows)
+
+
+def other_text(runs: list[dict], languages: list[str]) -> str:
+    """What was measured on eval_text, perplexities against those of joint training with the same seed."""
+    joint = {r["seed"]: r for r in runs if r["method"] == "joint"}
+
+    def number(r: dict, language: str, which: str) -> float | None:
+        return r.get("text", {}).get(language, {}).get(which) if has_read(r, language) else None
+
+    rows = []
+    for r in runs:
+        row = [r["method"], str(r["seed"])]
+        for language in languages:
+            own, other = number(r, language, "ppl"), number(joint.get(r["seed"], {}), language, "ppl")
+            row.append(cell(own, 1) + (f" ({100 * (own / other - 1):+.1f}%)" if own and other and r["method"] != "joint" else ""))
+        rows.append(row + [cell(number(r, language, "bpb"), 3) for language in languages])
+    return markdown_table(["method", "seed"] + [f"ppl {l}" for l in languages] + [f"bits/byte {l}" for l in languages], rows)
 
 
 def group_by_method(runs: list[dict]) -> dict[str, list[dict]]:
@@ -203,7 +222,7 @@ def over_seeds(by_method: dict[str, list[dict]]) -> str:
 
 
 # Of held-out tokens, by their word's place in the table; and the last two, part of a word without an entry, and of no word.
-KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
+TOKEN_KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
 
 
 def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
@@ -221,7 +240,7 @@ def seen_and_unseen(by_method: dict[str, list[dict]]) -> str:
         seen = round(4 * coverage)
         for language in in_any(runs, "lm"):
             if in_any(runs, "lm", language, "kinds"):
-                for name, those in (("seen", KINDS[:seen]), ("unseen", KINDS[seen:-1]), ("not words", KINDS[-1:])):
+                for name, those in (("seen", TOKEN_KINDS[:seen]), ("unseen", TOKEN_KINDS[seen:-1]), ("not words", TOKEN_KINDS[-1:])):
                     ours, joint = (pooled(group, language, those) for group in (runs, by_method.get("joint", [])))
                     both = [r["seed"] for r in runs if r["seed"] in ours and r["seed"] in joint]
                     change = statistics.mean(ours[seed] / joint[seed] - 1 for seed in both) if both else None

@@ -10,15 +10,15 @@ it goes on where it stopped; a finished run is left alone. On several nodes, sta
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import platform
+import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ from batches import Batch, Sampler, prefetch
 from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from config import Config, UserError
 from dataset import Dataset
-from files import only_user
+from files import only_user, remembered, write_json, write_text
 from hardware import Hardware, compiled, matmul_rate, start
 from model import GPT
 from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
@@ -73,12 +73,14 @@ def train(config: Config, first_step: int, last_step: int) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with only_user(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
-            run(config, first_step, last_step, hardware)
+            exit_code = run(config, first_step, last_step, hardware)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if hardware.world > 1:
-            dist.destroy_process_group()
+    if hardware.world > 1:
+        dist.destroy_process_group()  # not after an error: NCCL would wait for the others here, and the message would never be seen
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 @dataclass
@@ -169,21 +171,29 @@ def restore(training: Training, state: dict, path: str) -> None:
         raise UserError(f"{path}: its optimizer does not fit the model; delete its folder to train anew")
 
 
+@contextlib.contextmanager
+def needs_others() -> Iterator[None]:
+    """Raises UserError when another process is no longer there to talk to."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise UserError("another process has stopped; its own message says why") from e
+
+
 def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
     """What all processes must know of a step: how many tokens are predicted, and whether someone was told to stop."""
     shared = torch.tensor([(batch.targets >= 0).sum(), asked])
     if hardware.world > 1:
-        try:
+        with needs_others():
             dist.all_reduce(shared, group=hardware.control)
-        except RuntimeError as e:
-            raise UserError("another process has stopped; its own message says why") from e
     predicted, stopping = shared.tolist()
     return predicted, stopping > 0
 
 
 def check_same_everywhere(config: Config, step: int, data: Dataset, hardware: Hardware) -> None:
     steps = [None] * hardware.world
-    dist.all_gather_object(steps, (step, data.fingerprint), group=hardware.control)
+    with needs_others():
+        dist.all_gather_object(steps, (step, data.fingerprint), group=hardware.control)
     if len(set(steps)) > 1:
         raise UserError(f"the processes see different checkpoints in {config.run_dir} or different data in {config.data_dir}; "
                         "all nodes must share these folders")
@@ -209,7 +219,8 @@ def check_finite(training: Training, step: int, save: bool, path: str) -> None:
         raise UserError(f"the loss or the weights are not finite at step {step}; {saved}; try a smaller learning_rate")
 
 
-def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> None:
+def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> int:
+    """`train` in one of its processes. Returns the exit code: 0, or that of the signal which stopped the run."""
     main_process = hardware.rank == 0
     if config.batch_size % hardware.world:
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({hardware.world})")
@@ -235,7 +246,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     if state is not None and step == last_step:
         if main_process:
             print(f"{config.run_dir} is finished ({step} steps)")
-        return
+        return 0
     training = set_up(config, hardware, data, model)
     if before is not None and (state is not None or config.init_from == "align"):  # stage 2 goes on with stage 1's optimizer
         restore(training, before, path if state is not None else config.stage1_dir)
@@ -258,10 +269,11 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
         save = step % config.checkpoint_interval == 0 or step == last_step or stopping
         if step % config.log_interval == 0 or save:
             if hardware.world > 1:
-                dist.all_reduce(training.sums)
+                with needs_others():
+                    dist.all_reduce(training.sums)
             check_finite(training, step, save, path)  # here and in the next line, only, does the loop wait for the GPU
             if log is not None:
-                log.line(step, learning_rate(step - 1, config), training.sums.tolist())
+                log.line(step, learning_rate(step - 1, config), training.sums.tolist(), training.skipped.tolist()[0])
             training.sums.zero_()
         elif log is not None:
             log.tick(step)
@@ -281,10 +293,11 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     batches.close()
     if log is not None:
         log.close()
-    if step < last_step:
-        if main_process:
-            print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
-        raise SystemExit(stop.exit_code or 128 + signal.SIGTERM)
+    if step == last_step:
+        return 0
+    if main_process:
+        print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
+    return stop.exit_code or 128 + signal.SIGTERM
 
 
 class StopSignal:
@@ -301,20 +314,23 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
 
 
-def other_logs(config: Config) -> list[Callable[[dict], None]]:
-    """Where else the lines of metrics.jsonl go. Raises UserError when the package for that is not installed."""
+def other_logs(config: Config, step: int) -> list[Callable[[dict], None]]:
+    """Where else the lines of metrics.jsonl after `step` go. Raises UserError when that cannot be had."""
     logs: list[Callable[[dict], None]] = []
     try:
         if config.wandb:
             import wandb
 
-            run = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir, config=config.to_dict(), resume="allow",
-                             id=hashlib.sha256(os.path.abspath(config.run_dir).encode()).hexdigest()[:16])
+            number = remembered(os.path.join(config.run_dir, "wandb.json"), lambda: secrets.token_hex(8))
+            try:
+                run = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir, config=config.plain(), resume="allow", id=number)
+            except Exception as e:  # no key, no network: each has an exception of its own
+                raise UserError(f"wandb: {' '.join(str(e).split()) or type(e).__name__}; train without --wandb, or see its documentation") from e
             logs.append(lambda record: run.log(record, step=record["step"]))
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"))
+            writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"), purge_step=step + 1)
 
             def write(record: dict) -> None:
                 for name, value in record.items():
@@ -337,27 +353,24 @@ class Log:
         self.flops = model.flops_per_token()
         peak = matmul_rate(hardware)
         self.peak = peak * hardware.world
-        with open(os.path.join(config.run_dir, "run.json"), "w", encoding="utf-8") as f:
-            json.dump({
-                "config": config.to_dict(), "command": sys.argv, "device": str(hardware.device), "dtype": str(hardware.dtype), "world": hardware.world,
-                "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": peak,
-                "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            }, f, indent=1)
+        write_json(os.path.join(config.run_dir, "run.json"), {
+            "config": config.plain(), "command": sys.argv, "device": str(hardware.device), "dtype": str(hardware.dtype), "world": hardware.world,
+            "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": peak,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        })
         self.metrics = os.path.join(config.run_dir, "metrics.jsonl")
         self._drop_after(step)
         self.file = open(self.metrics, "a", encoding="utf-8")
-        self.others = other_logs(config)
+        self.others = other_logs(config, step)
         self.bar = tqdm(total=last_step, initial=step, unit="step", desc=config.method, disable=None)
         self.step, self.time, self.last_step = step, time.perf_counter(), last_step
 
     def _drop_after(self, step: int) -> None:
         """Forget the lines of steps that a killed run made after its last checkpoint: they come again."""
         if os.path.exists(self.metrics):
-            with open(self.metrics, encoding="utf-8") as f:
+            with open(self.metrics, encoding="utf-8", errors="replace") as f:
                 lines = [line for line in f if self._step_of(line) <= step]
-            with open(self.metrics + ".tmp", "w", encoding="utf-8") as f:
-                f.writelines(lines)
-            os.replace(self.metrics + ".tmp", self.metrics)
+            write_text(self.metrics, "".join(lines))
 
     @staticmethod
     def _step_of(line: str) -> float:
@@ -370,7 +383,7 @@ class Log:
     def tick(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
 
-    def line(self, step: int, lr: float, sums: list[float]) -> None:
+    def line(self, step: int, lr: float, sums: list[float], skipped: int) -> None:
         now, T, steps = time.perf_counter(), self.config.block_size, step - self.step
         speed = steps * self.config.batch_size * T / (now - self.time)
         self.step, self.time = step, now
@@ -381,6 +394,8 @@ class Log:
         record |= {f"loss_{name}": loss / count for name, loss, count in zip(self.streams, losses, counts) if count}
         if sums[-1] > 0:
             record["align_loss"] = sums[-2] / sums[-1]
+        if skipped:
+            record["skipped"] = skipped
         record |= {"tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
@@ -389,7 +404,7 @@ class Log:
         parts = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in record.items() if k.startswith("loss_") or k == "align_loss"]
         self.tick(step)
         tqdm.write(f"{self.config.method} step {step}/{self.last_step} | loss {record.get('loss', math.nan):.3f} ({', '.join(parts)}) | lr {lr:.2e} | "
-                   f"{speed:,.0f} tok/s | mfu {100 * record['mfu']:.1f}%")
+                   f"{speed:,.0f} tok/s | mfu {100 * record['mfu']:.1f}%" + f" | skipped {skipped}" * (skipped > 0))
 
     def close(self) -> None:
         self.bar.close()

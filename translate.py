@@ -18,7 +18,6 @@ import re
 import threading
 import unicodedata
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -41,7 +40,7 @@ ROUNDS = 3          # in which words whose answers could not be used are asked f
 LONGEST = 80        # characters of a translation
 REFUSALS = 3        # of requests, none answered so far (or failures one after the other, or first answers without use), until it is given up
 LONGEST_PAUSE = 600.0     # seconds, whatever the endpoint asks for
-CHARACTERS_PER_TOKEN = 4  # of English; for the estimate before
+ENGLISH_CHARACTERS_PER_TOKEN = 4  # for the estimate before
 
 
 def prompt(words: list[str], pivot: str, language: str, k: int) -> list[dict[str, str]]:
@@ -278,12 +277,6 @@ def main(arguments: list[str]) -> None:
     if not targets or "{language}" not in config.dictionary or any(c in config.dictionary for c in "*?["):
         raise UserError("translate.py writes the file that `dictionary` names, for every target but En-Clone: it must have {language} in it and no "
                         f"pattern; found {config.dictionary!r} and targets {', '.join(config.targets)}")
-    if urllib.parse.urlparse(config.llm_url).scheme not in ("http", "https"):
-        raise UserError(f"llm_url: expected http:// or https://, found {config.llm_url!r}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.llm_key):
-        raise UserError("llm_key: expected the name of an environment variable, as OPENAI_API_KEY; the key itself stands in no argument, as arguments are kept")
-    if urllib.parse.urlparse(config.llm_url).password:
-        raise UserError("llm_url: expected no password in it; the key is read from the environment variable that llm_key names")
     key = os.environ.get(config.llm_key, "").strip()
     if not key and not config.dry_run:
         raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, if it needs none), or name another with --llm_key")
@@ -298,9 +291,9 @@ def main(arguments: list[str]) -> None:
             requests = list(groups(missing, config.llm_words))
             characters = sum(len(message["content"]) for group in requests for message in prompt(group, config.pivot, language, config.llm_translations))
             # Of an answer: the word, and k translations of its length in letters, each of which may be a token in another script.
-            out = sum(len(word) / CHARACTERS_PER_TOKEN + config.llm_translations * (len(word) / 2 + 2) for word in missing)
+            out = sum(len(word) / ENGLISH_CHARACTERS_PER_TOKEN + config.llm_translations * (len(word) / 2 + 2) for word in missing)
             print(f"{language}: {len(words):,} words, {len(missing):,} to ask for in {len(requests):,} requests; estimated "
-                  f"{cost(characters / CHARACTERS_PER_TOKEN, out, config)}")
+                  f"{cost(characters / ENGLISH_CHARACTERS_PER_TOKEN, out, config)}")
             if config.dry_run:
                 continue
             used = Used()

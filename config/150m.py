@@ -1,11 +1,12 @@
 """
 The paper's 150M model on English and En-Clone: 151M parameters without embeddings, 10.1B tokens, 1% of them En-Clone, about 1M
-tokens a step. Temperature and weight of the contrastive loss are those of the authors' released code; the learning rate is a usual one for
-the size (their code has 2e-4 to 5e-4). Our copy of the paper prints none of the three.
+tokens a step. The learning rate is a usual one for the size (the authors' released code has 2e-4 to 5e-4). Temperature and
+align_weight are their code's 0.1 and 0.1, but their weight multiplies a mean over layers and ours a sum (Eq. 3), here 14 times as
+much. None of the three has been tuned at this size.
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table1.sh 150m
 
-Put English text into texts/en/ (.txt or .jsonl, also .gz and .xz; 10B tokens make one epoch).
+Put English text into texts/en/ (10B tokens make one epoch).
 """
 
 data_dir = "data/paper"

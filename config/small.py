@@ -1,7 +1,7 @@
 """
 English to En-Clone on one GPU: 25M parameters (without embeddings), 262M tokens, 1% of them En-Clone.
 
-Put English text into texts/en/ (.txt or .jsonl, also .gz and .xz; about 50M words make one epoch).
+Put English text into texts/en/ (about 50M words make one epoch).
 """
 
 data_dir = "data/small"

@@ -3,8 +3,9 @@ Table 6 with the paper's 1.3B model: 10B English tokens and 0.1B of each target,
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table6.sh 1.3b
 
-Reads texts/LANGUAGE (a folder or file each for en, de, zh, ru, ar; CulturaX's parquet files as they are) and dictionaries/en-LANGUAGE.txt
-(MUSE), or with --dictionary="dictionaries/en-{language}.tsv" what translate.py makes.
+Reads the folders texts/LANGUAGE (en, de, zh, ru, ar; CulturaX's parquet files as they are) and dictionaries/en-LANGUAGE.txt
+(MUSE), or with --dictionary="dictionaries/en-{language}.tsv" what translate.py makes. Differs from table6_150m.py in out_dir,
+micro_batch_size, n_layer, n_embd and learning_rate.
 """
 
 data_dir = "data/table6_paper"

@@ -3,7 +3,7 @@ Table 6 with the paper's 150M model: 10B English tokens and 0.1B of each target,
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table6.sh 150m
 
-Reads texts/LANGUAGE (a folder or file each for en, de, zh, ru, ar; CulturaX's parquet files as they are) and dictionaries/en-LANGUAGE.txt
+Reads the folders texts/LANGUAGE (en, de, zh, ru, ar; CulturaX's parquet files as they are) and dictionaries/en-LANGUAGE.txt
 (MUSE), or with --dictionary="dictionaries/en-{language}.tsv" what translate.py makes.
 """
 

@@ -1,13 +1,15 @@
 """
 English to German, Chinese, Russian and Arabic at once, on two CPU cores: about 6 minutes for each method.
 
-Reads texts/LANGUAGE (a folder or file each for en, de, zh, ru, ar: .txt or .jsonl, also .gz and .xz) and dictionaries/en-LANGUAGE.txt (MUSE).
-What differs from config/demo.py, and why:
+Reads the folders texts/LANGUAGE (en, de, zh, ru, ar) and dictionaries/en-LANGUAGE.txt (MUSE).
+Beside the languages and the number of steps, what differs from config/demo.py, and why:
   vocab_size, tokenizer_share  for five languages, so that as many translations as can be are one token in each.
   translation_tokens  only those are aligned: of a longer one every token is pulled to the word's meaning, and in a model this small
                   the tokens that many words share do not recover from it (results/table6_demo has the experiment).
   min_count, align_entries  what stage 1 has the steps for: some 5,000 words, each about 20 times.
+  codeswitch_ratio  the paper's 5%.
   tie_embeddings  off: as one matrix, words that mean the same are also predicted alike, in whichever language, and four targets pay for that.
+The rest has not been tuned.
 """
 
 data_dir = "data/table6_demo"

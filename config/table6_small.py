@@ -1,7 +1,7 @@
 """
 English to German, Chinese, Russian and Arabic at once, on one GPU: 25M parameters (without embeddings), 262M tokens, 2% of each target.
 
-Reads texts/LANGUAGE (a folder or file each for en, de, zh, ru, ar: .txt, .jsonl, .parquet) and dictionaries/en-LANGUAGE.txt (MUSE).
+Reads the folders texts/LANGUAGE (en, de, zh, ru, ar) and dictionaries/en-LANGUAGE.txt (MUSE).
 """
 
 data_dir = "data/table6_small"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table and figure, at one scale. Table 6 only where its text is: see the README, "Your own text and languages".
+# Every table and figure, at one scale. Table 6 only where its text is: see the README, "Every table and figure".
 #     bash runs/all.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,8 +9,8 @@ done
 bash runs/figures.sh "$@"  # whose report is of them all
 missing=
 for language in en de zh ru ar; do
-    compgen -G "texts/$language*" > /dev/null || missing+=" texts/$language"
-    [ "$language" = en ] || compgen -G "dictionaries/en-$language*" > /dev/null || missing+=" dictionaries/en-$language.txt"
+    [ -d "texts/$language" ] || missing+=" texts/$language/"
+    [ "$language" = en ] || [ -f "dictionaries/en-$language.txt" ] || missing+=" dictionaries/en-$language.txt"
 done
 if [ -z "$missing" ]; then
     own=()  # its text and folders are its own

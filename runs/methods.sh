@@ -22,11 +22,11 @@ SEEDS=${SEEDS:-1}
 KNOBS=("$@")
 ARGUMENTS=("$CONFIG" ${KNOBS[@]+"${KNOBS[@]}"})
 
-knob() {  # the value of a knob of this scale
-    python -c 'import config; config.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$1" "${ARGUMENTS[@]}"
+knob() {  # knob NAME ARGUMENT ...: its value where a command has these arguments
+    python -c 'import config; config.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
 }
-OUT=$(knob out_dir)
-DATA=$(knob data_dir)
+OUT=$(knob out_dir "${ARGUMENTS[@]}")
+DATA=$(knob data_dir "${ARGUMENTS[@]}")
 
 each() {  # each COMMAND NAME ...: COMMAND with the arguments of every method's run, for every seed
     local command=$1 name seed
@@ -39,7 +39,7 @@ each() {  # each COMMAND NAME ...: COMMAND with the arguments of every method's 
 }
 
 train() {
-    if grep -q '^init_from = "align"' "${@: -2:1}"; then
+    if [ "$(knob init_from "$@")" = align ]; then
         $LAUNCH prealign.py "$@"
     fi
     $LAUNCH train.py "$@"

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: a virtual environment in .venv with requirements.txt, made once, and remade when that changes.
+# Sourced by the other scripts, or run alone: a virtual environment in .venv with requirements.txt, made once, and remade when that changes.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $("$PYTHON" --version); set PYTHON=/path/to/python3.11" >&2; exit 1; }

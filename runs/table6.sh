@@ -8,5 +8,5 @@ scale=${1:-demo}
 set -- "table6_${scale/#paper/150m}" "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods joint prealign
-[ "$(knob nli_test)" = builtin ] || transfer joint prealign
+[ "$(knob nli_test "${ARGUMENTS[@]}")" = builtin ] || transfer joint prealign
 report

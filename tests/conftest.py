@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import random
 import subprocess
@@ -60,7 +61,7 @@ def run_command(*command: str, env: dict | None = None, timeout: float = 120) ->
 def overrides(config: Config, **changes) -> list[str]:
     """The --key=value arguments that make `config` (with changes) from the defaults."""
     default, config = Config(), replace(config, **changes)
-    return [f"--{k}={v}" for k, v in config.to_dict().items() if v != getattr(default, k)]
+    return [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v != getattr(default, k)]
 
 
 @pytest.fixture(scope="session")

@@ -43,17 +43,20 @@ import nli
 import report
 import train as training
 import translate
+from batches import Sampler
 from checkpoint import FIXED, check_matches, check_shape, load_checkpoint, load_weights, make_model
 from config import Config, UserError
 from data import prepare
 from dataset import Dataset, digest_of
+from files import remembered
 from hardware import start
 from table import Table
 from tokenizer import encode, load_tokenizer
 
 SECONDS = 10
 FORMATS = ("bin", "align", "meta", "meta_resealed", "table", "table_resealed", "tokenizer", "tokenizer_alone", "table_tsv", "checkpoint", "checkpoint_resealed",
-           "config", "dictionary", "xnli", "snli", "sick", "txt", "jsonl", "gz", "xz", "zst", "parquet", "answers", "eval", "eval_values", "dynamics", "hf_config",
+           "config", "dictionary", "xnli", "snli", "sick", "txt", "jsonl", "gz", "xz", "zst", "parquet", "answers", "eval", "eval_values", "xnli_result", "metrics", "work",
+           "dynamics", "hf_config",
            "hf_config_values", "hf_weights", "hf_weights_values")
 PIECES = [b"", b"\n", b"\t", b"\0", b'"', b"{", b"}", b"[]", b"null", b"-1", b"0", b"NaN", b"1e999", b"99999999999999999999", b"\xff\xfe", b"\xed\xa0\x80", b"\r\n\r\n", b" "]
 
@@ -221,6 +224,7 @@ def formats(folder: Path) -> dict[str, Format]:
 
     def read_everything(d: Dataset) -> object:
         """All that is in a data folder, as far as meta.json says what."""
+        Sampler(d, config).batch(np.arange(8))
         assert all(len(text) < 1e7 for text in (d.tokens(language, split) for split, those in d.splits.items() for language in those))
         return d.table, d.align("train"), encode(d.encoding, TEXT), d.facts
 
@@ -234,6 +238,14 @@ def formats(folder: Path) -> dict[str, Format]:
         with redirect_stdout(io.StringIO()):
             return report.report_tables(report.gather(str(out))) + report.dynamics_table(str(out))
 
+    def read_metrics(path: Path) -> object:
+        """As a run that goes on reads its own lines."""
+        log = object.__new__(training.Log)
+        log.metrics = str(path)
+        log._drop_after(12)
+        assert all(json.loads(line)["step"] <= 12 for line in path.read_text(encoding="utf-8").splitlines())
+        return None
+
     def read_gpt2(path: Path) -> object:
         huggingface.load_gpt2(model, str(path.parent), data.V)
         return None
@@ -246,6 +258,10 @@ def formats(folder: Path) -> dict[str, Format]:
     jsonl = "".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in TEXT.split("\n\n") if text)
     answers = "".join(json.dumps({"word": word, "language": "de", "model": "m", "k": 5, "translations": those}) + "\n"
                       for word, those in {"house": ["Haus", "Heim"], "door": ["Tür"], "river": ["Fluss", "Strom"]}.items())
+    transferred = {"config": config.plain(), "train": "builtin", "test": "builtin", "pairs": 8, "labels": ["a", "b", "c"], "dev": [[0.5]], "languages": {
+        "en": {"accuracies": [0.5, 0.6], "n": 20}, "clone": {"accuracies": [0.4], "n": 20}}}
+    found_before = folder / "counts.json"
+    remembered(str(found_before), lambda: {"house": 12, "door": 3, " the": 40})
     table_config = replace(config, targets=("clone", "de"))
     found = {
         "bin": Format(folder / "data/en_train.bin", of_dataset(lambda d: d.tokens("en", "train").tolist()), True),
@@ -264,8 +280,10 @@ def formats(folder: Path) -> dict[str, Format]:
         "checkpoint": Format(run_dir / "checkpoint.pt", read_checkpoint, True),
         "config": Format(write("config/mine.py", '"""Mine."""\n\nmax_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\nlearning_rate = 1e-3\ntargets = ("clone",)\nsource = "x"\n'),
                          lambda p: configs.load([str(p)])),
-        "dictionary": Format(write("dictionary/en-de.txt", "house\tHaus\nold alt\nold alte\nthe die\nNew York\tNew York\nriver\tFluss\n"), lambda p: words_of(dictionary.read(str(p)))),
-        "xnli": Format(write("nli/xnli.dev.tsv", "language\tgold_label\tsentence1\tsentence2\nen\tneutral\tA man walks.\tHe is tall.\nde\tentailment\tEin Mann.\tEr ist.\n"), read_pairs),
+        "dictionary": Format(write("dictionary/en-de.txt", "house\tHaus\nold alt\nold alte\nthe die\nNew York\tNew York\nriver\tFluss\n"),
+                             lambda p: words_of(dictionary.read(str(p)))),
+        "xnli": Format(write("nli/xnli.dev.tsv",
+                             "language\tgold_label\tsentence1\tsentence2\nen\tneutral\tA man walks.\tHe is tall.\nde\tentailment\tEin Mann.\tEr ist.\n"), read_pairs),
         "snli": Format(write("nli/snli.jsonl", snli), read_pairs),
         "sick": Format(write("nli/sick.tsv", "premise\thypothesis\tlabel\nA man walks\tA man moves\tENTAILMENT\nA dog\tA cat\tNEUTRAL\n"), read_pairs),
         "txt": Format(source, read_corpus),
@@ -274,6 +292,9 @@ def formats(folder: Path) -> dict[str, Format]:
         "xz": Format(write("xz/text.txt.xz", lzma.compress(TEXT.encode())), read_corpus),
         "answers": Format(write("answers/en-de.txt.jsonl", answers), read_cache),
         "eval": Format(run_dir / "eval.json", read_report),
+        "xnli_result": Format(write(str(run_dir / "xnli.json"), json.dumps(transferred)), read_report, damage=changed_json),
+        "metrics": Format(run_dir / "metrics.jsonl", read_metrics),
+        "work": Format(found_before, lambda p: remembered(str(p), dict), True),
         "dynamics": Format(run_dir / "dynamics.jsonl", read_report),
         "hf_config": Format(hf / "config.json", read_gpt2),
         "hf_weights": Format(hf / "pytorch_model.bin", read_gpt2),

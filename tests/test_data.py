@@ -351,7 +351,9 @@ def test_the_files_are_these_and_meta_has_the_digest_of_each(tiny):
     names = {f"{language}_{split}.bin" for language in ("en", "clone") for split in ("train", "val")} | {"en_facts.bin"}
     names |= {f"en_{split}.align.bin" for split in ("train", "val", "facts")} | {"table.npz", "table.tsv", "tokenizer.tiktoken"}
     assert set(contents(tiny.data_dir)) == names | {"meta.json"}
-    assert Dataset(tiny.data_dir).meta["digests"] == {name: file_digest(f"{tiny.data_dir}/{name}") for name in names}
+    meta = Dataset(tiny.data_dir).meta
+    assert meta["digests"] == {name: file_digest(f"{tiny.data_dir}/{name}", blocks=0) for name in names}
+    assert meta["samples"] == {name: file_digest(f"{tiny.data_dir}/{name}") for name in names}
 
 
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
@@ -402,7 +404,8 @@ def test_another_setting_or_text_makes_it_anew(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data") + "/", source=source)
     prepare(config)
     made = [contents(config.data_dir)]
-    for changes in ({"vocab_size": 380}, {"min_count": 4}, {"val_fraction": 0.2}, {"fact_count": 4}, {"fact_frequencies": (2,)}, {"fact_languages": ("clone",)}, {"fact_periods": 2}):
+    for changes in ({"vocab_size": 380}, {"min_count": 4}, {"val_fraction": 0.2}, {"fact_count": 4}, {"fact_frequencies": (2,)}, {"fact_languages": ("clone",)},
+                    {"fact_periods": 2}):
         prepare(replace(config, **changes))
         made.append(contents(config.data_dir))
     write(tmp_path / "text.txt", make_text() + "\n\nOne more.")
@@ -755,3 +758,10 @@ def test_a_digest_reads_all_of_a_small_file_and_samples_a_large_one(tmp_path):
     with open(path, "wb") as f:
         f.truncate(100 * 2**30)  # sparse
     file_digest(str(path))
+    whole = set()
+    for at in range(0, 10_000, 997):  # some of them between the blocks
+        raw = bytearray(10_000)
+        raw[at] = 1
+        path.write_bytes(raw)
+        whole.add(file_digest(str(path), blocks=0))
+    assert len(whole) == 11

@@ -15,12 +15,11 @@ import eval as evaluation
 import prealign
 import train as training
 from batches import Sampler
-from bins import keep_alignable, word_pieces
 from config import Config, UserError
 from conftest import make_text, overrides
 from data import in_share, prepare
 from dataset import Dataset
-from dictionary import Dictionary, as_in_text, as_text_has_them, coverage, read, translate_surfaces, translations
+from dictionary import Dictionary, as_in_text, as_text_has_them, coverage, keep_short, read, translate_surfaces, translations
 from eval import is_in
 from tokenizer import encode
 
@@ -120,11 +119,11 @@ def test_the_table_and_its_coverage_by_hand():
     numbers = coverage(table, table, counts, books, ("de", "zh"))["de"]
     assert numbers["running_words"] == pytest.approx(0.5) and numbers["running_words_as_they_stand"] == pytest.approx(0.4)
     assert (numbers["pairs"], numbers["pairs_in_the_table"], numbers["rarer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (7, 3, 3, 1)
-    assert (numbers["identical_pairs_left_out"], numbers["bad_lines"], numbers["pieces_left_out"]) == (2, 0, 0)
+    assert (numbers["identical_pairs_left_out"], numbers["bad_lines"], numbers["longer_pairs_left_out"]) == (2, 0, 0)
 
     shorter = {surface: found | {"de": [t for t in found["de"] if t.strip() != "Haus"]} for surface, found in table.items() if surface != "House"}
     numbers = coverage(shorter, table, counts, books, ("de",))["de"]
-    assert (numbers["pairs_in_the_table"], numbers["pieces_left_out"], numbers["pairs_of_no_entry"]) == (2, 1, 1)
+    assert (numbers["pairs_in_the_table"], numbers["longer_pairs_left_out"], numbers["pairs_of_no_entry"]) == (2, 1, 1)
     assert numbers["running_words"] == pytest.approx(0.4)  # " house", as "Heim", and " Mr"
     assert coverage(shorter, shorter, counts, {}, ("de",)) == {"de": {"running_words": pytest.approx(0.4)}}
 
@@ -192,7 +191,8 @@ def test_table_has_translations_as_they_stand_in_text(world):
             for t in data.table.words(entry, l):
                 translation = data.encoding.decode(data.table.word(t).tolist())
                 assert translation.startswith(" ") == (surface.startswith(" ") and language == "de")
-                seen[language, (surface.strip().islower() and re.search(rf"(?<!\w){translation.strip()}(?!\w)" if language == "de" else translation, texts[language])) is not None] += 1
+                pattern = rf"(?<!\w){translation.strip()}(?!\w)" if language == "de" else translation
+                seen[language, (surface.strip().islower() and re.search(pattern, texts[language])) is not None] += 1
     assert seen["de", True] > 100 and seen["zh", True] > 100
     lower = [json.loads(line.split("\t")[2]).strip() for line in Path(world.data_dir, "table.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     assert len(lower) > len(data.table)  # a line for each translation
@@ -244,43 +244,18 @@ def test_long_translations_can_be_left_out(world, tmp_path, capsys):
     for l in (1, 2):
         assert all(len(data.table.word(w)) == 1 for k in range(len(data.table)) for w in data.table.words(k, l))
     numbers = data.meta["coverage"]["de"]
-    assert numbers["pieces_left_out"] > 0
-    assert f"{numbers['pieces_left_out']:,} are pieces of words or longer than translation_tokens allows" in capsys.readouterr().out
-
-
-def test_a_token_that_is_mostly_a_piece_of_words_is_no_translation(world):
-    data = Dataset(world.data_dir)
-    tokens, encoding = np.array(data.tokens("de", "train")), data.encoding
-    text = [encoding.decode_single_token_bytes(t).decode(errors="replace") for t in range(encoding.n_vocab)]
-
-    def is_letter(c: str) -> bool:
-        return c.isalpha() or c == "\ufffd"
-
-    total, inside = Counter(), Counter()
-    for i, token in enumerate(tokens):
-        before = i > 0 and is_letter(text[tokens[i - 1]][-1]) and is_letter(text[token][0])
-        after = i + 1 < len(tokens) and is_letter(text[token][-1]) and is_letter(text[tokens[i + 1]][0])
-        total[token] += 1
-        inside[token] += before or after
-    found = word_pieces(tokens, encoding)
-    assert found.tolist() == [2 * inside[t] > total[t] for t in range(encoding.n_vocab)] and 20 < found.sum() < encoding.n_vocab - 20
-    assert 0 <= (found != word_pieces(tokens, encoding, chunk=1000)).sum() < 10  # what is joined across a chunk's end is missed
-
-    words = [data.table.word(w) for k in range(len(data.table)) for w in data.table.words(k, 1)]
-    assert not any(found[word[0]] for word in words if len(word) == 1) and any(len(word) == 1 for word in words)
-    piece = next(t for t in np.flatnonzero(found) if "\ufffd" not in text[t])
-    table = {"a": {"de": [text[piece]], "zh": [text[piece]]}, "b": {"de": [text[piece]], "zh": []}}
-    assert keep_alignable(table, encoding, 0, {"de": found}) == {"a": {"de": [], "zh": [text[piece]]}}
+    assert numbers["longer_pairs_left_out"] > 0
+    assert f"{numbers['longer_pairs_left_out']:,} longer ones than translation_tokens allows" in capsys.readouterr().out
 
 
 def test_short_translations_by_hand(world):
     encoding = Dataset(world.data_dir).encoding
     one, long = "e", "q" * 9
     table = {"a": {"de": [long, one], "clone": []}, "b": {"de": [long], "clone": []}, long: {"de": [long], "clone": [long]}}
-    assert keep_alignable(table, encoding, 1, {}) == {"a": {"de": [one], "clone": []}, long: {"de": [], "clone": [long]}}
-    assert keep_alignable(table, encoding, 0, {}) == table
+    assert keep_short(table, encoding, 1) == {"a": {"de": [one], "clone": []}, long: {"de": [], "clone": [long]}}
+    assert keep_short(table, encoding, 0) == table
     with pytest.raises(UserError, match="no translation has translation_tokens=1 tokens or fewer"):
-        keep_alignable({"b": {"de": [long]}}, encoding, 1, {})
+        keep_short({"b": {"de": [long]}}, encoding, 1)
 
 
 @pytest.mark.parametrize("line, message", [

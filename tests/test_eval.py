@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import eval as evaluation
 import prealign
@@ -20,7 +21,7 @@ from config import Config, UserError
 from conftest import overrides
 from data import prepare
 from dataset import Dataset
-from eval import dynamics, evaluate, language_model, mixed_script, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
+from eval import dynamics, evaluate, language_model, mixed_script, other_text, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
 from knowledge import Fact, make_facts, statement
 from model import GPT
 from table import make_table
@@ -309,7 +310,10 @@ def test_similarity_is_measured_on_as_many_words_as_asked_for(tiny, data, monkey
 # ---- a run ----
 
 def test_evaluation_of_a_run(tiny, data, out_dir):
-    config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="joint", seed=2)
+    config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="joint", seed=2, eval_text=tiny.source)
+    result = evaluate(config)
+    assert result["text"] == {language: other_text(load_trained(config.run_dir, data)[0], data, language, config) for language in ("en", "clone")}
+    config = replace(config, eval_text="")
     result = evaluate(config)
     assert json.loads((out_dir / "joint" / "seed2" / "eval.json").read_text()) == json.loads(json.dumps(result))
     assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
@@ -317,6 +321,22 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     assert result["lm"] == {language: language_model(model, data, language, config) for language in ("en", "clone")}
     assert result["clka"] == {f"en->{language}": clka(model, data, data.facts, language, config) for language in ("en", "clone")}
     assert result["similarity"] == similarity(model, data, config)
+
+
+def test_perplexity_of_other_text_is_that_of_its_tokens(tiny, data, tmp_path):
+    """Beside full logits; En-Clone's text is the pivot's."""
+    (tmp_path / "text.txt").write_text("Lo ba der in.\n\nMer ta, ost.\n", encoding="utf-8")
+    config, model, end = replace(tiny, eval_text=str(tmp_path / "text.txt"), eval_tokens=0), untrained(tiny, data), [data.end_of_text]
+    tokens = torch.tensor([*end, *encode(data.encoding, "Lo ba der in."), *end, *encode(data.encoding, "Mer ta, ost."), *end])
+    assert len(tokens) <= tiny.block_size + 1
+    for language in ("en", "clone"):
+        ids = tokens + data.offsets[language]
+        with torch.no_grad():
+            nats = F.cross_entropy(model(ids[None, :-1])[0] @ model.lm_head.weight.T, ids[1:], reduction="none")
+        got = other_text(model, data, language, config)
+        assert got["ppl"] == pytest.approx(nats.mean().exp().item(), rel=1e-5) and got["tokens"] == len(tokens) - 1 and "kinds" not in got
+        assert got["bpb"] == pytest.approx(nats.sum().item() / math.log(2) / len("Lo ba der in.Mer ta, ost."), rel=1e-5)
+        assert other_text(model, data, language, replace(config, eval_tokens=6))["tokens"] == 5
 
 
 def test_continuations_of_a_prompt(tiny, out_dir, capsys):

@@ -47,7 +47,8 @@ def write_kinds(folder: Path, method: str, seed: int, ppl: list[float], coverage
     path = folder / method / f"seed{seed}" / "eval.json"
     run = json.loads(path.read_text()) | {"config": {"align_coverage": coverage}}
     for language in ("en", "clone"):
-        run["lm"][language]["kinds"] = {kind: {"ppl": p, "tokens": n} for kind, p, n in zip(("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words"), ppl, (1, 1, 2, 4, 8, 16))}
+        kinds = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
+        run["lm"][language]["kinds"] = {kind: {"ppl": p, "tokens": n} for kind, p, n in zip(kinds, ppl, (1, 1, 2, 4, 8, 16))}
     path.write_text(json.dumps(run))
 
 

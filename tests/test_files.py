@@ -25,6 +25,9 @@ def test_what_was_found_is_found_again(tmp_path):
     for _ in range(2):
         assert remembered(path, lambda: asked.append(1) or {"a": [1, 2]}) == {"a": [1, 2]}
     assert asked == [1]
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace("2", "3"))
+    with pytest.raises(UserError, match="a.json: not as it was written; delete it and run the same command again"):
+        remembered(path, dict)
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UserError, match="a.json: not JSON .*; make it again"):
         read_json(path, "make it again")

@@ -46,6 +46,16 @@ def cells_of(markdown: str) -> dict[tuple[str, str], dict[str, str]]:
     return cells
 
 
+def test_perplexity_on_other_text_stands_beside_joint_trainings():
+    def run(method: str, seed: int, ppl: float) -> dict:
+        return {"method": method, "seed": seed, "tokens": 1, "lm": {"en": {"ppl": 2.0}}, "clka": {}, "similarity": [],
+                "text": {"en": {"ppl": ppl, "bpb": 1.25}} if ppl else {}}
+
+    tables = tables_of(report.report_tables([run("joint", 1, 80.0), run("joint", 2, 0), run("prealign", 1, 78.0), run("prealign", 2, 90.0)]))
+    (table,) = [table for table in tables if table[0] == ["method", "seed", "ppl en", "bits/byte en"] and ["joint", "1", "80.0", "1.250"] in table]
+    assert table[1:] == [["joint", "1", "80.0", "1.250"], ["joint", "2", "-", "-"], ["prealign", "1", "78.0 (-2.5%)", "1.250"], ["prealign", "2", "90.0", "1.250"]]
+
+
 def test_report_has_the_numbers_of_the_runs(out_dir, capsys):
     evaluation.main(["report", str(out_dir)])
     printed = capsys.readouterr().out

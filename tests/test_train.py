@@ -216,13 +216,21 @@ def test_lines_go_to_other_logs_too(small, monkeypatch):
     """Stand-ins for the two packages, which need not be installed."""
     logged, scalars = [], []
     wandb = SimpleNamespace(init=lambda **about: logged.append(about) or SimpleNamespace(log=lambda record, step: logged.append((step, record))))
-    board = SimpleNamespace(SummaryWriter=lambda folder: scalars.append(folder) or SimpleNamespace(add_scalar=lambda *scalar: scalars.append(scalar)))
+    writer = SimpleNamespace(add_scalar=lambda *scalar: scalars.append(scalar), flush=lambda: None)
+    board = SimpleNamespace(SummaryWriter=lambda folder, purge_step: scalars.append((folder, purge_step)) or writer)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     config = stage2(small, wandb="mine", tensorboard=True, log_interval=8, checkpoint_interval=8)
     lines = metrics_of(config)
     assert logged[0]["project"] == "mine" and logged[0]["config"]["seed"] == 1 and logged[1:] == [(line["step"], line) for line in lines]
-    assert scalars[0].endswith("seed1/tensorboard") and ("loss", lines[0]["loss"], 8) in scalars
+    assert scalars[0] == (os.path.join(config.run_dir, "tensorboard"), 1) and ("loss", lines[0]["loss"], 8) in scalars
+    os.remove(os.path.join(config.run_dir, "checkpoint.pt"))
+    stage2(small, wandb="mine", log_interval=8, checkpoint_interval=8)
+    assert len({about["id"] for about in logged if isinstance(about, dict)}) == 1  # it goes on in the same one
+    wandb.init = lambda **about: 1 / 0
+    os.remove(os.path.join(config.run_dir, "checkpoint.pt"))
+    with pytest.raises(UserError, match="^wandb: division by zero; train without"):
+        stage2(small, wandb="mine")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         stage2(small, "other", wandb="mine")

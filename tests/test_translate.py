@@ -318,7 +318,7 @@ def test_a_dry_run_asks_for_nothing(config, endpoint, capsys, monkeypatch):
 @pytest.mark.parametrize("changes, message", [
     (dict(targets=("clone",)), "writes the file that `dictionary` names"), (dict(dictionary="en-de.txt"), "it must have {language} in it"),
     (dict(dictionary="dictionaries/*-{language}.txt"), "no pattern"), (dict(llm_url="localhost:8000"), "llm_url: expected http://"),
-    (dict(llm_key="sk-the-key-itself"), "llm_key: expected the name of an environment variable"), (dict(llm_url="http://me:secret@localhost/v1"), "expected no password in it")])
+    (dict(llm_key="gsk_the_key_itself"), "llm_key: expected the name of an environment variable"), (dict(llm_url="http://me:secret@localhost/v1"), "without a password")])
 def test_configs_that_cannot_be(config, changes, message):
     with pytest.raises(UserError, match=message) as e:
         run(config, **changes)
