@@ -16,6 +16,7 @@ import os
 import random
 import re
 import threading
+import time
 import unicodedata
 import urllib.error
 import urllib.request
@@ -113,8 +114,14 @@ def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threadin
     for attempt in range(1, ATTEMPTS + 1):
         pause = 2 ** attempt * config.llm_backoff * (0.5 + random.random())
         try:
+            deadline = time.monotonic() + config.llm_timeout  # of the whole answer; the timeout below is of each part
+            received = b""
             with _endpoint.open(request, timeout=config.llm_timeout) as response:
-                reply = json.load(response)
+                while part := response.read1(2**16):
+                    received += part
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("an answer that does not end")
+            reply = json.loads(received)
             content, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
             # None is what a refusal or a filter gives: no usable answer
             return Answer(content if isinstance(content, str) else "", int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))

@@ -53,7 +53,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         try:
-            self.wfile.write(text.encode())
+            for part in text if isinstance(text, list) else [text]:
+                self.wfile.write(part.encode())
+                time.sleep(0.1 * isinstance(text, list))
         except (BrokenPipeError, ConnectionResetError):
             pass
 
@@ -283,6 +285,15 @@ def test_an_endpoint_that_takes_requests_and_never_answers_is_given_up(config, e
         run(config, llm_requests=1, llm_timeout=0.1)
     assert 0.6 <= time.monotonic() - start < 5 and len(endpoint.requests) >= 6
     assert not os.path.exists(config.dictionary_of("de"))
+
+
+def test_an_answer_that_drips_in_is_not_waited_for(config, endpoint):
+    """Every byte comes before the timeout of one, all together after that of the whole."""
+    endpoint.misbehave = lambda number, words: (200, list(chat({word: [word.upper()] for word in words})), {})
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="an answer that does not end, [0-9]+ times"):
+        run(config, llm_timeout=0.3, llm_requests=1)
+    assert time.monotonic() - begin < 30
 
 
 def test_nobody_there(config, endpoint):
