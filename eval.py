@@ -82,8 +82,6 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
     """
     tokens = data.tokens(language, "val")
     tokens = tokens[:config.eval_tokens or len(tokens)]
-    if len(tokens) < 2:
-        raise UserError(f"{data.dir}: {len(tokens)} held-out tokens in {language!r}, nothing to predict; use a larger val_fraction")
     return perplexity(model, data, language, tokens, config, token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else None)
 
 
@@ -105,6 +103,8 @@ def perplexity(model: GPT, data: Dataset, language: str, tokens: np.ndarray, con
     Of a text, tokens (n,): perplexity (per token), bits per byte, and perplexity with the softmax over the language's own ids; with
     `kinds` (n,), an index into TOKEN_KINDS for each token, also perplexity by kind.
     """
+    if len(tokens) < 2:
+        raise UserError(f"{data.dir}: {len(tokens)} tokens in {language!r} to measure perplexity on, nothing to predict; use a larger val_fraction or eval_tokens")
     first = data.offsets[language]
     device = model.wte.weight.device
     by_kind, kinds = kinds is not None, np.zeros(len(tokens), dtype=np.int64) if kinds is None else kinds
@@ -246,6 +246,7 @@ def decoder(data: Dataset) -> Callable[[np.ndarray], str]:
     """The text of token ids (n,), without those of En-Clone and those that stand for nothing, as some encodings have."""
     known = np.zeros(data.vocab_size, dtype=bool)
     known[:data.V] = token_byte_lengths(data.encoding) > 0
+    known[data.end_of_text] = True
     return lambda ids: data.encoding.decode(ids[known[ids]].tolist())
 
 

@@ -141,7 +141,7 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
         [r["method"], str(r["seed"]), f"{r['tokens'] / 1e6:.2f}M"] + [cell(perplexity(r, l), 1) for l in languages]
         + [cell(perplexity(r, l, "ppl_in_language"), 1) for l in clones] + [cell(perplexity(r, l, "bpb"), 3) for l in languages] for r in runs])
     if languages_of_text := in_any(runs, "text"):
-        yield "Perplexity on other text (eval_text); in brackets against joint training", other_text(runs, languages_of_text)
+        yield "Perplexity on other text (eval_text); in brackets against joint training", text_table(runs, languages_of_text)
     if table := shares(runs):
         yield "Knowledge across languages (CLKA), inference (NLI), mixed script", table
     if any(len(group) > 1 for group in by_method.values()):
@@ -170,7 +170,7 @@ def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
             yield f"Cosine with {languages[0]}, {what}", markdown_table(header, rows)
 
 
-def other_text(runs: list[dict], languages: list[str]) -> str:
+def text_table(runs: list[dict], languages: list[str]) -> str:
     """What was measured on eval_text, perplexities against those of joint training with the same seed."""
     joint = {r["seed"]: r for r in runs if r["method"] == "joint"}
 
