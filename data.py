@@ -260,7 +260,7 @@ def make(config: Config, origin: dict, by_hand: dict[str, dict[str, list[str]]],
     work = os.path.join(partial, "work")
     texts = Texts(config, work)
 
-    facts = facts_of(origin["settings"])
+    facts = facts_of(config)
     stated = knowledge.in_training_order(facts, FACT_SEED)
     statements = [knowledge.statement(fact, config.pivot) for fact in stated if text_language(fact.language, config.pivot) == config.pivot]
     print(f"counting words with {config.workers or os.cpu_count()} processes")
@@ -309,7 +309,7 @@ def make(config: Config, origin: dict, by_hand: dict[str, dict[str, list[str]]],
 
     files = [name for name in sorted(os.listdir(partial)) if OURS.fullmatch(name) and name != "meta.json"]
     meta = {
-        "format": FORMAT, "made_from": origin, "tokenizer": config.tokenizer, "V": V, "vocab_size": vocab_size,
+        "format": FORMAT, "made_from": origin, "V": V, "vocab_size": vocab_size,
         "end_of_text": encoding.eot_token, "dtype": dtype.str, "splits": splits, "entries": len(surfaces),
         "offsets": offsets, "coverage": dictionary.coverage(translated, complete, counts, dictionaries, config.written[1:]),
         "digests": {name: corpus.file_digest(os.path.join(partial, name), blocks=0) for name in tqdm(files, desc="digests", unit="file", disable=None)},

@@ -10,7 +10,7 @@ import tiktoken
 
 import config as configs
 import knowledge
-from config import UserError
+from config import Config, UserError
 from corpus import file_digest
 from files import read_json
 from table import Table
@@ -21,11 +21,11 @@ DTYPES: dict[str, np.dtype] = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}  
 FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 
 
-def facts_of(settings: dict) -> list[knowledge.Fact]:
-    """The facts of a data folder, by its settings."""
-    if not settings["fact_count"]:
+def facts_of(settings: Config) -> list[knowledge.Fact]:
+    """The facts of a data folder made with these settings."""
+    if not settings.fact_count:
         return []
-    return knowledge.make_facts(settings["fact_count"], settings["fact_frequencies"], FACT_SEED, settings["fact_languages"], settings["fact_periods"])
+    return knowledge.make_facts(settings.fact_count, settings.fact_frequencies, FACT_SEED, settings.fact_languages, settings.fact_periods)
 
 
 def text_language(language: str, pivot: str) -> str:
@@ -67,7 +67,7 @@ class Dataset:
             self.pivot = self.languages[0]
             self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
             settings = self.meta["made_from"]["settings"]
-            configs.from_plain(settings | {"mix": {settings["pivot"]: 1.0}}, os.path.join(data_dir, "meta.json"))
+            self.settings = configs.from_plain(settings | {"mix": {settings["pivot"]: 1.0}}, os.path.join(data_dir, "meta.json"))
             ends = self.splits["facts"][self.pivot]["period_ends"] if "facts" in self.splits else []
             numbers = [self.V, self.end_of_text, *self.offsets.values(), *(counts["tokens"] for split in self.splits.values() for counts in split.values()), *ends]
             fits = (isinstance(self.meta["digests"], dict) and all(type(n) is int and n >= 0 for n in numbers) and self.end_of_text < self.V
@@ -133,9 +133,9 @@ class Dataset:
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:
-        if self.meta["tokenizer"] == "train" and not self.intact("tokenizer.tiktoken"):
+        if self.settings.tokenizer == "train" and not self.intact("tokenizer.tiktoken"):
             raise UserError(f"{self.dir}/tokenizer.tiktoken: not the file that meta.json describes; run data.py again")
-        encoding = load_tokenizer(self.meta["tokenizer"], os.path.join(self.dir, "tokenizer.tiktoken"))
+        encoding = load_tokenizer(self.settings.tokenizer, os.path.join(self.dir, "tokenizer.tiktoken"))
         if (encoding.n_vocab, encoding.eot_token) != (self.V, self.end_of_text):
             raise UserError(f"{self.dir}: its tokenizer has {encoding.n_vocab} ids and end-of-text {encoding.eot_token}, meta.json says {self.V} and {self.end_of_text}; "
                             "run data.py again")
@@ -143,4 +143,4 @@ class Dataset:
 
     @functools.cached_property
     def facts(self) -> list[knowledge.Fact]:
-        return facts_of(self.meta["made_from"]["settings"])
+        return facts_of(self.settings)

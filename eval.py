@@ -356,7 +356,7 @@ def dynamics(config: Config) -> list[dict]:
     snapshots = [(folder, os.path.relpath(file, folder)) for folder in folders for file in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
     if not snapshots:
         raise UserError(f"{config.run_dir} has no snapshots; delete its folder and train it with --snapshot_interval=250 or so")
-    periods = data.meta["made_from"]["settings"]["fact_periods"]
+    periods = data.settings.fact_periods
     records = []
     for folder, snapshot in tqdm(snapshots, desc="snapshots", disable=None):
         model, state = load_trained(folder, data, device, snapshot)

@@ -116,11 +116,14 @@ def changed(value: object, rng: random.Random) -> object:
             copy[key] = changed(value[key], rng)
         return copy
     if isinstance(value, torch.Tensor) and rng.random() < 0.8:
-        return rng.choice([lambda: value[..., :1], lambda: value.flatten(), lambda: value.double(), lambda: value.to(torch.int8), lambda: value * float("nan"),
-                           lambda: value[None], lambda: value.new_zeros(()), lambda: value.new_zeros(0)])()
+        return rng.choice([lambda: value[..., :1] if value.dim() else value[None, None], lambda: value.flatten(), lambda: value.double(), lambda: value.to(torch.int8),
+                           lambda: value * float("nan"), lambda: value[None], lambda: value.new_zeros(()), lambda: value.new_zeros(0)])()
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U":
+        return rng.choice([lambda: value[:-1], lambda: value[::-1], lambda: value[None], lambda: value[:0], lambda: np.append(value, "x"), lambda: np.arange(len(value))])()
     if isinstance(value, np.ndarray):
         return rng.choice([lambda: value[:-1], lambda: value[::-1], lambda: value - 1, lambda: value + 2**20, lambda: value.astype(np.float32), lambda: value[None],
-                           lambda: value[:0], lambda: np.append(value, value[-1:]), lambda: value.astype("U8"), lambda: value * 2**33, lambda: value.astype(np.int8)])()
+                           lambda: value[:0], lambda: np.append(value, value[-1:]), lambda: value.astype("U8"), lambda: value.astype(np.int64) * 2**33,
+                           lambda: value.astype(np.int8)])()
     return rng.choice(VALUES)
 
 
