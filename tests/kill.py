@@ -128,7 +128,7 @@ def differences(a: Path, b: Path) -> list[str]:
         if name.endswith(".pt"):
             mine, theirs = (torch.load(path, weights_only=True) for path in (x, y))
             same = all(torch.equal(value, theirs["model"][key]) for key, value in mine["model"].items()) and mine["step"] == theirs["step"]
-            for moments, others in zip(mine["optimizer"]["state"].values(), theirs["optimizer"]["state"].values(), strict=True):
+            for moments, others in zip(*(state["optimizer"].get("state", {}).values() for state in (mine, theirs)), strict=True):
                 same &= all(torch.equal(torch.as_tensor(value), torch.as_tensor(others[key])) for key, value in moments.items())
         elif name.endswith("metrics.jsonl"):
             mine, theirs = ([without(json.loads(line), "tokens_per_s", "mfu") for line in path.read_text().splitlines()] for path in (x, y))

@@ -32,7 +32,7 @@ def test_differences_are_found(out_dir, tmp_path):
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(tiny, tmp_path, capsys):
-    arguments = [a for a in overrides(tiny, max_steps=400, fact_count=0) if not a.startswith(("--data_dir", "--out_dir", "--checkpoint_interval"))]
+    arguments = [a for a in overrides(tiny, max_steps=400, fact_count=0, snapshot_interval=100) if not a.startswith(("--data_dir", "--out_dir", "--checkpoint_interval"))]
     folder = tmp_path / "kill"
     assert kill.main([*arguments, "--kills=5", f"--folder={folder}"]) == 0
     printed = capsys.readouterr().out
