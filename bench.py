@@ -32,8 +32,7 @@ import eval as evaluation
 from batches import Sampler, prefetch
 from checkpoint import make_model
 from config import Config, UserError
-from corpus import documents
-from data import prepare
+from data import documents, prepare
 from dataset import Dataset
 from files import write_json, write_text
 from hardware import Hardware, matmul_rate, start, synchronize
@@ -221,15 +220,10 @@ def sampler_rate(config: Config, data: Dataset, rows: int = 64) -> float:
 
 
 def preparation_rate(config: Config) -> float:
-    """Bytes per second of which data.py makes a data folder with one process: of a text file of 8 million characters at most for each language."""
+    """Bytes per second of which data.py makes a data folder with one process: of a text file of some 8 million characters at most for each language."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         for language in config.written:
-            texts, room = [], 8e6
-            for text in documents(config.source_of(language)):
-                texts.append(text)
-                room -= len(text)
-                if room < 0:
-                    break
+            texts = documents(replace(config, budget={language: 1e6}), language)
             write_text(os.path.join(folder, f"{language}.txt"), "\n\n".join(texts))
         small = replace(config, data_dir=os.path.join(folder, "data"), source=os.path.join(folder, "{language}.txt"), workers=1, budget={})
         begin = time.perf_counter()

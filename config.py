@@ -368,9 +368,7 @@ def load(arguments: list[str], usage: str = "") -> Config:
     overrides = [a for a in arguments if a.startswith("--")]
     for path in (a for a in arguments if not a.startswith("--")):
         values |= _read_file(path)
-    for argument in overrides:
-        key, value = _read_override(argument)
-        values[key] = value
+    values |= dict(map(_read_override, overrides))
     config = Config(**values)
     _check(config)
     return config

@@ -1,8 +1,6 @@
 """A prepared data folder, opened: what data.py wrote, checked against its meta.json, bins memory-mapped."""
 
 import functools
-import hashlib
-import json
 import os
 
 import numpy as np
@@ -12,7 +10,7 @@ import config as configs
 import knowledge
 from config import Config, UserError
 from corpus import file_digest
-from files import read_json
+from files import json_digest, read_json
 from table import Table
 from tokenizer import load_tokenizer
 
@@ -35,8 +33,7 @@ def text_language(language: str, pivot: str) -> str:
 
 def digest_of(meta: dict) -> str:
     """SHA-256 of all else in meta.json."""
-    rest = {key: value for key, value in meta.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json_digest({key: value for key, value in meta.items() if key != "digest"})
 
 
 def read_meta(data_dir: str) -> dict:
@@ -65,7 +62,7 @@ class Dataset:
             self.offsets, self.splits, self.dtype = self.meta["offsets"], self.meta["splits"], DTYPES[self.meta["dtype"]]
             self.languages = tuple(self.offsets)
             self.pivot = self.languages[0]
-            self.fingerprint = hashlib.sha256(json.dumps(self.meta["digests"], sort_keys=True).encode()).hexdigest()
+            self.fingerprint = json_digest(self.meta["digests"])
             settings = self.meta["made_from"]["settings"]
             self.settings = configs.from_plain(settings | {"mix": {settings["pivot"]: 1.0}}, os.path.join(data_dir, "meta.json"))
             ends = self.splits["facts"][self.pivot]["period_ends"] if "facts" in self.splits else []

@@ -37,7 +37,7 @@ from hardware import open_device, start
 from knowledge import LANGUAGES, Fact, statement
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report import TOKEN_KINDS, read_dynamics, report, report_tables, wilson
+from report import TOKEN_KINDS, as_eval_writes, read_dynamics, report, report_tables, wilson
 from tokenizer import encode, token_byte_lengths
 
 
@@ -88,11 +88,12 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
 def other_text(model: GPT, data: Dataset, language: str, config: Config) -> dict:
     """`perplexity` of the first eval_tokens tokens (all if 0) of the language's part of eval_text."""
     source = config.eval_text.replace("{language}", text_language(language, data.pivot))
-    encoded = (np.append(encode(data.encoding, text), data.end_of_text) for text in documents(source))
     tokens, room = [np.array([data.end_of_text])], config.eval_tokens or math.inf
-    while room > 0 and (document := next(encoded, None)) is not None:
-        tokens.append(document)
-        room -= len(document)
+    for text in documents(source):
+        tokens.append(np.append(encode(data.encoding, text), data.end_of_text))
+        room -= len(tokens[-1])
+        if room <= 0:
+            break
     ids = np.concatenate(tokens)[:config.eval_tokens or None]
     return perplexity(model, data, language, ids + data.offsets[language], config)
 
@@ -372,6 +373,7 @@ def dynamics(config: Config) -> list[dict]:
 
 
 def transfer_lines(result: dict) -> str:
+    """What evaluate_transfer has measured, a line for each language."""
     plain = result["config"]
     return "\n".join(f"{plain['method']} seed {plain['seed']}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs"
                      for language, numbers in result["languages"].items())
@@ -384,13 +386,10 @@ def told(config: Config, name: str, knobs: tuple[str, ...], make: Callable[[Conf
     """
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        again = "delete it and make it again with eval.py"
-        result, plain = read_json(path, again), config.plain()
-        try:
+        result, plain = read_json(path, "delete it and make it again with eval.py"), config.plain()
+        with as_eval_writes(path):
             known = Config().plain() | result["config"]  # a knob that is newer than the file had its default then
             text, same = tell(result), all(known[knob] == plain[knob] for knob in knobs)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-            raise UserError(f"{path}: not as eval.py writes it ({type(e).__name__}: {str(e)[:60]}); {again}") from e
         if same:
             print(f"{path} is up to date")
             return text

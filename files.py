@@ -39,13 +39,14 @@ def is_newer(path: str, than: str) -> bool:
     return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+def json_digest(value: object) -> str:
+    """SHA-256 of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def remember(path: str, value: object) -> None:
     """Leave a value at `path` for `remembered`."""
-    write_json(path, {"sha256": _digest(value), "value": value})
+    write_json(path, {"sha256": json_digest(value), "value": value})
 
 
 def remembered(path: str, make: Callable[[], T]) -> T:
@@ -53,7 +54,7 @@ def remembered(path: str, make: Callable[[], T]) -> T:
     if os.path.exists(path):
         again = "delete it and run the same command again"
         found = read_json(path, again)
-        if not isinstance(found, dict) or found.get("sha256") != _digest(found.get("value")):
+        if not isinstance(found, dict) or found.get("sha256") != json_digest(found.get("value")):
             raise UserError(f"{path}: not as it was written; {again}")
         return found["value"]
     value = make()

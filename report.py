@@ -4,6 +4,7 @@ The report: every evaluated run of a folder, in tables that read well on GitHub 
     python eval.py report out/demo        # prints it, and writes out/demo/report.md and report.json
 """
 
+import contextlib
 import glob
 import itertools
 import json
@@ -24,12 +25,19 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
+@contextlib.contextmanager
+def as_eval_writes(path: str) -> Iterator[None]:
+    """Raises UserError when what is told of a result that was read from `path` cannot be told, as it is not what eval.py writes."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: not as eval.py writes it ({type(e).__name__}: {str(e)[:60]}); delete it and make it again with eval.py") from e
+
+
 def check_result(run: dict, path: str) -> None:
     """Raises UserError when a run's result is not what eval.py writes: what cannot be reported alone."""
-    try:
+    with as_eval_writes(path):
         report_tables([run])
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        raise UserError(f"{path}: not as eval.py writes it ({type(e).__name__}: {str(e)[:60]}); delete it and make it again") from e
 
 
 def gather(out_dir: str, needed: bool = True) -> list[dict]:

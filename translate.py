@@ -228,15 +228,14 @@ def translate(words: list[str], language: str, config: Config, key: str, cache: 
         nonlocal answered, refused, failed
         try:
             answer = future.result()
-        except Refusal as e:
-            refused += 1
-            if e.status not in (400, 422) or not (answered or cache.known or refused < REFUSALS):
-                raise
-            tqdm.write(f"{e}; left out for now: {', '.join(group[:3])}{', ...' * (len(group) > 3)}")  # it may be for these words alone
-            return
-        except UserError as e:
-            failed += 1
-            if not answered or failed == REFUSALS:
+        except UserError as e:  # it may be for these words alone
+            if isinstance(e, Refusal):
+                refused += 1
+                for_all = e.status not in (400, 422) or not (answered or cache.known or refused < REFUSALS)
+            else:
+                failed += 1
+                for_all = not answered or failed == REFUSALS
+            if for_all:
                 raise
             tqdm.write(f"{e}; left out for now: {', '.join(group[:3])}{', ...' * (len(group) > 3)}")
             return
