@@ -14,7 +14,7 @@ import torch.distributed as dist
 from config import Config, UserError
 from model import GPT
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3), in bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3), in bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ def keep_freed_memory() -> None:
         # Older versions refuse more than 32 MB, and then answer 0.
         if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(M_TOP_PAD, 2**26)
 
 
 def start(config: Config, keep_memory: bool = True) -> Hardware:
@@ -89,6 +88,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor where the GPU can copy it from while the CPU goes on; itself if it is there already, or if there is no GPU."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy from the CPU without waiting for the GPU."""
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
 def matmul_rate(hardware: Hardware) -> float:
     """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
     n = 8192 if hardware.device.type == "cuda" else 1024
@@ -105,14 +114,19 @@ def matmul_rate(hardware: Hardware) -> float:
 
 
 def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
-    """torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not."""
+    """
+    torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not. It is tried
+    here with a batch of zeros, so that what is compiled is there before the first step, and before DistributedDataParallel.
+    """
     if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
         return model
     ids = torch.zeros(min(config.micro_batch_size, config.batch_size // hardware.world), config.block_size, dtype=torch.long, device=hardware.device)
+    # One graph: to cut it where DDP's buckets end is refused by older versions of torch when a graph has an autograd.Function.
+    torch._dynamo.config.optimize_ddp = False
     try:
         network: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
         with hardware.autocast:
-            loss, _ = network(ids, ids)
+            loss, _ = network(ids, ids.clone())  # a graph for targets that are the inputs themselves would fit no other batch
         loss.backward()
         return network
     except torch.OutOfMemoryError:

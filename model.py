@@ -127,6 +127,11 @@ class GPT(nn.Module):
         return 6 * matrices + 12 * len(self.blocks) * self.wte.embedding_dim * self.block_size
 
 
+def chunk_size(vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Tokens whose logits are held at once: as many as stay in a CPU's cache or fill a GPU, but enough for a pass over all gradients of the weight."""
+    return max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**28) // vocab_size)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """
     Cross-entropy of `hidden @ weight.T`, a chunk of tokens at a time, with both gradients taken in the same pass: only
@@ -144,7 +149,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
         # Gradients in float16 would overflow here, before the loss scale can help: then they are float32.
         grad_dtype = torch.float32 if dtype == torch.float16 else dtype
-        chunk = max(512, (2**21 if device.type == "cpu" else 2**28) // V)  # logits that stay in a CPU's cache, or enough to fill a GPU
+        chunk = chunk_size(V, dtype, device)
         if needs_grad:
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros(V, C, dtype=torch.float32, device=device)
@@ -160,6 +165,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                     losses[start:start + chunk] = -F.log_softmax(logits, dim=-1, dtype=torch.float32)[at] * predicted
                     continue
                 p = F.softmax(logits, dim=-1, dtype=grad_dtype)
+                del logits
                 p_target = p[at].float().clamp(min=torch.finfo(torch.float32).tiny)  # (n,)
                 # 1 - p(target) as the sum of all others, which is good where bf16 rounds p(target) itself to 1.
                 p[at] = p.new_zeros(())  # 0 itself would be copied from the CPU, and waited for
@@ -168,6 +174,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 p[at] = -rest  # now the gradient of the logits, softmax - one-hot
                 grad_hidden[start:start + chunk] = (p @ grad_w) * predicted[:, None]
                 grad_weight += p.T @ (h * predicted[:, None]).to(grad_dtype)
+                del p  # or two chunks are held while the next is made
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import config as configs
 from batches import ENTRY, uniform
 from config import Config
+from hardware import to_device
 from model import GPT
 from table import Table, ranges
 
@@ -91,11 +92,6 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
         parts.append(torch.stack([(layer.float() * valid[:, :, None]).sum(1)[:len(rows)] for layer in layers]))
         order.append(rows)
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy from the CPU without waiting for the GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class SupervisedContrastive(torch.autograd.Function):

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +29,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import config as configs
-from batches import Batch, Sampler, prefetch
+from batches import Sampler, prefetch
 from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from config import Config, UserError
 from dataset import Dataset
 from files import only_user, remembered, write_json, write_text
-from hardware import Hardware, compiled, matmul_rate, start
+from hardware import Hardware, compiled, matmul_rate, pinned, start, to_device
 from model import GPT
-from prealign import Words, contrastive_loss, draw_entries, to_device, word_representations, word_rows
+from prealign import Words, contrastive_loss, draw_entries, word_representations, word_rows
+
 
 def learning_rate(step: int, config: Config) -> float:
     """
@@ -83,6 +85,14 @@ def train(config: Config, first_step: int, last_step: int) -> None:
         raise SystemExit(exit_code)
 
 
+class PinnedBatch(NamedTuple):
+    """A Batch as tensors on the CPU, pinned where there is a GPU, so that it copies them while the CPU goes on."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    stream: torch.Tensor
+
+
 @dataclass
 class Training:
     """What the steps of a run work on."""
@@ -97,11 +107,12 @@ class Training:
     sums: torch.Tensor        # since the last log line: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps
     skipped: torch.Tensor     # steps that were left out because their gradient was not finite, and the last of them, -1 at first
 
-    def batch(self, step: int) -> tuple[Batch, Words | None]:
+    def batch(self, step: int) -> tuple[PinnedBatch, Words | None]:
         """This process's rows of a step, and the words of all processes in a step that aligns."""
         config, hardware = self.config, self.hardware
         words = word_rows(self.sampler.table, draw_entries(self.sampler.table, config, step), hardware.world) if aligns(step, config) else None
-        return self.sampler.batch(rows_of(step, config, hardware)), words
+        batch = self.sampler.batch(rows_of(step, config, hardware))
+        return PinnedBatch(*(pinned(torch.from_numpy(x), hardware.device) for x in (batch.inputs, batch.targets, batch.stream))), words
 
 
 def set_up(config: Config, hardware: Hardware, data: Dataset, model: GPT) -> Training:
@@ -117,7 +128,7 @@ def set_up(config: Config, hardware: Hardware, data: Dataset, model: GPT) -> Tra
                     torch.tensor([0, -1], device=hardware.device))
 
 
-def take_step(training: Training, step: int, batch: Batch, words: Words | None, predicted: int) -> None:
+def take_step(training: Training, step: int, batch: PinnedBatch, words: Words | None, predicted: int) -> None:
     """
     One step of the optimizer on Eq. 4: the language-model loss of `batch` and, with `words`, the contrastive loss, each weighted
     so that DDP's mean over processes is the loss of the global batch, in which `predicted` tokens are. A step whose gradient is not
@@ -139,7 +150,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Words | None, 
     micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
     for begin in micro_batches:
         rows = slice(begin, begin + config.micro_batch_size)
-        inputs, targets, stream = (to_device(torch.from_numpy(x[rows]), hardware.device) for x in (batch.inputs, batch.targets, batch.stream))
+        inputs, targets, stream = (to_device(x[rows], hardware.device) for x in batch)
         with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
             with hardware.autocast:
                 loss, losses = training.network(inputs, targets)
@@ -180,9 +191,9 @@ def needs_others() -> Iterator[None]:
         raise UserError("another process has stopped; its own message says why") from e
 
 
-def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
+def share_counts(batch: PinnedBatch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
     """What all processes must know of a step: how many tokens are predicted, and whether someone was told to stop."""
-    shared = torch.tensor([(batch.targets >= 0).sum(), asked])
+    shared = torch.tensor([int((batch.targets >= 0).sum()), asked])
     if hardware.world > 1:
         with needs_others():
             dist.all_reduce(shared, group=hardware.control)

@@ -6,8 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import finalize
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -62,6 +66,27 @@ def overrides(config: Config, **changes) -> list[str]:
     """The --key=value arguments that make `config` (with changes) from the defaults."""
     default, config = Config(), replace(config, **changes)
     return [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v != getattr(default, k)]
+
+
+class LiveBytes(TorchDispatchMode):
+    """While it is entered: `peak`, the most bytes that tensors made in it have held at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self.held:  # else a view, or written in place
+                    self.held[storage._cdata] = storage.nbytes()
+                    finalize(storage, self.held.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self.held.values()))
+        return result
 
 
 @pytest.fixture(scope="session")

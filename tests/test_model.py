@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Attention, attention_written_out, linear_cross_entropy
+from conftest import LiveBytes
+from model import GPT, Attention, attention_written_out, chunk_size, linear_cross_entropy
 
 
 def small(seed: int = 0, **changes) -> GPT:
@@ -94,12 +95,12 @@ def test_an_untrained_model_knows_nothing(tie):
 
 # ---- loss ----
 
-def many_chunks(C: int = 8, V: int = 40_000):
-    """Hidden states, output embeddings and targets, a third of them -1, in more than one chunk of tokens."""
+def many_chunks(C: int = 8, V: int = 5000, dtype: torch.dtype = torch.float32):
+    """Hidden states, output embeddings and targets, a third of them -1, in three chunks of tokens, the last one smaller."""
     torch.manual_seed(0)
-    targets = torch.randint(V, (2, 80)).where(torch.rand(2, 80) > 0.3, -1)
-    assert targets.numel() > 2 * max(64, 2**21 // V)
-    return torch.randn(2, 80, C, requires_grad=True), torch.randn(V, C, requires_grad=True), targets
+    T = 5 * chunk_size(V, dtype, torch.device("cpu")) // 4
+    targets = torch.randint(V, (2, T)).where(torch.rand(2, T) > 0.3, -1)
+    return torch.randn(2, T, C, requires_grad=True), torch.randn(V, C, requires_grad=True), targets
 
 
 def slow_cross_entropy(hidden, weight, targets):
@@ -154,7 +155,7 @@ def test_only_what_is_asked_for_gets_a_gradient():
 
 
 def test_loss_under_bf16_autocast():
-    hidden, weight, targets = many_chunks(V=35_000)
+    hidden, weight, targets = many_chunks(dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         total, losses = linear_cross_entropy(hidden, weight, targets)
     expected, each = slow_cross_entropy(hidden, weight, targets)
@@ -163,6 +164,22 @@ def test_loss_under_bf16_autocast():
     for mine, slow in zip(gradients(total, hidden, weight), gradients(expected, hidden, weight)):
         assert mine.dtype == torch.float32
         assert (mine - slow).norm() < 0.02 * slow.norm()
+
+
+def test_two_chunks_of_logits_are_held_at_most():
+    """Logits and probabilities of one chunk; for all tokens, the gradients of the hidden states and a few numbers each."""
+    def peak(repeats: int) -> int:
+        hidden, weight, targets = many_chunks()
+        hidden, targets = hidden.repeat(repeats, 1, 1), targets.repeat(repeats, 1)
+        with LiveBytes() as live:
+            linear_cross_entropy(hidden, weight, targets)[0].backward()
+        return live.peak
+
+    V, C = 5000, 8
+    chunk = chunk_size(V, torch.float32, torch.device("cpu"))
+    assert peak(1) < 2.2 * chunk * V * 4  # gradients of the weight are small here
+    tokens = 2 * (5 * chunk // 4)
+    assert (peak(5) - peak(1)) / (4 * tokens) < 4 * (C + 1) + 40  # bytes for a token, where logits would be 20,000
 
 
 def test_nothing_to_predict_costs_nothing():

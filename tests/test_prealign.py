@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 import prealign
 from config import Config, UserError
+from conftest import LiveBytes
 from model import GPT
 from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
 from table import Table, make_table
@@ -155,6 +156,19 @@ def test_padding_rows_change_nothing():
     of_padded, of_plain = torch.autograd.grad(padded, words)[0], torch.autograd.grad(plain, words)[0]
     torch.testing.assert_close(of_padded, of_plain)
     assert (of_padded[:, 10:] == 0).all()
+
+
+def test_one_matrix_of_similarities_is_held():
+    """For every layer some arrays of rows x width, and one of rows x rows however many layers there are."""
+    def peak(layers: int, rows: int, C: int = 4) -> int:
+        words, entry = torch.randn(layers, rows, C, requires_grad=True), torch.arange(rows) // 2
+        with LiveBytes() as live:
+            contrastive_loss(words, entry, 0.1).backward()
+        return live.peak
+
+    rows = 512
+    assert rows * rows * 4 < peak(1, rows) < 1.2 * rows * rows * 4
+    assert peak(9, rows) - peak(1, rows) < 8 * 8 * rows * 4 * 4
 
 
 def test_a_word_without_a_positive_is_a_negative_only():

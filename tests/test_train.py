@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prealign
 import train as training
@@ -742,6 +743,41 @@ def test_half_precision_trains_like_full_precision(small, dtype, tolerance):
         assert all(weight.dtype == torch.float32 for weight in state_of(half)["model"].values())
 
 
+class NothingIsRead(TorchDispatchMode):
+    """While it is entered, a tensor's value becoming a Python number or a shape is an error: on a GPU the CPU would wait for it."""
+
+    def __init__(self, but: tuple[torch.dtype, ...] = ()):
+        super().__init__()
+        self.but = but
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = ("aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim")
+        read = [args[0]] if func.name().startswith(reads) else []
+        if func.name().startswith("aten::index"):  # a mask is searched for what it selects
+            read += [index for index in args[1] if index is not None and index.dtype == torch.bool] if isinstance(args[1], (list, tuple)) else []
+        if any(tensor.dtype not in self.but for tensor in read):
+            raise AssertionError(f"{func} in a step")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: bool(x > 0), lambda x: x[x > 0], lambda x: x.nonzero()])
+def test_what_would_wait_is_noticed(read):
+    with NothingIsRead(), pytest.raises(AssertionError, match="in a step"):
+        read(torch.ones(1))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_step_waits_for_nothing(small, aligned):
+    """Nothing that a GPU computes is read. What stage 1 reads are the words of the batch, integers on the CPU."""
+    config = replace(small, align_steps="all" if aligned else "none", codeswitch_ratio=0.3)
+    data, hardware = Dataset(config.data_dir), Hardware(torch.device("cpu"), torch.bfloat16, 0, 1, None)
+    state = training.set_up(config, hardware, data, make_model(config, data.vocab_size))
+    for step in range(4, 6):  # in the first one libraries load, and the optimizer makes its moments
+        batch, words = state.batch(step)
+        with NothingIsRead(but=(torch.int64, torch.bool) if aligned else ()):
+            training.take_step(state, step, batch, words, 100)
+
+
 @pytest.mark.parametrize("reason", [RuntimeError("no compiler\nin four lines"), AssertionError()])
 def test_without_a_compiler_training_goes_on(small, monkeypatch, capsys, reason):
     def broken(*_, **__):
@@ -754,10 +790,15 @@ def test_without_a_compiler_training_goes_on(small, monkeypatch, capsys, reason)
 
 
 def test_a_compiled_run_is_like_one_that_is_not(small, capsys):
-    """And the step that tries the compiler leaves nothing behind."""
+    """And the step that tries the compiler leaves nothing behind, and nothing is compiled after it."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     plain, compiled = stage2(small), stage2(small, "compiled", compile="on")
     if "does not work here" in capsys.readouterr().out:
         pytest.skip("no compiler here")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    two = in_two_processes("train.py", replace(compiled, out_dir=small.out_dir + "2"))
+    assert [line["loss"] for line in losses_of(two)] == pytest.approx([line["loss"] for line in losses_of(plain)], rel=1e-3)
     assert [line["loss"] for line in losses_of(compiled)] == pytest.approx([line["loss"] for line in losses_of(plain)], rel=1e-3)
 
 
