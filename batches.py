@@ -23,9 +23,12 @@ Made = TypeVar("Made")
 PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)
 
 
-def hash64(*keys: int | np.ndarray) -> np.ndarray:
-    """A uniformly mixed uint64 for every combination of keys, arrays broadcast (splitmix64 over the keys in turn)."""
-    h = np.zeros((), dtype=np.uint64)
+def hash64(*keys: int | np.ndarray, state: int | np.ndarray = 0) -> np.ndarray:
+    """
+    A uniformly mixed uint64 for every combination of keys, arrays broadcast (splitmix64 over the keys in turn). It can be made
+    in parts: hash64(a, b) is hash64(b, state=hash64(a)).
+    """
+    h = np.asarray(state, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
             h = h ^ np.asarray(key).astype(np.uint64)
@@ -49,13 +52,13 @@ def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
     """
     half = max(1, ((max(n - 1, 1)).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    by_element = [np.broadcast_to(np.asarray(key), index.shape) for key in keys]
+    rounds = [np.broadcast_to(hash64(PERMUTE, *keys, round_), index.shape) for round_ in range(4)]
     result = index.astype(np.uint64)
     todo = np.arange(len(index))
     while len(todo):
         left, right = result[todo] >> np.uint64(half), result[todo] & mask
-        for round_ in range(4):
-            left, right = right, left ^ (hash64(PERMUTE, *(key[todo] for key in by_element), round_, right) & mask)
+        for state in rounds:
+            left, right = right, left ^ (hash64(right, state=state[todo]) & mask)
         result[todo] = left << np.uint64(half) | right
         todo = todo[result[todo] >= n]
     return result.astype(np.int64)
@@ -138,9 +141,8 @@ def codeswitch(tokens: np.ndarray, align: np.ndarray, table: Table, ratio: float
     out = np.full((R, length), pad, dtype=np.int64)
     labels = np.full((R, length), -1, dtype=np.int64)
     kept = ~switched & ~gone & (begins < length)
-    row_of = np.broadcast_to(np.arange(R)[:, None], (R, W))
-    out[row_of[kept], begins[kept]] = tokens[kept]
-    labels[row_of[kept], begins[kept]] = tokens[kept]
+    to = np.nonzero(kept)[0], begins[kept]
+    out[to] = labels[to] = tokens[kept]
 
     at = ranges(begins[r, p], word_length)
     spliced = table.tokens[ranges(table.offsets[word], word_length)].astype(np.int64)
