@@ -2,6 +2,7 @@
 How fast it is on this machine, against the machine's own limits and against what people would use instead.
 
     python data.py config/bench.py && python bench.py config/bench.py        # prints a table, writes OUT_DIR/bench.json
+    python bench.py profile config/bench.py                                  # what a training step spends its time on
 
 Every variant has a process of its own, as a setting of ours (kept memory) would help the others too; they work in turns, a few steps at
 a time, and rates are medians over the rounds. Peak memory is what a process held at most, less what it held before its model was made. Where
@@ -257,10 +258,27 @@ def contrastive_times(config: Config, hardware: Hardware, rows: int = 2048) -> t
     return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
 
 
+def profile(config: Config, hardware: Hardware, data: Dataset, number: int = 5, shown: int = 12) -> str:
+    """A table of what training steps spend most time on, each without what it calls: kernels of a GPU, operators of a CPU."""
+    on_gpu = hardware.device.type == "cuda"
+    steps = ours(config, hardware, data)
+    steps(3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU]) as profiler:
+        steps(number)
+    spent = [(event.self_device_time_total if on_gpu else event.self_cpu_time_total, event) for event in profiler.key_averages()]  # in microseconds
+    total = sum(time_ for time_, _ in spent)
+    spent.sort(key=lambda pair: -pair[0])
+    return markdown_table(["", "calls a step", "ms a step", "share"], [
+        [event.key[:80], f"{event.count / number:,.0f}", f"{time_ / 1000 / number:,.1f}", f"{100 * time_ / total:.1f}%"] for time_, event in spent[:shown]])
+
+
 def main(arguments: list[str]) -> None:
-    config = configs.load(arguments, __doc__)
+    profiled = arguments[:1] == ["profile"]
+    config = configs.load(arguments[profiled:], __doc__)
     config = replace(config, stage1_steps=max(1, config.stage1_steps))
     hardware, data = start(config), Dataset(config.data_dir)
+    if profiled:
+        return print(profile(config, hardware, data))
     rates, memory = in_turns(config)
     matmul, copy = matmul_rate(hardware), copy_rate(hardware.device)
     model = make_model(config, data.vocab_size)

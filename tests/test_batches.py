@@ -468,7 +468,7 @@ def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
             data.check_ids(np.array([0 if language == "en" else data.V, wrong]), language)
 
 
-def test_the_sampler_is_at_least_ten_times_as_fast_as_the_slow_codeswitch(tiny):
+def test_the_sampler_is_at_least_thirty_times_as_fast_as_the_slow_codeswitch(tiny):
     data, rows, T = Dataset(tiny.data_dir), np.arange(512), 256
     sampler = sampler_of(tiny, block_size=T, mix={"en": 1.0}, codeswitch_ratio=0.5, stage1_steps=40)
     at = np.arange(8)[:, None] * T + np.arange(T + 1 + T // 8)
@@ -484,7 +484,7 @@ def test_the_sampler_is_at_least_ten_times_as_fast_as_the_slow_codeswitch(tiny):
 
     slow = seconds(slow_codeswitch, ids, align, data.table, 0.5, rows[:8], 1, T + 1, "input-only", data.end_of_text) / 8
     fast = seconds(sampler.batch, rows) / len(rows)
-    assert slow > 10 * fast
+    assert slow > 30 * fast
 
 
 # ---- prefetching ----
