@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,7 +38,7 @@ from config import Config, UserError
 from data import documents, prepare
 from dataset import Dataset
 from files import write_json, write_text
-from hardware import Hardware, matmul_rate, start, synchronize
+from hardware import Hardware, bf16_pays, matmul_rate, start, synchronize
 from prealign import contrastive_loss, stage1_config
 from report import markdown_table
 from train import set_up, take_step
@@ -150,6 +152,7 @@ def serve(name: str, config: Config, pipe: Connection) -> None:
     if steps is None:
         return
     while (number := pipe.recv()) is not None:
+        steps(1)  # others have had the caches, and the GPU's memory
         begin = time.perf_counter()
         steps(number)
         pipe.send(time.perf_counter() - begin)
@@ -166,8 +169,8 @@ def reply(name: str, pipe: Connection) -> Any:
         raise UserError(f"{name} has ended, perhaps for want of memory; its own message is above; a smaller --micro_batch_size needs less") from e
 
 
-def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
-    """Tokens per second of each variant, the median over rounds in which all take their turns, and its peak memory."""
+def in_turns(config: Config) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Tokens per second of each variant in every round, and its peak memory. Each round begins with another variant."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in VARIANTS:
@@ -185,11 +188,12 @@ def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
 
     number: dict[str, int] = {}
     for name in pipes:
-        seconds(name, 3)  # warm-up, and compiling
+        seconds(name, 2)  # warm-up, and compiling
         number[name] = max(2, round(SECONDS / (seconds(name, 2) / 2)))
     rates: dict[str, list[float]] = {name: [] for name in pipes}
-    for _ in tqdm(range(ROUNDS), desc="rounds", disable=None):
-        for name in pipes:
+    names = list(pipes)
+    for round_ in tqdm(range(ROUNDS), desc="rounds", disable=None):
+        for name in names[round_ % len(names):] + names[:round_ % len(names)]:
             rates[name].append(number[name] * config.batch_size * config.block_size / seconds(name, number[name]))
     memory = {}
     for name, pipe in pipes.items():
@@ -197,7 +201,19 @@ def in_turns(config: Config) -> tuple[dict[str, float], dict[str, int]]:
         memory[name] = reply(name, pipe)
     for process in processes:
         process.join()
-    return {name: statistics.median(values) for name, values in rates.items()}, memory
+    return rates, memory
+
+
+def processor() -> str:
+    """The CPU's name, and whether it has instructions for bf16."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            fields = dict(line.split(":", 1) for line in f.read().split("\n\n")[0].splitlines())
+        fields = {name.strip(): value.strip() for name, value in fields.items()}
+        name = f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
+    except (OSError, LookupError, ValueError):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {'with' if bf16_pays(torch.device('cpu')) else 'without'} bf16"
 
 
 def rate(make: Callable[[], int], seconds: float = SECONDS) -> float:
@@ -259,17 +275,23 @@ def contrastive_times(config: Config, hardware: Hardware, rows: int = 2048) -> t
 
 
 def profile(config: Config, hardware: Hardware, data: Dataset, number: int = 5, shown: int = 12) -> str:
-    """A table of what training steps spend most time on, each without what it calls: kernels of a GPU, operators of a CPU."""
+    """
+    A table of what training steps spend most time on, each without what it calls: kernels of a GPU, operators of a CPU; and the
+    time in which there was none of them.
+    """
     on_gpu = hardware.device.type == "cuda"
     steps = ours(config, hardware, data)
     steps(3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU]) as profiler:
+        begin = time.perf_counter()
         steps(number)
-    spent = [(event.self_device_time_total if on_gpu else event.self_cpu_time_total, event) for event in profiler.key_averages()]  # in microseconds
-    total = sum(time_ for time_, _ in spent)
-    spent.sort(key=lambda pair: -pair[0])
+        whole = 1e6 * (time.perf_counter() - begin)
+    spent = [(event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key) for event in profiler.key_averages()]  # microseconds
+    spent.sort(reverse=True)
+    idle = whole - sum(microseconds for microseconds, _, _ in spent)
     return markdown_table(["", "calls a step", "ms a step", "share"], [
-        [event.key[:80], f"{event.count / number:,.0f}", f"{time_ / 1000 / number:,.1f}", f"{100 * time_ / total:.1f}%"] for time_, event in spent[:shown]])
+        [name[:80], f"{count / number:,.0f}", f"{microseconds / 1000 / number:,.1f}", f"{100 * microseconds / whole:.1f}%"]
+        for microseconds, count, name in [*spent[:shown], (idle, 0, "none of them")]])
 
 
 def main(arguments: list[str]) -> None:
@@ -279,7 +301,9 @@ def main(arguments: list[str]) -> None:
     hardware, data = start(config), Dataset(config.data_dir)
     if profiled:
         return print(profile(config, hardware, data))
-    rates, memory = in_turns(config)
+    rounds, memory = in_turns(config)
+    rates = {name: statistics.median(values) for name, values in rounds.items()}
+    switching = statistics.median(b / a for a, b in zip(rounds["step"], rounds["step, codeswitching"]))
     matmul, copy = matmul_rate(hardware), copy_rate(hardware.device)
     model = make_model(config, data.vocab_size)
     model.to(hardware.device).eval()
@@ -288,10 +312,11 @@ def main(arguments: list[str]) -> None:
     begin = time.perf_counter()
     tokens = evaluation.language_model(model, data, data.pivot, evaluated)["tokens"]
     result = {
-        "device": torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(), "dtype": str(hardware.dtype), "torch": torch.__version__, "command": sys.argv, "config": config.plain(),
+        "device": torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(), "dtype": str(hardware.dtype), "command": sys.argv, "config": config.plain(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "transformers") if find_spec(name)},
         "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": matmul, "copy_bytes_per_s": copy,
-        "tokens_per_s": rates, "mfu": {name: value * model.flops_per_token() / matmul for name, value in rates.items()}, "peak_memory": memory,
+        "tokens_per_s_by_round": rounds, "tokens_per_s": rates, "codeswitching_against_plain": switching, "mfu": {name: value * model.flops_per_token() / matmul for name, value in rates.items()}, "peak_memory": memory,
         "evaluation_tokens_per_s": tokens / (time.perf_counter() - begin),
         "sampler_tokens_per_s": {"plain": sampler_rate(replace(config, codeswitch_ratio=0.0), data),
                                  "codeswitching": sampler_rate(replace(config, codeswitch_ratio=config.codeswitch_ratio or 0.05), data)},
@@ -302,6 +327,7 @@ def main(arguments: list[str]) -> None:
     print(markdown_table(["", "tokens/s", "share of the matrix rate", "against the first", "peak memory, MB"], [
         [name, f"{value:,.0f}", f"{100 * result['mfu'][name]:.1f}%", f"{value / rates['step']:.2f}", f"{memory[name] / 1e6:,.0f}"] for name, value in rates.items()]))
     print("\nThe share counts the language model's operations alone, in stage 1 too.")
+    print(f"With codeswitching against without, in the same round: {switching:.3f} times the tokens/s (median of {ROUNDS} rounds).")
     print(f"sampler, one core: {result['sampler_tokens_per_s']['plain']:,.0f} tokens/s, codeswitching {result['sampler_tokens_per_s']['codeswitching']:,.0f}; "
           f"preparation, one process: {result['preparation_bytes_per_s'] / 1e6:.1f} MB/s of text; evaluation: {result['evaluation_tokens_per_s']:,.0f} tokens/s")
     loss, products = result["contrastive_seconds"].values()

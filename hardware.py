@@ -116,24 +116,27 @@ def matmul_rate(hardware: Hardware) -> float:
 def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
     """
     torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not. It is tried
-    here with a batch of zeros, so that what is compiled is there before the first step, and before DistributedDataParallel.
+    here with micro-batches of zeros, before DistributedDataParallel, so that nothing is compiled later. As one graph all gradients
+    are there at once, and are summed over processes after the last backward pass of a step, not beside it.
     """
     if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
         return model
-    ids = torch.zeros(min(config.micro_batch_size, config.batch_size // hardware.world), config.block_size, dtype=torch.long, device=hardware.device)
-    # One graph: to cut it where DDP's buckets end is refused by older versions of torch when a graph has an autograd.Function.
-    torch._dynamo.config.optimize_ddp = False
+    rows, most = config.batch_size // hardware.world, config.micro_batch_size
+    sizes = {min(rows, most), rows % most or most} if rows > most else {rows}
     try:
+        # Older versions of torch cannot cut a graph that has an autograd.Function where DDP would have it cut, and stop.
+        torch._dynamo.config.optimize_ddp = False
         network: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
-        with hardware.autocast:
-            loss, _ = network(ids, ids.clone())  # a graph for targets that are the inputs themselves would fit no other batch
-        loss.backward()
+        for size in sorted(sizes, reverse=True):
+            ids = torch.zeros(size, config.block_size, dtype=torch.long, device=hardware.device)
+            with hardware.autocast:
+                loss, _ = network(ids, ids.clone())  # a graph for targets that are the inputs themselves would fit no other batch
+            loss.backward()
         return network
     except torch.OutOfMemoryError:
         raise
     except Exception as e:  # a missing compiler, Triton or header, a kernel that does not fit: each has an exception of its own
-        if hardware.rank == 0:
-            print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); going on without it")
+        print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); process {hardware.rank} goes on without it")
         return model
     finally:
         model.zero_grad(set_to_none=True)

@@ -127,15 +127,20 @@ class GPT(nn.Module):
         return 6 * matrices + 12 * len(self.blocks) * self.wte.embedding_dim * self.block_size
 
 
-def chunk_size(vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Tokens whose logits are held at once: as many as stay in a CPU's cache or fill a GPU, but enough for a pass over all gradients of the weight."""
-    return max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**28) // vocab_size)
+def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """
+    Of so many tokens, how many have their logits held at once: as many as stay in a CPU's cache or fill a GPU, but enough for a pass
+    over all gradients of the weight; a multiple of 128, and the tokens in chunks of about one size.
+    """
+    limit = max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**28) // vocab_size)
+    return 128 * math.ceil(tokens / math.ceil(tokens / limit) / 128)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """
     Cross-entropy of `hidden @ weight.T`, a chunk of tokens at a time, with both gradients taken in the same pass: only
-    (chunk, V) logits are ever held, and none are computed twice.
+    (chunk, V) logits are ever held, and none are computed twice. (torch.compile may keep all of a batch so small that they
+    take less than the gradient of the weight.)
 
     The gradient of a *sum* of losses needs nothing from upstream but one factor, which is why the backward pass has
     only a multiplication left to do.
@@ -149,23 +154,25 @@ class LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
         # Gradients in float16 would overflow here, before the loss scale can help: then they are float32.
         grad_dtype = torch.float32 if dtype == torch.float16 else dtype
-        chunk = chunk_size(V, dtype, device)
+        chunk = chunk_size(N, V, dtype, device)
+        padding = -V % 64  # ids that are never predicted: rows of logits that begin anywhere make a GPU's matrix products slow
         if needs_grad:
             grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros(V, C, dtype=torch.float32, device=device)
+            grad_weight = torch.zeros(V + padding, C, dtype=torch.float32, device=device)
         with torch.autocast(device.type, enabled=False):
-            h_all, w = hidden.to(dtype), weight.to(dtype)
-            grad_w = w if grad_dtype == dtype else weight.to(grad_dtype)
+            padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
+            h_all, w = hidden.to(dtype), padded.to(dtype)
+            grad_w = w if grad_dtype == dtype else padded.to(grad_dtype)
             for start in range(0, N, chunk):
                 h, target = h_all[start:start + chunk], targets[start:start + chunk]  # (n, C), (n,)
                 predicted = target >= 0  # (n,)
                 at = torch.arange(len(h), device=device), target.clamp(min=0)  # each token's target; scatter_ would copy a whole chunk
-                logits = F.linear(h, w)  # (n, V)
+                logits = F.linear(h, w)  # (n, V + padding)
+                logits[:, V:].fill_(-math.inf)
                 if not needs_grad:
                     losses[start:start + chunk] = -F.log_softmax(logits, dim=-1, dtype=torch.float32)[at] * predicted
                     continue
                 p = F.softmax(logits, dim=-1, dtype=grad_dtype)
-                del logits
                 p_target = p[at].float().clamp(min=torch.finfo(torch.float32).tiny)  # (n,)
                 # 1 - p(target) as the sum of all others, which is good where bf16 rounds p(target) itself to 1.
                 p[at] = p.new_zeros(())  # 0 itself would be copied from the CPU, and waited for
@@ -176,7 +183,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad_weight += p.T @ (h * predicted[:, None]).to(grad_dtype)
                 del p  # or two chunks are held while the next is made
         if needs_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.save_for_backward(grad_hidden, grad_weight[:V])
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 

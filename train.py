@@ -86,7 +86,7 @@ def train(config: Config, first_step: int, last_step: int) -> None:
 
 
 class PinnedBatch(NamedTuple):
-    """A Batch as tensors on the CPU, pinned where there is a GPU, so that it copies them while the CPU goes on."""
+    """The rows of a Batch as tensors on the CPU, pinned where there is a GPU, so that it copies them while the CPU goes on."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
@@ -282,7 +282,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
             if hardware.world > 1:
                 with needs_others():
                     dist.all_reduce(training.sums)
-            check_finite(training, step, save, path)  # here and in the next line, only, does the loop wait for the GPU
+            check_finite(training, step, save, path)  # only in steps that are logged or saved does the loop wait for the GPU
             if log is not None:
                 log.line(step, learning_rate(step - 1, config), training.sums.tolist(), training.skipped.tolist()[0])
             training.sums.zero_()

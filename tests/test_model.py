@@ -96,9 +96,11 @@ def test_an_untrained_model_knows_nothing(tie):
 # ---- loss ----
 
 def many_chunks(C: int = 8, V: int = 5000, dtype: torch.dtype = torch.float32):
-    """Hidden states, output embeddings and targets, a third of them -1, in three chunks of tokens, the last one smaller."""
+    """Hidden states, output embeddings and targets, a third of them -1, in more than two chunks of tokens, the last one smaller."""
     torch.manual_seed(0)
-    T = 5 * chunk_size(V, dtype, torch.device("cpu")) // 4
+    T = 640
+    chunk = chunk_size(2 * T, V, dtype, torch.device("cpu"))
+    assert 2 * chunk < 2 * T and 2 * T % chunk
     targets = torch.randint(V, (2, T)).where(torch.rand(2, T) > 0.3, -1)
     return torch.randn(2, T, C, requires_grad=True), torch.randn(V, C, requires_grad=True), targets
 
@@ -176,10 +178,17 @@ def test_two_chunks_of_logits_are_held_at_most():
         return live.peak
 
     V, C = 5000, 8
-    chunk = chunk_size(V, torch.float32, torch.device("cpu"))
-    assert peak(1) < 2.2 * chunk * V * 4  # gradients of the weight are small here
-    tokens = 2 * (5 * chunk // 4)
-    assert (peak(5) - peak(1)) / (4 * tokens) < 4 * (C + 1) + 40  # bytes for a token, where logits would be 20,000
+    chunk = chunk_size(1280, V, torch.float32, torch.device("cpu"))
+    assert chunk_size(5 * 1280, V, torch.float32, torch.device("cpu")) >= chunk
+    assert 2 * chunk * V * 4 < peak(1) < 2.3 * chunk * V * 4  # gradients of the weight are small here
+    assert (peak(5) - peak(1)) / (4 * 1280) < 4 * (C + 1) + 40 + 2.3 * 4 * V * 128 / (4 * 1280)  # bytes for a token, where logits would be 20,000
+
+
+def test_tokens_are_in_chunks_of_one_size():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert chunk_size(2048, 32768, torch.bfloat16, cpu) == 512 and chunk_size(2048, 32768, torch.float32, cpu) == 256
+    assert chunk_size(2048, 1024, torch.bfloat16, cpu) == 2048 and chunk_size(100, 32768, torch.bfloat16, cpu) == 128
+    assert chunk_size(8192, 100_514, torch.bfloat16, gpu) == 2048  # and not three of 2,670 and one of 182
 
 
 def test_nothing_to_predict_costs_nothing():
