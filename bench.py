@@ -170,7 +170,7 @@ def reply(name: str, pipe: Connection) -> Any:
 
 
 def in_turns(config: Config) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Tokens per second of each variant in every round, and its peak memory. Each round begins with another variant."""
+    """Tokens per second of each variant in every round, and its peak memory. Every other round goes backwards, so that all have other neighbours."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in VARIANTS:
@@ -191,9 +191,8 @@ def in_turns(config: Config) -> tuple[dict[str, list[float]], dict[str, int]]:
         seconds(name, 2)  # warm-up, and compiling
         number[name] = max(2, round(SECONDS / (seconds(name, 2) / 2)))
     rates: dict[str, list[float]] = {name: [] for name in pipes}
-    names = list(pipes)
     for round_ in tqdm(range(ROUNDS), desc="rounds", disable=None):
-        for name in names[round_ % len(names):] + names[:round_ % len(names)]:
+        for name in reversed(pipes) if round_ % 2 else pipes:
             rates[name].append(number[name] * config.batch_size * config.block_size / seconds(name, number[name]))
     memory = {}
     for name, pipe in pipes.items():
@@ -316,7 +315,8 @@ def main(arguments: list[str]) -> None:
         "threads": torch.get_num_threads(), "dtype": str(hardware.dtype), "command": sys.argv, "config": config.plain(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "transformers") if find_spec(name)},
         "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": matmul, "copy_bytes_per_s": copy,
-        "tokens_per_s_by_round": rounds, "tokens_per_s": rates, "codeswitching_against_plain": switching, "mfu": {name: value * model.flops_per_token() / matmul for name, value in rates.items()}, "peak_memory": memory,
+        "tokens_per_s_by_round": rounds, "tokens_per_s": rates, "codeswitching_against_plain": switching,
+        "mfu": {name: value * model.flops_per_token() / matmul for name, value in rates.items()}, "peak_memory": memory,
         "evaluation_tokens_per_s": tokens / (time.perf_counter() - begin),
         "sampler_tokens_per_s": {"plain": sampler_rate(replace(config, codeswitch_ratio=0.0), data),
                                  "codeswitching": sampler_rate(replace(config, codeswitch_ratio=config.codeswitch_ratio or 0.05), data)},
