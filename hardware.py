@@ -122,7 +122,7 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
     if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
         return model
     rows, most = config.batch_size // hardware.world, config.micro_batch_size
-    sizes = {min(rows, most), rows % most or most} if rows > most else {rows}
+    sizes = {min(rows, most), rows % most or most}  # of all micro-batches but the last, and of the last
     try:
         # Older versions of torch cannot cut a graph that has an autograd.Function where DDP would have it cut, and stop.
         torch._dynamo.config.optimize_ddp = False
