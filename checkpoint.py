@@ -12,7 +12,7 @@ import zipfile
 import torch
 
 import config as configs
-from config import Config, UserError
+from config import Config, UserError, is_out_of_memory
 from dataset import Dataset
 from huggingface import load_gpt2
 from model import GPT
@@ -62,6 +62,8 @@ def save_checkpoint(path: str, state: dict) -> None:
     except (OSError, RuntimeError, zipfile.BadZipFile) as e:
         with contextlib.suppress(OSError):
             os.remove(path + ".tmp")
+        if is_out_of_memory(e):
+            raise
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same command again") from e
 
 
@@ -81,6 +83,8 @@ def load_checkpoint(path: str) -> dict:
     except (PermissionError, IsADirectoryError) as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except Exception as e:  # torch.load raises what its unpickler and zip reader raise
+        if is_out_of_memory(e):
+            raise
         raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
     sound = not wrong and 0 <= state["step"] <= state["last_step"] and state["rng"].dtype == torch.uint8 and [type(n) for n in state["skipped"]] == [int, int]
     if not sound:
@@ -130,6 +134,8 @@ def load_weights(model: GPT, state: dict, path: str) -> None:
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, TypeError, AttributeError) as e:
+        if is_out_of_memory(e):
+            raise
         raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
     if not all(p.isfinite().all() for p in model.parameters()):
         raise UserError(f"{path}: some of its weights are not finite numbers")

@@ -25,6 +25,11 @@ class UserError(Exception):
     """Something the person at the keyboard can mend. Printed as one line, without a traceback."""
 
 
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether memory, of the machine or of a GPU, was not enough. torch, not imported here, says so by a RuntimeError."""
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
+
+
 @dataclass(frozen=True)
 class Config:
     # where things are
@@ -401,8 +406,8 @@ def run(main: typing.Callable[[list[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
         sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
-    except (MemoryError, RuntimeError) as e:  # of torch, which is not imported here
-        if not (isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)):
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
             raise
         sys.exit("error: out of memory; a smaller --micro_batch_size, --align_entries or --eval_batch_size needs less")
     except KeyboardInterrupt as e:

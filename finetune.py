@@ -15,13 +15,14 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import sdpa_kernel
 from tqdm import tqdm
 
 import nli
 from config import Config, UserError
 from dataset import Dataset, text_language
 from hardware import Hardware
-from model import GPT
+from model import ANY_SHAPE, GPT
 from nli import Pair
 from tokenizer import encode
 from train import learning_rate
@@ -99,7 +100,7 @@ def fine_tune(model: GPT, rows: list[np.ndarray], pairs: list[Pair], labels: int
             for batch in np.array_split(rng.permutation(len(rows)), per_epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, schedule)
-                with hardware.autocast:
+                with hardware.autocast, sdpa_kernel(ANY_SHAPE):
                     logits = classifier(*padded_batch([rows[i] for i in batch], hardware.device))
                 scaler.scale(F.cross_entropy(logits.float(), target[torch.from_numpy(batch).to(hardware.device)])).backward()
                 scaler.unscale_(optimizer)

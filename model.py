@@ -12,9 +12,12 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
+from torch.nn.attention import SDPBackend
 
 SHORT_ROW = 512  # tokens
+# cuDNN's attention, which a Hopper GPU prefers, plans anew for every shape, for about half a second each: where rows
+# come in many shapes (single words, pairs of sentences), `with sdpa_kernel(ANY_SHAPE):` leaves it out.
+ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -132,15 +135,14 @@ def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.d
     Of so many tokens, how many have their logits held at once: as many as stay in a CPU's cache or fill a GPU, but enough for a pass
     over all gradients of the weight; a multiple of 128, and the tokens in chunks of about one size.
     """
-    limit = max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**28) // vocab_size)
+    limit = max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**30) // vocab_size)
     return 128 * math.ceil(tokens / math.ceil(tokens / limit) / 128)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """
     Cross-entropy of `hidden @ weight.T`, a chunk of tokens at a time, with both gradients taken in the same pass: only
-    (chunk, V) logits are ever held, and none are computed twice. (torch.compile may keep all of a batch so small that they
-    take less than the gradient of the weight.)
+    (chunk, V) logits are ever held, and none are computed twice.
 
     The gradient of a *sum* of losses needs nothing from upstream but one factor, which is why the backward pass has
     only a multiplication left to do.
@@ -160,9 +162,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros(V + padding, C, dtype=torch.float32, device=device)
         with torch.autocast(device.type, enabled=False):
-            padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
-            h_all, w = hidden.to(dtype), padded.to(dtype)
-            grad_w = w if grad_dtype == dtype else padded.to(grad_dtype)
+            h_all, w = hidden.to(dtype), F.pad(weight.to(dtype), (0, 0, 0, padding))
+            grad_w = w if grad_dtype == dtype else F.pad(weight.to(grad_dtype), (0, 0, 0, padding))
             for start in range(0, N, chunk):
                 h, target = h_all[start:start + chunk], targets[start:start + chunk]  # (n, C), (n,)
                 predicted = target >= 0  # (n,)
@@ -193,6 +194,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None  # in place, as there is no second backward pass
 
 
+# Outside of torch.compile: the loop over chunks would be unrolled into its graph, which would be free to hold all of
+# them at once, and older versions of torch give wrong gradients where a compiled autograd.Function works in place.
+@torch.compiler.disable
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output

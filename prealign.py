@@ -16,16 +16,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.attention import sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import config as configs
 from batches import ENTRY, uniform
 from config import Config
 from hardware import to_device
-from model import GPT
+from model import ANY_SHAPE, GPT
 from table import Table, ranges
 
 
 MULTIPLE = 128  # tokens
+PIECE = 2**13    # tokens of words that go through the model at once: 20 GB of activations in the 1.3B model
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,43 @@ def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
     return np.sort(np.argpartition(draw_keys(table, config, step), N - 1)[:N])
 
 
+def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """
+    The mean over each word's tokens at layers 0..L+1, padding excluded.
+
+    ids (r, w) int64, length (r,) -> (L + 2, r, C) float32
+    """
+    valid = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]) / length[:, None]  # (r, w), rows sum to 1
+    with sdpa_kernel(ANY_SHAPE):
+        layers = model.layers(ids) + [F.embedding(ids, model.lm_head.weight)]  # L + 2 of (r, w, C)
+    return torch.stack([(layer.float() * valid[:, :, None]).sum(1) for layer in layers])
+
+
 def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """
     The representation of words at layers 0..L+1: word embedding, each block's output, output embedding; the mean over the
-    word's tokens, padding excluded (paper, section 3.2).
+    word's tokens, padding excluded (paper, section 3.1).
 
     ids (R, W) int64, length (R,), on the CPU -> (L + 2, R, C) float32, on the model's device
     """
     device = model.wte.weight.device
     # Most words are far shorter than the longest: encode them in groups of 1, 2, 3-4, 5-8, ... tokens.
     group_of = (length - 1).clamp(min=0).float().add(1).log2().ceil().long()
+    # What does not go through the model at once keeps no activations: they are computed again in the backward pass.
+    many = torch.is_grad_enabled() and int((2**group_of).sum()) > PIECE
     order, parts = [], []
     for group in group_of.unique().tolist():
-        rows = (group_of == group).nonzero().squeeze(1)
-        # Only a few sizes come up (the first word stands in for those missing), so that memory kept from one step fits the next.
-        some = F.pad(rows, (0, -len(rows) % max(1, MULTIPLE >> group)))
-        word, n = to_device(ids[some, : 2**group], device), to_device(length[some], device)  # (r, w), (r,)
-        valid = (torch.arange(word.shape[1], device=device) < n[:, None]) / n[:, None]  # (r, w), rows sum to 1
-        layers = model.layers(word) + [F.embedding(word, model.lm_head.weight)]  # L + 2 of (r, w, C)
-        parts.append(torch.stack([(layer.float() * valid[:, :, None]).sum(1)[:len(rows)] for layer in layers]))
-        order.append(rows)
+        for rows in (group_of == group).nonzero().squeeze(1).split(max(1, PIECE >> group)):
+            # Only a few sizes come up (the first word stands in for those missing), so that memory kept from one step
+            # fits the next.
+            some = F.pad(rows, (0, -len(rows) % max(1, MULTIPLE >> group)))
+            word, n = to_device(ids[some, : 2**group], device), to_device(length[some], device)  # (r, w), (r,)
+            if many:
+                part = checkpoint(encode_words, model, word, n, use_reentrant=False, preserve_rng_state=False)
+            else:
+                part = encode_words(model, word, n)
+            parts.append(part[:, :len(rows)])
+            order.append(rows)
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
 
 
@@ -177,7 +197,9 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     padding = to_device(entry < 0, device) if (entry < 0).any() else None
     number_there, positives_there = to_device(number, device), to_device(positives.to(anchors.dtype), device)
     with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
-        total = sum(SupervisedContrastive.apply(anchors[layer], rows[layer], number_there, positives_there, padding, first, tau) for layer in range(len(rows)))
+        # unbind, as the gradient of indexing a layer would be zeros for all the others, once for each layer
+        total = sum(SupervisedContrastive.apply(a, r, number_there, positives_there, padding, first, tau)
+                    for a, r in zip(anchors.unbind(), rows.unbind()))
     return total / max(1, positives.sum().item())
 
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 import config as configs
 from batches import Sampler, prefetch
 from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
-from config import Config, UserError
+from config import Config, UserError, is_out_of_memory
 from dataset import Dataset
 from files import only_user, remembered, write_json, write_text
 from hardware import Hardware, compiled, matmul_rate, pinned, start, to_device
@@ -102,6 +102,7 @@ class Training:
     sampler: Sampler
     model: GPT
     network: torch.nn.Module  # the model, compiled and wrapped for several processes
+    compiled: bool
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     sums: torch.Tensor        # since the last log line: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps
@@ -121,10 +122,11 @@ def set_up(config: Config, hardware: Hardware, data: Dataset, model: GPT) -> Tra
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
     network = compiled(model, config, hardware)
+    is_compiled = network is not model
     if hardware.world > 1:
         network = DistributedDataParallel(network, device_ids=[hardware.device] if hardware.device.type == "cuda" else None, gradient_as_bucket_view=True)
     sampler = Sampler(data, config)
-    return Training(config, hardware, sampler, model, network, optimizer, scaler, torch.zeros(2 * len(sampler.streams) + 2, device=hardware.device),
+    return Training(config, hardware, sampler, model, network, is_compiled, optimizer, scaler, torch.zeros(2 * len(sampler.streams) + 2, device=hardware.device),
                     torch.tensor([0, -1], device=hardware.device))
 
 
@@ -177,6 +179,8 @@ def restore(training: Training, state: dict, path: str) -> None:
         training.scaler.load_state_dict(state["scaler"])
         fits = all(of[name].shape == p.shape for p, of in optimizer.state.items() for name in ("exp_avg", "exp_avg_sq"))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        if is_out_of_memory(e):
+            raise
         raise UserError(f"{path}: its optimizer does not fit the model ({type(e).__name__}: {e}); delete its folder to train anew") from e
     if not fits:
         raise UserError(f"{path}: its optimizer does not fit the model; delete its folder to train anew")
@@ -188,6 +192,8 @@ def needs_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
+        if is_out_of_memory(e):
+            raise
         raise UserError("another process has stopped; its own message says why") from e
 
 
@@ -264,7 +270,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     # Tokens that the weights have seen, by the run they are from too.
     per_step = config.batch_size * config.block_size
     tokens_before = before["tokens"] - (step - first_step) * per_step if before is not None else 0
-    log = Log(config, hardware, model, training.sampler.streams, step, last_step) if main_process else None
+    log = Log(training, step, last_step) if main_process else None
     if state is not None:
         torch.set_rng_state(state["rng"])
         training.skipped.copy_(torch.tensor(state["skipped"]))
@@ -358,15 +364,16 @@ def other_logs(config: Config, step: int) -> list[Callable[[dict], None]]:
 class Log:
     """run.json, metrics.jsonl, the progress bar, and a line a person can read."""
 
-    def __init__(self, config: Config, hardware: Hardware, model: GPT, streams: tuple[str, ...], step: int, last_step: int):
+    def __init__(self, training: Training, step: int, last_step: int):
+        config, hardware, model = training.config, training.hardware, training.model
         os.makedirs(config.run_dir, exist_ok=True)
-        self.config, self.streams = config, streams
+        self.config, self.streams = config, training.sampler.streams
         self.flops = model.flops_per_token()
         peak = matmul_rate(hardware)
         self.peak = peak * hardware.world
         write_json(os.path.join(config.run_dir, "run.json"), {
             "config": config.plain(), "command": sys.argv, "device": str(hardware.device), "dtype": str(hardware.dtype), "world": hardware.world,
-            "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": peak,
+            "compiled": training.compiled, "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": peak,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         })
         self.metrics = os.path.join(config.run_dir, "metrics.jsonl")

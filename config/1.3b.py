@@ -20,7 +20,7 @@ fact_frequencies = 100
 
 mix = {"en": 0.99, "clone": 0.01}
 batch_size = 1024
-micro_batch_size = 8
+micro_batch_size = 16
 block_size = 1024
 codeswitch_ratio = 0.05
 

@@ -2,7 +2,7 @@
 The paper's 400M model on English and En-Clone: 393M parameters without embeddings, 10.1B tokens, 1% of them En-Clone, about 1M
 tokens a step. The learning rate is a usual one for the size (the authors' released code has 2e-4 to 5e-4). Temperature and
 align_weight are their code's 0.1 and 0.1, but their weight multiplies a mean over layers and ours a sum (Eq. 3), here 22 times as
-much. None of the three has been tuned at this size. Differs from 150m.py in out_dir, micro_batch_size, n_layer, n_head, n_embd and learning_rate.
+much. None of the three has been tuned at this size. Differs from 150m.py in out_dir, n_layer, n_head, n_embd and learning_rate.
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table1.sh 400m
 
@@ -20,7 +20,7 @@ fact_frequencies = 100
 
 mix = {"en": 0.99, "clone": 0.01}
 batch_size = 1024
-micro_batch_size = 16
+micro_batch_size = 32
 block_size = 1024
 codeswitch_ratio = 0.05
 

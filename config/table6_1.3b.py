@@ -24,7 +24,7 @@ fact_frequencies = 100
 
 mix = {"en": 0.96, "de": 0.01, "zh": 0.01, "ru": 0.01, "ar": 0.01}
 batch_size = 1024
-micro_batch_size = 8
+micro_batch_size = 16
 block_size = 1024
 codeswitch_ratio = 0.05
 

@@ -5,7 +5,7 @@ Table 6 with the paper's 400M model: 10B English tokens and 0.1B of each target,
 
 Reads the folders texts/LANGUAGE (en, de, zh, ru, ar; CulturaX's parquet files as they are) and dictionaries/en-LANGUAGE.txt
 (MUSE), or with --dictionary="dictionaries/en-{language}.tsv" what translate.py makes. Differs from table6_150m.py in out_dir,
-micro_batch_size, n_layer, n_head, n_embd and learning_rate.
+n_layer, n_head, n_embd and learning_rate.
 """
 
 data_dir = "data/table6_paper"
@@ -24,7 +24,7 @@ fact_frequencies = 100
 
 mix = {"en": 0.96, "de": 0.01, "zh": 0.01, "ru": 0.01, "ar": 0.01}
 batch_size = 1024
-micro_batch_size = 16
+micro_batch_size = 32
 block_size = 1024
 codeswitch_ratio = 0.05
 

@@ -188,7 +188,7 @@ def test_tokens_are_in_chunks_of_one_size():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert chunk_size(2048, 32768, torch.bfloat16, cpu) == 512 and chunk_size(2048, 32768, torch.float32, cpu) == 256
     assert chunk_size(2048, 1024, torch.bfloat16, cpu) == 2048 and chunk_size(100, 32768, torch.bfloat16, cpu) == 128
-    assert chunk_size(8192, 100_514, torch.bfloat16, gpu) == 2048  # and not three of 2,670 and one of 182
+    assert chunk_size(12_000, 100_514, torch.bfloat16, gpu) == 6016  # and not one of 10,682 and one of 1,318
 
 
 def test_nothing_to_predict_costs_nothing():

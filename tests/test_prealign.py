@@ -78,6 +78,34 @@ def test_padding_and_the_other_words_of_the_batch_change_nothing():
         torch.testing.assert_close(word_representations(model, batch, torch.tensor([2, 4]))[:, :1], alone)
 
 
+def test_words_in_pieces_have_the_same_representations_and_gradients(monkeypatch):
+    words = word_rows(TABLE, np.array([0, 2, 3, 1]))
+    upstream = torch.randn(4, len(words.ids), 8)
+    results = []
+    for piece in (prealign.PIECE, 4):
+        monkeypatch.setattr(prealign, "PIECE", piece)
+        model = small()
+        got = word_representations(model, torch.from_numpy(words.ids), torch.from_numpy(words.length))
+        (got * upstream).sum().backward()
+        results.append([got, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for whole, in_pieces in zip(*results, strict=True):
+        torch.testing.assert_close(in_pieces, whole)
+
+
+def test_words_in_pieces_keep_no_activations(monkeypatch):
+    def held() -> int:  # most tokens that go through a block at once, in both passes
+        model, seen = small(n_layer=1), []
+        model.blocks[0].register_forward_hook(lambda _, x, y: seen.append(x[0].shape[0] * x[0].shape[1]))
+        ids = torch.arange(24).view(24, 1)
+        word_representations(model, ids, torch.ones(24, dtype=torch.long)).sum().backward()
+        return sum(seen), max(seen)
+
+    monkeypatch.setattr(prealign, "MULTIPLE", 1)
+    assert held() == (24, 24)
+    monkeypatch.setattr(prealign, "PIECE", 8)
+    assert held() == (48, 8)  # each piece again in the backward pass
+
+
 def test_padding_gets_no_gradient():
     model = small()
     word_representations(model, torch.tensor([[4, 5, 9, 9]]), torch.tensor([2])).square().sum().backward()
