@@ -1,0 +1,396 @@
+"""
+What is different on a GPU: precision, compilation, waiting, memory, resuming, NCCL. With PREALIGN_TEST_DEVICE=cpu the
+same tests run on the CPU, so that they cannot rot where there is no GPU.
+
+    python -m pytest -m cuda tests
+    PREALIGN_TEST_DEVICE=cpu python -m pytest -m cuda tests
+"""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+
+import config as configs
+import eval as evaluation
+import model as gpt
+import train as training
+from batches import Sampler, prefetch
+from checkpoint import load_trained, make_model, save_checkpoint
+from config import Config
+from conftest import overrides, run_command
+from dataset import Dataset
+from hardware import compiled, start, synchronize
+from model import GPT
+from table import Table, make_table
+from test_train import (PREALIGN, NothingIsRead, assert_same_run, killed_after, losses_of, metrics_of, stage1, stage2,
+                        state_of)
+
+DEVICE = os.environ.get("PREALIGN_TEST_DEVICE", "cuda")
+ON_GPU = DEVICE != "cpu"
+NO_GPU = ON_GPU and not torch.cuda.is_available()
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(NO_GPU, reason="no GPU; PREALIGN_TEST_DEVICE=cpu does without")]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """
+    On the CPU one thread, so that sums are added in the same order everywhere; signal handlers as they were; no
+    measuring of the machine; no graph that another test has compiled.
+    """
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    torch.set_num_threads(threads if ON_GPU else 1)
+    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def small(tiny, tmp_path) -> Config:
+    """Eight steps of stage 1 and eight of stage 2 on the device, in a folder of the test's own."""
+    return replace(tiny, out_dir=str(tmp_path / "out"), device=DEVICE, dtype="bf16", compile="off", n_embd=64,
+                   max_steps=16, stage1_steps=8)
+
+
+def ready(config: Config, seed: int = 0) -> training.Training:
+    """A run of the config before its first step."""
+    data = Dataset(config.data_dir)
+    torch.manual_seed(seed)
+    return training.set_up(config, start(config), data, make_model(config, data.vocab_size))
+
+
+def step_of(state: training.Training, step: int) -> None:
+    batch, words = state.batch(step)
+    training.take_step(state, step, batch, words, int((batch.targets >= 0).sum()))
+
+
+def off_by(x: torch.Tensor, reference: torch.Tensor) -> float:
+    """The length of the difference, as a share of the reference's."""
+    x, reference = x.detach().cpu().double(), reference.detach().cpu().double()
+    return ((x - reference).norm() / reference.norm()).item()
+
+
+def gradients(network: torch.nn.Module, model: GPT, inputs: torch.Tensor, targets: torch.Tensor,
+              dtype: torch.dtype) -> tuple[torch.Tensor, dict]:
+    """The sum of the losses of `network`, which is `model` or made from it, and its gradient by every parameter."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+        loss, _ = network(inputs, targets)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+# ---- precision and compilation ----
+
+# A number is rounded by up to 2**-24, 2**-11 and 2**-8 of itself; a gradient of two layers comes from several such.
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("tie", [True, False])
+def test_loss_and_gradients_are_those_of_float64(monkeypatch, dtype, tolerance, tie):
+    """
+    With full logits on the CPU. Four chunks of tokens, some not predicted, and a vocabulary that no tile of a GPU
+    divides.
+    """
+    monkeypatch.setattr(gpt, "chunk_size", lambda *_: 128)
+    torch.manual_seed(0)
+    model = GPT(1003, 64, 2, 2, 128, tie, init_std=0.1, embedding_init_std=0.1)
+    inputs, targets = torch.randint(1003, (2, 8, 64))
+    targets[torch.rand(targets.shape) < 0.1] = -1
+    exact = GPT(1003, 64, 2, 2, 128, tie).double()
+    exact.load_state_dict(model.state_dict())
+    logits = exact(inputs) @ exact.lm_head.weight.T
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    expected.backward()
+    loss, found = gradients(model.to(DEVICE), model, inputs.to(DEVICE), targets.to(DEVICE), dtype)
+    assert off_by(loss, expected) < tolerance / 10
+    for name, p in exact.named_parameters():
+        assert found[name].dtype == torch.float32 and off_by(found[name], p.grad) < tolerance, name
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
+    """And what runs is the compiled network, and nothing is compiled once it has been tried."""
+    monkeypatch.setattr(gpt, "chunk_size", lambda *_: 64)  # two chunks
+    config = replace(small, compile="on", tie_embeddings=tie)
+    data, hardware = Dataset(config.data_dir), start(config)
+    torch.manual_seed(0)
+    model = make_model(config, data.vocab_size).to(hardware.device)
+    network = compiled(model, config, hardware)
+    told = capsys.readouterr().out
+    if not ON_GPU and "does not work here" in told:
+        pytest.skip("no compiler here")
+    assert told == "" and (graphs := counters["stats"]["unique_graphs"]) > 0
+    for step in range(3):
+        batch = Sampler(data, config).batch(np.arange(4 * step, 4 * step + 4))
+        inputs, targets = (torch.from_numpy(x).to(hardware.device) for x in (batch.inputs, batch.targets))
+        expected, eager = gradients(model, model, inputs, targets, hardware.dtype)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            loss, fast = gradients(network, model, inputs, targets, hardware.dtype)
+        assert any("Torch-Compiled Region" in event.key for event in seen.key_averages())
+        assert off_by(loss, expected) < 3e-3
+        for name in eager:  # a compiler keeps float32 between operations that are bf16 otherwise
+            assert off_by(fast[name], eager[name]) < 3e-2, name
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+# ---- waiting ----
+
+@contextlib.contextmanager
+def nothing_waits():
+    """
+    While it is entered, it is an error that the CPU waits for a result. Stage 1 may read the words of the batch, which
+    are integers on the CPU.
+    """
+    if not ON_GPU:
+        with NothingIsRead(but=(torch.int64, torch.bool)):
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_step_waits_for_nothing(small, dtype):
+    """With and without the words of stage 1, compiled on a GPU; after two steps, in which libraries load."""
+    with pytest.raises((RuntimeError, AssertionError)), nothing_waits():
+        torch.ones(1, device=DEVICE).item()
+    compile = "on" if ON_GPU and dtype == "bf16" else "off"
+    state = ready(replace(small, dtype=dtype, compile=compile, align_steps="all", codeswitch_ratio=0.3))
+    for step in range(2):
+        step_of(state, step)
+    for step in (2, 3):
+        batch, words = state.batch(step)
+        with nothing_waits():
+            training.take_step(state, step, batch, words if step == 2 else None, 100)
+    assert state.skipped.tolist() == [0, -1]
+
+
+def test_batches_are_made_ahead(small):
+    """Codeswitched and pinned; where a step takes a while, the loop hardly waits for them."""
+    large = dict(n_layer=12, n_head=12, n_embd=768, block_size=128, batch_size=128, micro_batch_size=128)
+    size = large if ON_GPU else dict(n_embd=128)
+    state = ready(replace(small, codeswitch_ratio=0.3, **size))
+    device = state.hardware.device
+    batches = prefetch(state.batch, range(8, 28))
+    waited, taken = [], []
+    for step in range(8, 28):
+        asked = time.perf_counter()
+        batch, words = next(batches)
+        waited.append(time.perf_counter() - asked)
+        assert all(x.is_pinned() == x[:4].is_pinned() == ON_GPU for x in batch)
+        training.take_step(state, step, batch, words, 100)
+        synchronize(device)
+        taken.append(time.perf_counter() - asked)
+    batches.close()
+    if ON_GPU:
+        assert statistics.median(taken[5:]) > 0.01
+    # A CPU makes batches on the cores that also train.
+    assert sum(waited[5:]) < (0.02 if ON_GPU else 0.2) * sum(taken[5:])
+
+
+# ---- memory ----
+
+def table_of_many_lengths(entries: int, longest: int, vocab_size: int) -> Table:
+    """Words of one to `longest` tokens, short ones most often, with one or two translations."""
+    rng = np.random.default_rng(0)
+
+    def word() -> np.ndarray:
+        return rng.integers(1, vocab_size, min(longest, rng.geometric(0.3)))
+
+    words = [[[word()], [word() for _ in range(rng.integers(1, 3))]] for _ in range(entries)]
+    return make_table(words, list(range(entries, 0, -1)), ("en", "clone"))
+
+
+def test_stage_1_is_steady(small):
+    """Words of many lengths, new ones at every step: no memory is added, nothing compiled, no kernel planned anew."""
+    entries, steps = (4096, 40) if ON_GPU else (64, 24)
+    state = ready(replace(small, compile="on", align_steps="all", align_entries=entries, max_steps=steps))
+    state.sampler.table = table_of_many_lengths(3 * entries, 24, len(state.model.wte.weight))
+    graphs, held, seconds = counters["stats"]["unique_graphs"], [], []
+    for step in range(steps):
+        if ON_GPU:
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
+        step_of(state, step)
+        synchronize(state.hardware.device)
+        seconds.append(time.perf_counter() - begin)
+        if ON_GPU:
+            held.append((torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(),
+                         torch.cuda.memory_reserved()))
+    assert counters["stats"]["unique_graphs"] == graphs and state.skipped.tolist() == [0, -1]
+    if ON_GPU:
+        # A step has a few words more or less than another one.
+        for early, late in zip(map(max, zip(*held[10:20])), map(max, zip(*held[20:]))):
+            assert late < 1.05 * early
+        assert statistics.median(seconds[20:]) < 0.3  # were attention planned for new shapes, a step would take seconds
+
+
+def message(monkeypatch, config: Config) -> str:
+    """What the command says when it stops with an error."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides(config)])
+    with pytest.raises(SystemExit) as stopped:
+        configs.run(training.main)
+    return str(stopped.value.code)
+
+
+def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, capsys):
+    """Wherever memory ends while a run goes on: in its weights, its optimizer, the compiler, a step, a checkpoint."""
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    straight = stage2(small, "straight")
+    with monkeypatch.context() as patch:
+        killed_after(7, patch, signal.SIGTERM)
+        pytest.raises(SystemExit, stage2, small)
+    capsys.readouterr()
+    optimizer = torch.optim.AdamW
+    for place, name in ((GPT, "load_state_dict"), (optimizer, "load_state_dict"), (torch, "compile"), (GPT, "layers"),
+                        (torch, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, too_much)
+            said = message(patch, replace(small, compile="on" if name == "compile" else "off"))
+        assert said.startswith("error: out of memory; ") and "--micro_batch_size" in said, name
+        assert "delete" not in said and "\n" not in said, name
+        assert "does not work here" not in capsys.readouterr().out
+    resumed = stage2(small)
+    for mine, theirs in zip(metrics_of(resumed), metrics_of(straight), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+SMALL_GPU = """
+import torch, config, train
+torch.cuda.set_per_process_memory_fraction(64e6 / torch.cuda.get_device_properties(0).total_memory)
+train.matmul_rate = lambda hardware: 1e9
+config.run(train.main)
+"""
+
+
+@pytest.mark.skipif(not ON_GPU, reason="a GPU's own memory")
+def test_a_micro_batch_that_does_not_fit_is_one_line(small):
+    result = run_command("-c", SMALL_GPU, *overrides(small, batch_size=4096, micro_batch_size=4096))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: out of memory; ") and "--micro_batch_size" in last
+
+
+# ---- runs ----
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_interrupted_run_goes_on(small, monkeypatch, stage):
+    """To the bit on a CPU; on a GPU, which adds gradients of embeddings in any order, nearly so."""
+    def run_stage(number: int, config: Config) -> Config:
+        return stage1(config) if number == 1 else stage2(config, **PREALIGN)
+
+    broken = replace(small, out_dir=small.out_dir + "-broken")
+    for config in (small, broken):
+        if stage == 2:
+            run_stage(1, config)
+    straight = run_stage(stage, small)
+    with monkeypatch.context() as patch:
+        killed_after(8 * stage - 3, patch, signal.SIGTERM)
+        pytest.raises(SystemExit, run_stage, stage, broken)
+    resumed = run_stage(stage, broken)
+    if not ON_GPU:
+        assert_same_run(straight, resumed)
+    for mine, theirs in zip(losses_of(resumed), losses_of(straight), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
+    """Begun on the device, continued on the CPU, finished on the device: the model of the run that stayed, on both."""
+    small = replace(small, dtype="fp32", eval_tokens=300)
+    data = Dataset(small.data_dir)
+    stayed, moved = stage2(small, "stayed"), replace(small, method="moved")
+    for step, device in ((4, DEVICE), (9, "cpu")):
+        with monkeypatch.context() as patch:
+            killed_after(step, patch, signal.SIGTERM)
+            pytest.raises(SystemExit, stage2, small, "moved", device=device)
+    stage2(small, "moved")
+    # Written once more by a machine without a GPU.
+    copied = replace(small, method="copied")
+    os.makedirs(copied.run_dir)
+    save_checkpoint(os.path.join(copied.run_dir, "checkpoint.pt"), state_of(stayed))
+    perplexities = []
+    for config in (stayed, moved, copied):
+        for device in (DEVICE, "cpu"):
+            model, _ = load_trained(config.run_dir, data, device)
+            assert model.wte.weight.device.type == torch.device(device).type
+            perplexities.append(evaluation.language_model(model, data, "en", config)["ppl"])
+    assert perplexities == pytest.approx([perplexities[0]] * 6, rel=1e-3)
+
+
+def test_evaluation_is_that_of_the_cpu(small, capsys):
+    """Perplexity and similarity are; facts, samples and pairs of sentences are got through on the device."""
+    small = replace(small, method="joint", block_size=64, eval_tokens=300, eval_words=20, sample_count=8,
+                    sample_tokens=4, nli_builtin=10, nli_epochs=1, nli_batch_size=30)
+    stage2(small)
+    results = []
+    for device in (DEVICE, "cpu"):
+        evaluation.main(overrides(small, device=device))
+        results.append(json.loads(Path(small.run_dir, "eval.json").read_text()))
+    mine, theirs = results
+    for language in ("en", "clone"):
+        assert mine["lm"][language]["ppl"] == pytest.approx(theirs["lm"][language]["ppl"], rel=1e-3)
+    for a, b in zip(mine["similarity"], theirs["similarity"], strict=True):
+        assert (a["words"], a["text"]) == pytest.approx((b["words"], b["text"]), abs=1e-3)
+    assert mine["clka"]["en->clone"]["n"] == 8 and mine["mixed"]["clone"]["n"] == 8
+    evaluation.main(["xnli", *overrides(small)])
+    about = json.loads(Path(small.run_dir, "xnli.json").read_text())
+    assert about["pairs"] == 30 and [about["languages"][language]["n"] for language in ("en", "clone")] == [3, 3]
+    capsys.readouterr()
+    evaluation.main(["sample", *overrides(small, sample_count=2, prompt="Ba")])
+    assert capsys.readouterr().out.strip()
+
+
+# ---- torchrun ----
+
+def test_torchrun(small):
+    config = replace(small, compile="auto", method="joint")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
+    result = run_command(*launch, "train.py", *overrides(config))
+    assert result.returncode == 0, result.stderr
+    assert state_of(config)["step"] == 16
+    about = json.loads(Path(config.run_dir, "run.json").read_text())
+    assert about["compiled"] == ON_GPU and about["device"].startswith(DEVICE)
+
+
+def test_a_group_of_one_process_computes_what_none_does(small, tmp_path):
+    """NCCL on a GPU: words are gathered and gradients summed over a group, as they would be over several processes."""
+    def losses(grouped: bool) -> list[float]:
+        state = ready(replace(small, dtype="fp32", align_steps="all"))
+        if grouped:
+            devices = [state.hardware.device] if ON_GPU else None
+            state.network = DistributedDataParallel(state.network, device_ids=devices, gradient_as_bucket_view=True)
+        for step in range(4):
+            step_of(state, step)
+        return state.sums.tolist()
+
+    alone = losses(False)
+    backend = "nccl" if ON_GPU else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        together = losses(True)
+    finally:
+        dist.destroy_process_group()
+    assert together == pytest.approx(alone, rel=1e-3)
