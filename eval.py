@@ -25,20 +25,23 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import config as configs
-from checkpoint import FIXED, check_matches, load_trained
-from config import Config, UserError
-from corpus import documents
-from dataset import Dataset, text_language
-from dictionary import script_of
-from files import is_newer, read_json, write_json, write_text
+from runtime import config as configs
+from runtime import errors
+from runtime.checkpoint import FIXED, check_matches, load_trained
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.readers import documents
+from corpus.folder import Dataset, text_language
+from corpus.dictionary import script_of
+from runtime.files import is_newer, read_json, write_json, write_text
 from finetune import padded_batch, transfer
-from hardware import open_device, start
-from knowledge import LANGUAGES, Fact, statement
+from runtime.hardware import open_device, start
+from tasks.facts import LANGUAGES, Fact, statement, facts_of
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report import TOKEN_KINDS, as_eval_writes, read_dynamics, report, report_tables, wilson
-from tokenizer import encode, token_byte_lengths
+from report.tables import main as report
+from report.tables import TOKEN_KINDS, as_eval_writes, read_dynamics, report_tables, wilson
+from corpus.tokenizer import encode, token_byte_lengths
 
 
 def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
@@ -321,7 +324,7 @@ def evaluate(config: Config) -> dict:
         "tokens": state["tokens"], "config": config.plain(),
         "lm": {language: language_model(model, data, language, config) for language in data.languages},
         "text": {language: other_text(model, data, language, config) for language in data.languages} if config.eval_text else {},
-        "clka": clka(model, data, data.facts, config),
+        "clka": clka(model, data, facts_of(data.settings), config),
         "similarity": similarity(model, data, config),
         "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
         "date": datetime.date.today().isoformat(),
@@ -362,7 +365,7 @@ def dynamics(config: Config) -> list[dict]:
     for folder, snapshot in tqdm(snapshots, desc="snapshots", disable=None):
         model, state = load_trained(folder, data, device, snapshot)
         ended = (state["step"] - config.stage1_steps) * periods // (config.max_steps - config.stage1_steps)
-        facts = [fact for fact in data.facts if fact.period == ended - 1]
+        facts = [fact for fact in facts_of(data.settings) if fact.period == ended - 1]
         frequencies = sorted({fact.frequency for fact in facts})
         records.append({
             "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "eval_words": config.eval_words,
@@ -399,9 +402,7 @@ def told(config: Config, name: str, knobs: tuple[str, ...], make: Callable[[Conf
 def main(arguments: list[str]) -> None:
     verb = arguments[0] if arguments[:1] in (["report"], ["xnli"], ["dynamics"], ["sample"]) else None
     if verb == "report":
-        if len(arguments) != 2:
-            raise UserError("expected: python eval.py report OUT_DIR")
-        return report(arguments[1])
+        return report(arguments[1:])
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "sample":
         for text in continuations(config):
@@ -419,4 +420,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 from tqdm import tqdm
 
-import nli
-from config import Config, UserError
-from dataset import Dataset, text_language
-from hardware import Hardware
+from tasks import nli
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.folder import Dataset, text_language
+from runtime.hardware import Hardware
 from model import ANY_SHAPE, GPT
-from nli import Pair
-from tokenizer import encode
+from tasks.nli import Pair
+from corpus.tokenizer import encode
 from train import learning_rate
 
 

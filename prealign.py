@@ -9,7 +9,7 @@ layer, rows of the same entry are pulled together and all others apart (Eq. 3). 
 beside it (Eq. 4), are train.py's.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-import config as configs
-from batches import ENTRY, uniform
-from config import Config
-from hardware import to_device
+from runtime import config as configs
+from runtime import errors
+from runtime.config import Config
+from runtime.errors import UserError
+from runtime.hardware import to_device
+from runtime.hashing import ENTRY, uniform
 from model import ANY_SHAPE, GPT
-from table import Table, ranges
+from corpus.table import Table, ranges
 
 
 MULTIPLE = 128  # tokens
@@ -203,23 +205,14 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     return total / max(1, positives.sum().item())
 
 
-def stage1_config(config: Config) -> Config:
-    """
-    What stage 1 is in terms of train.py's loop: its first steps, with the contrastive loss and without codeswitching.
-    Knobs of stage 2 are set to their defaults, so that one stage 1 serves every method.
-    """
-    return replace(config, method=config.stage1_method, init_from=config.init_from if config.pretrained else "scratch", align_steps="all",
-                   codeswitch_ratio=0.0, codeswitch_target=Config.codeswitch_target, only="")
-
-
 def main(arguments: list[str]) -> None:
     from train import train  # train.py imports this file for the loss
 
     config = configs.load(arguments, __doc__)
     if config.stage1_steps == 0:
-        raise configs.UserError("stage1_steps is 0: there is no stage 1 to run")
-    train(stage1_config(config), 0, config.stage1_steps)
+        raise UserError("stage1_steps is 0: there is no stage 1 to run")
+    train(config.stage1(), 0, config.stage1_steps)
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

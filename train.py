@@ -28,13 +28,15 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import config as configs
-from batches import Sampler, prefetch
-from checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
-from config import Config, UserError, is_out_of_memory
-from dataset import Dataset
-from files import only_user, remembered, write_json, write_text
-from hardware import Hardware, compiled, matmul_rate, pinned, start, to_device
+from runtime import config as configs
+from runtime import errors
+from data import Sampler, prefetch
+from runtime.checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
+from runtime.config import Config
+from runtime.errors import UserError, is_out_of_memory
+from corpus.folder import Dataset
+from runtime.files import only_user, remembered, write_json, write_text
+from runtime.hardware import Hardware, compiled, matmul_rate, pinned, start, to_device
 from model import GPT
 from prealign import Words, contrastive_loss, draw_entries, word_representations, word_rows
 
@@ -436,4 +438,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

@@ -17,7 +17,7 @@ for seed in ${SEEDS:-1}; do
     python eval.py     config/demo.py config/method/prealign.py --seed="$seed" "$@"
 done
 echo
-python eval.py report "$OUT_DIR"
+python -m report "$OUT_DIR"
 cat <<END
 
 Everything is in $OUT_DIR: report.md with figures, report.json, and for every run METHOD/seedN/ with run.json (config, versions),
@@ -26,6 +26,6 @@ Next:
     SEEDS="1 2 3" bash runs/demo.sh $*          # three seeds, mean and standard deviation
     .venv/bin/python train.py config/demo.py config/method/prealign.py $* --method=my_idea --codeswitch_ratio=0.2
     .venv/bin/python eval.py  config/demo.py config/method/prealign.py $* --method=my_idea --codeswitch_ratio=0.2
-    .venv/bin/python eval.py  report $OUT_DIR   # your row beside the others
+    .venv/bin/python -m report $OUT_DIR   # your row beside the others
     .venv/bin/python train.py --help            # every knob
 END

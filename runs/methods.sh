@@ -68,4 +68,4 @@ dynamics() {
     each evaluate_dynamics "$@"
 }
 
-report() { [ "${REPORT:-yes}" = no ] || python eval.py report "$OUT"; }
+report() { [ "${REPORT:-yes}" = no ] || python -m report "$OUT"; }

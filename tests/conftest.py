@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config  # noqa: E402
+from runtime.config import Config  # noqa: E402
 from data import prepare  # noqa: E402
-from knowledge import make_facts  # noqa: E402
+from tasks.facts import make_facts  # noqa: E402
 
 
 def make_text(documents: int = 60, seed: int = 0) -> str:

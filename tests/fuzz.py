@@ -35,23 +35,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import config as configs
-import corpus
-import dictionary
-import huggingface
-import nli
-import report
+from runtime import config as configs
+from corpus import readers as corpus
+from corpus import dictionary
+from runtime import gpt2 as huggingface
+from tasks import nli
+from report import tables as report
 import train as training
-import translate
-from batches import Sampler
-from checkpoint import FIXED, check_matches, check_shape, load_checkpoint, load_weights, make_model
-from config import Config, UserError
+from tools import translate
+from data import Sampler
+from runtime.checkpoint import FIXED, check_matches, check_shape, load_checkpoint, load_weights, make_model
+from runtime.config import Config
+from runtime.errors import UserError
+from tasks.facts import facts_of
 from data import prepare
-from dataset import Dataset, digest_of
-from files import remembered
-from hardware import start
-from table import Table
-from tokenizer import encode, load_tokenizer
+from corpus.folder import Dataset, digest_of
+from runtime.files import remembered
+from runtime.hardware import start
+from corpus.table import Table
+from corpus.tokenizer import encode, load_tokenizer
 
 SECONDS = 10
 FORMATS = ("bin", "align", "meta", "meta_resealed", "table", "table_resealed", "tokenizer", "tokenizer_alone", "table_tsv", "checkpoint", "checkpoint_resealed",
@@ -229,7 +231,7 @@ def formats(folder: Path) -> dict[str, Format]:
         """All that is in a data folder, as far as meta.json says what."""
         Sampler(d, config).batch(np.arange(8))
         assert all(len(text) < 1e7 for text in (d.tokens(language, split) for split, those in d.splits.items() for language in those))
-        return d.table, d.align("train"), encode(d.encoding, TEXT), d.facts
+        return d.table, d.align("train"), encode(d.encoding, TEXT), facts_of(d.settings)
 
     def read_cache(path: Path) -> object:
         known = translate.Cache(str(path), "de", 5).known

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from batches import LANGUAGE, SWITCH, TRANSLATION, Sampler, codeswitch, hash64, permute, prefetch, stream_of_rows, uniform
-from config import UserError
+from data import Sampler, codeswitch, prefetch, stream_of_rows
+from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, hash64, permute, uniform
+from runtime.errors import UserError
+from tasks.facts import facts_of
 from data import prepare
-from dataset import Dataset
-from table import Table, make_table
+from corpus.folder import Dataset
+from corpus.table import Table, make_table
 
 TARGETS = ("input-only", "vanilla", "original")
 PAD = 999
@@ -384,7 +386,7 @@ def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
     data = Dataset(str(tmp_path))
     tokens = data.tokens("en", "facts")
     windows = windows_of(tokens, 32)
-    ends = np.flatnonzero(tokens == data.end_of_text)[np.cumsum([3 * sum(fact.period == p for fact in data.facts) for p in range(3)]) - 1] + 1
+    ends = np.flatnonzero(tokens == data.end_of_text)[np.cumsum([3 * sum(fact.period == p for fact in facts_of(data.settings)) for p in range(3)]) - 1] + 1
     assert data.splits["facts"]["en"]["period_ends"] == ends.tolist() and ends[-1] == len(tokens)
     cuts = [0, round(ends[0] / 32), round(ends[1] / 32), len(windows)]
     assert cuts != [len(windows) * p // 3 for p in range(4)]  # periods are not equally long

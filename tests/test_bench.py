@@ -7,10 +7,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-import bench
+from tools import bench
 from conftest import overrides
-from dataset import Dataset
-from hardware import Hardware
+from corpus.folder import Dataset
+from runtime.hardware import Hardware
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from config import FIELDS, Config, UserError, load
+from runtime.config import FIELDS, Config, load
+from runtime.errors import UserError
 from conftest import ROOT, overrides, run_command
 
 

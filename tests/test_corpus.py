@@ -12,9 +12,11 @@ import textwrap
 
 import pytest
 
-import corpus
-from config import UserError
-from corpus import documents, fingerprint, harvest, prose
+from corpus import readers as corpus
+from runtime.errors import UserError
+from corpus import builtin
+from corpus.builtin import harvest, prose
+from corpus.readers import documents, fingerprint
 
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 
@@ -342,11 +344,11 @@ def test_real_documentation_reads_as_prose(monkeypatch):
     assert all(re.search(r"[.!?][\"')]*$", paragraph) for paragraph in text.split("\n"))
     words = re.findall(r"[a-z]+", text.lower())
     assert 0.05 < words.count("the") / len(words) < 0.12
-    monkeypatch.setattr(corpus, "_harvested", found)
+    monkeypatch.setattr(builtin, "_harvested", found)
     assert list(documents("builtin")) == found
     first = fingerprint("builtin")
     assert list(first) == ["builtin"] and len(first["builtin"]) == 64
-    monkeypatch.setattr(corpus, "_harvested", found[::-1])
+    monkeypatch.setattr(builtin, "_harvested", found[::-1])
     assert fingerprint("builtin") != first
 
 

@@ -25,18 +25,18 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
-import config as configs
+from runtime import config as configs
 import eval as evaluation
 import model as gpt
 import train as training
-from batches import Sampler, prefetch
-from checkpoint import load_trained, make_model, save_checkpoint
-from config import Config
+from data import Sampler, prefetch
+from runtime.checkpoint import load_trained, make_model, save_checkpoint
+from runtime.config import Config
 from conftest import overrides, run_command
-from dataset import Dataset
-from hardware import compiled, start, synchronize
+from corpus.folder import Dataset
+from runtime.hardware import compiled, start, synchronize
 from model import GPT
-from table import Table, make_table
+from corpus.table import Table, make_table
 from test_train import (PREALIGN, NothingIsRead, assert_same_run, killed_after, losses_of, metrics_of, stage1, stage2,
                         state_of)
 
@@ -279,10 +279,12 @@ def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, cap
 
 
 SMALL_GPU = """
-import torch, config, train
+import torch
+import train
+from runtime import errors
 torch.cuda.set_per_process_memory_fraction(64e6 / torch.cuda.get_device_properties(0).total_memory)
 train.matmul_rate = lambda hardware: 1e9
-config.run(train.main)
+errors.run(train.main)
 """
 
 

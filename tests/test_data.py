@@ -14,16 +14,17 @@ import tiktoken
 from nltk.tokenize import NLTKWordTokenizer
 from tiktoken.load import load_tiktoken_bpe
 
-import corpus
-import bins
+from corpus import readers as corpus
 import data
-from config import UserError
+from corpus import build
+from runtime.errors import UserError
+from tasks.facts import facts_of
 from conftest import make_text, overrides, run_command
-from bins import Encoder, smallest_dtype
+from data import Encoder, smallest_dtype
 from data import prepare
-from corpus import file_digest
-from dataset import Dataset, digest_of
-from tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
+from corpus.readers import file_digest
+from corpus.folder import Dataset, digest_of
+from corpus.tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
 
 ODD_WORDS = ["naïve", "Straße", "日本語", "мир", "😀", "don't", "cannot", "it's", "I'll", "rock'n'roll", "o'clock", '"so"', "“so”",
              "``so''", "(b)", "e.g.", "3.14", "1,000", "...", "--", "well-known", "$5", "50%", "<|endoftext|>", "a/b", "\u00e9\u0301", "'", '"']
@@ -304,8 +305,8 @@ def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=12, fact_frequencies=(1, 3, 7))
     prepare(config)
     dataset = Dataset(config.data_dir)
-    assert len(dataset.facts) == 12
-    expected = {data.knowledge.statement(fact, "en"): fact.frequency for fact in dataset.facts}
+    assert len(facts_of(dataset.settings)) == 12
+    expected = {data.knowledge.statement(fact, "en"): fact.frequency for fact in facts_of(dataset.settings)}
     assert Counter(texts_of(dataset, "facts")) == expected and set(expected.values()) == {1, 3, 7}
     assert not any(text in "\n".join(texts_of(dataset, "train") + texts_of(dataset, "val")) for text in expected)
 
@@ -323,7 +324,7 @@ def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
         assert (ids[start:end + 1] // V == (language == "clone")).all()
         assert (align[start:end + 1] != 0).any() == (language == "en")  # a clone's words are not in the pivot's place
         stated.append((language, dataset.encoding.decode((ids[start:end] % V).tolist())))
-    expected = {(fact.language, data.knowledge.statement(fact, "en")): fact for fact in dataset.facts}
+    expected = {(fact.language, data.knowledge.statement(fact, "en")): fact for fact in facts_of(dataset.settings)}
     assert Counter(stated) == dict.fromkeys(expected, 2) and len(expected) == 16
     assert [expected[s].period for s in stated] == [0] * 16 + [1] * 16
     assert dataset.splits["facts"]["en"]["documents"] == 32 and dataset.splits["facts"]["en"]["tokens"] == len(ids)
@@ -333,12 +334,12 @@ def test_no_facts(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=0)
     prepare(config)
     dataset = Dataset(config.data_dir)
-    assert dataset.facts == [] and list(dataset.splits) == ["train", "val"]
+    assert facts_of(dataset.settings) == [] and list(dataset.splits) == ["train", "val"]
     assert "facts" in error(dataset.tokens, "en", "facts")
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(bins.text_batches, "__defaults__", (1000,))  # characters: many batches of this small text
+    monkeypatch.setattr(build.text_batches, "__defaults__", (1000,))  # characters: many batches of this small text
     made = []
     for workers in (1, 2, 3):
         config = replace(tiny, data_dir=str(tmp_path / str(workers)), workers=workers)
@@ -456,8 +457,8 @@ def test_a_preparation_that_fails_leaves_no_broken_folder(tiny, tmp_path, monkey
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 8, 9])
 def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys, stop_after):
     """Interrupted after so many batches of documents, of which every second is a place to go on from; the result is the same."""
-    monkeypatch.setattr(bins.text_batches, "__defaults__", (2000,))  # characters: ten batches or so
-    monkeypatch.setattr(bins, "BATCHES_PER_SAVE", 2)
+    monkeypatch.setattr(build.text_batches, "__defaults__", (2000,))  # characters: ten batches or so
+    monkeypatch.setattr(data, "BATCHES_PER_SAVE", 2)
     config = replace(tiny, data_dir=str(tmp_path / "data"))
     encoded = []
 
@@ -471,7 +472,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny, tmp_path, mon
 
         def map(self, function, batches):
             for batch in batches:
-                if getattr(function, "func", None) is bins.encode_documents:
+                if getattr(function, "func", None) is data.encode_documents:
                     if len(encoded) == stop_after and not again:
                         raise KeyboardInterrupt
                     encoded.append(batch)
@@ -506,7 +507,7 @@ def test_a_preparation_of_something_else_is_not_gone_on_with(tiny, tmp_path, mon
 
 @pytest.mark.parametrize("budget", [100, 1500, 4000, 10**6])
 def test_a_budget_is_reached_and_not_passed_by_more_than_a_document(tiny, tmp_path, monkeypatch, capsys, budget):
-    monkeypatch.setattr(bins.text_batches, "__defaults__", (1000,))
+    monkeypatch.setattr(build.text_batches, "__defaults__", (1000,))
     made = []
     for workers in (1, 2):
         config = replace(tiny, data_dir=str(tmp_path / str(workers)), budget={"en": budget}, workers=workers, vocab_size=300, fact_count=0)
@@ -548,8 +549,8 @@ def test_choosing_what_is_held_out_needs_no_memory_of_all(tiny, tmp_path):
 
 
 def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(data, "MAX_COUNTED", 10)
-    monkeypatch.setattr(bins.text_batches, "__defaults__", (1,))
+    monkeypatch.setattr(build, "MAX_COUNTED", 10)
+    monkeypatch.setattr(build.text_batches, "__defaults__", (1,))
     texts = [f"the house {i}" for i in range(50)]
     one_process = type("InThisProcess", (), {"map": staticmethod(map)})
     counts = data.count_in(one_process, lambda batch: Counter(batch[0].split()), texts)
@@ -699,7 +700,7 @@ def read_everything(data_dir: str) -> None:
         dataset.tokens("en", split), dataset.align(split)
         if split != "facts":
             dataset.tokens("clone", split)
-    dataset.table, dataset.encoding, dataset.facts
+    dataset.table, dataset.encoding, facts_of(dataset.settings)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

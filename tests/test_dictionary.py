@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dictionary
+from corpus import dictionary
 import eval as evaluation
 import prealign
 import train as training
-from batches import Sampler
-from config import Config, UserError
+from data import Sampler
+from runtime.config import Config
+from runtime.errors import UserError
 from conftest import make_text, overrides
 from data import in_share, prepare
-from dataset import Dataset
-from dictionary import Dictionary, as_in_text, as_text_has_them, coverage, keep_short, read, translate_surfaces, translations
+from corpus.folder import Dataset
+from corpus.dictionary import Dictionary, as_in_text, as_text_has_them, coverage, keep_short, read, translate_surfaces, translations
 from eval import is_in
-from tokenizer import encode
+from corpus.tokenizer import encode
 
 
 def write(path: Path, text: str) -> str:

@@ -16,16 +16,17 @@ import torch.nn.functional as F
 import eval as evaluation
 import prealign
 import train as training
-from checkpoint import load_trained, make_golden, make_model
-from config import Config, UserError
+from runtime.checkpoint import load_trained, make_golden, make_model
+from runtime.config import Config
+from runtime.errors import UserError
 from conftest import overrides
 from data import prepare
-from dataset import Dataset
+from corpus.folder import Dataset
 from eval import dynamics, evaluate, language_model, mixed_script, other_text, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
-from knowledge import Fact, make_facts, statement
+from tasks.facts import Fact, make_facts, statement, facts_of
 from model import GPT
-from table import make_table
-from tokenizer import encode
+from corpus.table import make_table
+from corpus.tokenizer import encode
 
 
 @pytest.fixture(scope="module")
@@ -200,26 +201,26 @@ def test_an_untrained_model_is_near_chance(tiny, data, language):
 def test_a_model_that_has_learned_the_facts_knows_them_in_the_language_it_learned_them_in(tiny, data, language, other):
     model = untrained(tiny, data)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    rows = rows_of_facts(data, data.facts, language)
+    rows = rows_of_facts(data, facts_of(data.settings), language)
     ids = torch.tensor([row + [-1] * (max(map(len, rows)) - len(row)) for row in rows])
     for _ in range(150):
         optimizer.zero_grad()
         model(ids[:, :-1].clamp(min=0), ids[:, 1:])[0].backward()
         optimizer.step()
-    assert len(data.facts) == 8
-    assert clka(model, data, data.facts, language, tiny)["accuracy"] == 1
-    assert clka(model, data, data.facts, other, tiny)["accuracy"] < 1
+    assert len(facts_of(data.settings)) == 8
+    assert clka(model, data, facts_of(data.settings), language, tiny)["accuracy"] == 1
+    assert clka(model, data, facts_of(data.settings), other, tiny)["accuracy"] < 1
 
 
 def test_a_tie_is_wrong(tiny, data):
-    fact = replace(data.facts[0], distractors=(data.facts[0].object,) * 3)
+    fact = replace(facts_of(data.settings)[0], distractors=(facts_of(data.settings)[0].object,) * 3)
     assert clka(untrained(tiny, data), data, [fact], "en", tiny)["accuracy"] == 0
 
 
 def test_a_statement_longer_than_the_model_reads_is_an_error(tiny, data):
     config = replace(tiny, block_size=8)  # the object comes last: cut off, the four would be the same
     with pytest.raises(UserError, match="block_size"):
-        clka(untrained(config, data), data, data.facts, "en", config)
+        clka(untrained(config, data), data, facts_of(data.settings), "en", config)
 
 
 @pytest.mark.parametrize("correct, n, low, high", [(8, 10, 0.4902, 0.9433), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (50, 100, 0.4038, 0.5962)])
@@ -319,7 +320,7 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
     model, _ = load_trained(config.run_dir, data)
     assert result["lm"] == {language: language_model(model, data, language, config) for language in ("en", "clone")}
-    assert result["clka"] == {f"en->{language}": clka(model, data, data.facts, language, config) for language in ("en", "clone")}
+    assert result["clka"] == {f"en->{language}": clka(model, data, facts_of(data.settings), language, config) for language in ("en", "clone")}
     assert result["similarity"] == similarity(model, data, config)
 
 
@@ -384,7 +385,7 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(t
     model, _ = load_trained(config.run_dir, data, snapshot="snapshots/00000024.pt")
     for training_language in ("en", "clone"):
         for test in ("en", "clone"):
-            facts = [f for f in data.facts if (f.period, f.language, f.frequency) == (0, training_language, 2)]
+            facts = [f for f in facts_of(data.settings) if (f.period, f.language, f.frequency) == (0, training_language, 2)]
             assert len(facts) == 4 and records[1]["clka"][2][f"{training_language}->{test}"] == clka(model, data, facts, test, config)
     assert records[1]["similarity"] == similarity(model, data, config)
     assert dynamics(config) == json.loads(json.dumps(records))  # which are up to date,

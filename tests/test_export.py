@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import eval as evaluation
-import export
-import huggingface
+from tools import export
+from runtime import gpt2 as huggingface
 import prealign
 import train as training
-from checkpoint import initial_state, load_checkpoint, load_trained, make_model
-from config import UserError
+from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
+from runtime.errors import UserError
 from conftest import overrides
-from dataset import Dataset
-from tokenizer import encode
+from corpus.folder import Dataset
+from corpus.tokenizer import encode
 
 TEXT = "Lo ba der, it's 1234 — “naïve” 日本語 don't!\n\n  In ta."
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import figures
-from config import UserError
-from figures import over_steps, principal_components
+from report import figures
+from runtime.errors import UserError
+from report.figures import over_steps, principal_components
 from test_report import write_dynamics, write_result
 
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from config import UserError
+from runtime.errors import UserError
 from conftest import ROOT
-from files import only_user, read_json, remembered, write_text
+from runtime.files import only_user, read_json, remembered, write_text
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_what_was_found_is_found_again(tmp_path):
 
 def test_a_folder_has_one_user_and_a_dead_one_is_forgotten(tmp_path):
     folder = str(tmp_path / "run")
-    hold = "import sys, os; from files import only_user\nwith only_user(sys.argv[1]):\n    print('in', flush=True); sys.stdin.readline(); os._exit(9)"
+    hold = "import sys, os; from runtime.files import only_user\nwith only_user(sys.argv[1]):\n    print('in', flush=True); sys.stdin.readline(); os._exit(9)"
     other = subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "in\n"
     with pytest.raises(UserError, match="another process is working in .*run; wait for it, or name another folder"), only_user(folder):

@@ -10,14 +10,15 @@ import torch
 
 import eval as evaluation
 import train as training
-from checkpoint import make_model
-from config import Config, UserError
+from runtime.checkpoint import make_model
+from runtime.config import Config
+from runtime.errors import UserError
 from conftest import overrides
-from dataset import Dataset
+from corpus.folder import Dataset
 from finetune import Classifier, accuracy, encode_pairs, fine_tune, padded_batch, predict, transfer
-from hardware import Hardware, start
-from nli import LABELS, Pair
-from tokenizer import encode
+from runtime.hardware import Hardware, start
+from tasks.nli import LABELS, Pair
+from corpus.tokenizer import encode
 from train import learning_rate
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2), Pair("Ri ken so al.", "Lo", 0),

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from config import UserError
-from knowledge import ENDINGS, LANGUAGES, RELATIONS, STOPLIST, Fact, in_training_order, make_facts, statement
+from runtime.errors import UserError
+from tasks.facts import ENDINGS, LANGUAGES, RELATIONS, STOPLIST, Fact, in_training_order, make_facts, statement
 
 # count, frequencies: one and several frequencies, 4 and 8 objects, few and all relations, even and uneven shares
 SETTINGS = [(4, (1,)), (5, (3,)), (20, (1, 2, 4, 8)), (64, (1,)), (101, (1, 4, 16)), (128, (40,)), (256, (2, 5)),

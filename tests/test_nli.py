@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 import torch
 
-import nli
-from config import UserError
-from nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, VERBS, Pair, Statement, builtin, label, read
+from tasks import nli
+from runtime.errors import UserError
+from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, VERBS, Pair, Statement, builtin, label, read
 
 # ---- published files ----
 

@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 
 import prealign
-from config import Config, UserError
+from runtime.config import Config
+from runtime.errors import UserError
 from conftest import LiveBytes
 from model import GPT
-from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
-from table import Table, make_table
+from prealign import contrastive_loss, draw_entries, word_representations, word_rows
+from corpus.table import Table, make_table
 
 TABLE = make_table([  # pivot, then two targets; translations of one to four tokens, some missing
     [[np.array([1, 2])], [np.array([11])], [np.array([21]), np.array([22, 23, 24, 25])]],
@@ -295,7 +296,7 @@ def test_power_0_draws_all_alike_and_power_1_draws_frequent_ones_more():
 # ---- the command ----
 
 def test_stage_1_is_the_loop_with_the_contrastive_loss_and_without_codeswitching():
-    config = stage1_config(Config(method="prealign", seed=3, init_from="align", codeswitch_ratio=0.05, align_weight=0.2))
+    config = Config(method="prealign", seed=3, init_from="align", codeswitch_ratio=0.05, align_weight=0.2).stage1()
     assert (config.init_from, config.align_steps, config.align_weight, config.codeswitch_ratio) == ("scratch", "all", 0.2, 0)
     assert config.run_dir == config.stage1_dir == Config(seed=3).stage1_dir
 

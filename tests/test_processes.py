@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from config import UserError
+from runtime.errors import UserError
 from conftest import ROOT
-from processes import AHEAD, Workers
+from runtime.parallel import AHEAD, Workers
 
 
 def square(x: int) -> int:
@@ -81,8 +81,8 @@ def test_what_the_work_raises_is_raised():
 
 def test_the_processes_end_with_the_one_they_work_for(tmp_path):
     """Also when that is killed."""
-    (tmp_path / "work.py").write_text("import os, time, processes\n\n\ndef pid(_):\n    time.sleep(0.2)\n    return os.getpid()\n\n\n"
-                                      "if __name__ == '__main__':\n    with processes.Workers(3) as workers:\n"
+    (tmp_path / "work.py").write_text("import os, time\nfrom runtime import parallel\n\n\ndef pid(_):\n    time.sleep(0.2)\n    return os.getpid()\n\n\n"
+                                      "if __name__ == '__main__':\n    with parallel.Workers(3) as workers:\n"
                                       "        for number in workers.map(pid, range(10**6)):\n            print(number, flush=True)\n")
     process = subprocess.Popen([sys.executable, str(tmp_path / "work.py")], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     pids = {int(process.stdout.readline()) for _ in range(9)}
@@ -98,10 +98,10 @@ def test_the_processes_end_with_the_one_they_work_for(tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_told_to_stop_a_command_says_so_and_leaves_nothing_behind(tmp_path, number, code):
     """The signal goes to all its processes, as a terminal or a scheduler sends it."""
-    (tmp_path / "work.py").write_text("import os, time, config, processes\n\n\ndef pid(_):\n    time.sleep(0.1)\n    return os.getpid()\n\n\n"
-                                      "def main(arguments):\n    with processes.Workers(2) as workers:\n"
+    (tmp_path / "work.py").write_text("import os, time\nfrom runtime import errors, parallel\n\n\ndef pid(_):\n    time.sleep(0.1)\n    return os.getpid()\n\n\n"
+                                      "def main(arguments):\n    with parallel.Workers(2) as workers:\n"
                                       "        for number in workers.map(pid, range(10**6)):\n            print(number, flush=True)\n\n\n"
-                                      "if __name__ == '__main__':\n    config.run(main)\n")
+                                      "if __name__ == '__main__':\n    errors.run(main)\n")
     process = subprocess.Popen([sys.executable, str(tmp_path / "work.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                env=os.environ | {"PYTHONPATH": str(ROOT)})
     pids = {int(process.stdout.readline()) for _ in range(8)}

@@ -11,8 +11,8 @@ import matplotlib.image
 import pytest
 
 import eval as evaluation
-import report
-from config import UserError
+from report import tables as report
+from runtime.errors import UserError
 from conftest import run_command
 
 
@@ -288,7 +288,7 @@ def test_results_older_than_their_run_are_left_out(out_dir, tmp_path, capsys):
 def test_reports_that_cannot_be(out_dir, tmp_path):
     with pytest.raises(UserError, match="no evaluated run in .*expected METHOD/seedN/eval.json"):
         report.report(str(tmp_path))
-    with pytest.raises(UserError, match="expected: python eval.py report OUT_DIR"):
+    with pytest.raises(UserError, match="expected: python -m report OUT_DIR"):
         evaluation.main(["report"])
     shutil.copytree(out_dir, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "report.*"))
     damaged = tmp_path / "runs" / "prealign" / "seed1" / "eval.json"

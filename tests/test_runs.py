@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from config import load
+from runtime.config import load
 from conftest import ROOT
 
 SCRIPTS = sorted(path.name for path in (ROOT / "runs").glob("*.sh"))
@@ -59,7 +59,7 @@ def test_dynamics_are_apart_from_the_other_runs(project):
     lines = run(project, "figures", "demo", "--out_dir=out/mine").stdout.splitlines()
     dynamics = [line for line in lines if "config/dynamics/demo.py" in line]
     assert dynamics and all("--out_dir=out/mine/dynamics --data_dir=data/demo_dynamics" in line for line in dynamics)
-    assert lines[-1] == "python eval.py report out/mine"
+    assert lines[-1] == "python -m report out/mine"
 
 
 def test_a_scale_that_is_not_there_is_one_line(project):

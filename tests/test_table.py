@@ -8,10 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import table
-from config import UserError
+from corpus import words as surface_words
+from runtime.errors import UserError
 from conftest import make_text
-from table import CHUNK, Table, aligned_surfaces, count_chunks, count_surfaces, make_table, words_of_chunk
+from corpus import words as surface_words
+from corpus.table import Table, make_table
+from corpus.words import CHUNK, aligned_surfaces, count_chunks, count_surfaces, words_of_chunk
 
 # Letters of one, two, three and four bytes, digits, every quotation mark, punctuation, and whitespace of all kinds
 ALPHABET = list("abn't12 .,-?!()$%") + list("éßжñ中文😀") + list("\"'`“”‘’«»„") + list(" \n\t\r\v\f\x1c\x85\xa0\u2003\u2028\u3000")
@@ -96,7 +98,7 @@ def test_a_chunk_that_nltk_cannot_place_is_one_word(monkeypatch):
             raise ValueError("substring not found")
             yield
 
-    monkeypatch.setattr(table, "_nltk", Unplaceable())
+    monkeypatch.setattr(surface_words, "_nltk", Unplaceable())
     assert words_of_chunk(" é\"'") == [(0, 5, " é\"'")]
     assert words_of_chunk("é\"'") == [(0, 4, "é\"'")]
 
@@ -110,8 +112,8 @@ def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
     draw = random.Random(0)
     chunks += [space + "".join(draw.choices(parts, k=draw.randint(1, 6))) for space in ("", " ") for _ in range(10_000)]
     fast = [words_of_chunk(chunk) for chunk in chunks]
-    assert sum(table.PLAIN.fullmatch(chunk) is not None for chunk in chunks) > len(chunks) / 10
-    monkeypatch.setattr(table, "PLAIN", re.compile("(?!)"))
+    assert sum(surface_words.PLAIN.fullmatch(chunk) is not None for chunk in chunks) > len(chunks) / 10
+    monkeypatch.setattr(surface_words, "PLAIN", re.compile("(?!)"))
     assert fast == [words_of_chunk(chunk) for chunk in chunks]
 
 

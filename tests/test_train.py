@@ -18,14 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prealign
 import train as training
-from batches import Sampler
-from checkpoint import initial_state, load_checkpoint, load_trained, make_model, save_checkpoint
-from config import Config, UserError
+from data import Sampler
+from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model, save_checkpoint
+from runtime.config import Config
+from runtime.errors import UserError
 from conftest import make_text, overrides, run_command
 from data import prepare
-from dataset import Dataset
-from hardware import Hardware
-from prealign import contrastive_loss, draw_entries, stage1_config, word_representations, word_rows
+from corpus.folder import Dataset
+from runtime.hardware import Hardware
+from prealign import contrastive_loss, draw_entries, word_representations, word_rows
 from train import learning_rate, train
 
 
@@ -50,7 +51,7 @@ def small(tiny, tmp_path) -> Config:
 def stage1(config: Config, **changes) -> Config:
     """Run the command; the config of what it ran."""
     prealign.main(overrides(config, **changes))
-    return stage1_config(replace(config, **changes))
+    return replace(config, **changes).stage1()
 
 
 def stage2(config: Config, method: str = "joint", **changes) -> Config:
@@ -296,7 +297,8 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(small, monkeypatch, 
 
 
 COMMAND_THAT_IS_KILLED = """
-import os, config, train
+import os, train
+from runtime import config
 write = train.Log.line
 
 def line(self, step, *rest, **more):
@@ -362,7 +364,7 @@ def test_two_processes_compute_what_one_does(small):
     """Rows, accumulated gradients, and words of the contrastive loss spread over processes: 2 of each process's 4 rows at a time."""
     one = replace(small, micro_batch_size=2, codeswitch_ratio=0.3, align_weight=0.5, align_steps="all", align_entries=17)
     two = in_two_processes("prealign.py", replace(one, out_dir=small.out_dir + "2"))
-    assert_close_run(stage1(one), stage1_config(two))
+    assert_close_run(stage1(one), two.stage1())
     assert_close_run(stage2(two, "one", init_from="align"), in_two_processes("train.py", replace(two, method="two", init_from="align")))
 
 
@@ -434,7 +436,7 @@ def test_stage_1_of_a_part_of_the_table_is_a_run_of_its_own(small):
     stage1(part), stage1(small)
     assert set(os.listdir(small.out_dir)) == {"align", "align25"}
     assert stage2(part, "coverage25", init_from="align", codeswitch_ratio=0.3).stage1_dir.endswith("align25/seed1")
-    assert not torch.equal(state_of(stage1_config(part))["model"]["wte.weight"], state_of(stage1_config(small))["model"]["wte.weight"])
+    assert not torch.equal(state_of(part.stage1())["model"]["wte.weight"], state_of(small.stage1())["model"]["wte.weight"])
 
 
 @pytest.mark.parametrize("by_name", [True, False])

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import translate
-from config import Config, UserError
+from tools import translate
+from runtime.config import Config
+from runtime.errors import UserError
 from conftest import make_text, overrides
-from dictionary import read
-from translate import Cache, cost, parse, prompt, words_to_ask
+from corpus.dictionary import read
+from tools.translate import Cache, cost, parse, prompt, words_to_ask
 
 KEY = "sk-secret-of-the-test"
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import config as configs
-from checkpoint import load_checkpoint, load_trained
-from dataset import Dataset
+from runtime import config as configs
+from runtime.checkpoint import load_checkpoint, load_trained
+from corpus.folder import Dataset
 from prealign import draw_keys, padded, word_representations
 
 WORDS = 500

@@ -15,19 +15,10 @@ import json
 import math
 import os
 import re
-import signal
-import sys
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-
-class UserError(Exception):
-    """Something the person at the keyboard can mend. Printed as one line, without a traceback."""
-
-
-def is_out_of_memory(e: BaseException) -> bool:
-    """Whether memory, of the machine or of a GPU, was not enough. torch, not imported here, says so by a RuntimeError."""
-    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -172,6 +163,14 @@ class Config:
     @property
     def stage1_dir(self) -> str:
         return os.path.join(self.out_dir, self.stage1_method, f"seed{self.seed}")
+
+    def stage1(self) -> "Config":
+        """
+        Stage 1 in terms of train.py's loop: its first steps, with the contrastive loss and without codeswitching. Knobs
+        of stage 2 are set to their defaults, so that one stage 1 serves every method.
+        """
+        return replace(self, method=self.stage1_method, init_from=self.init_from if self.pretrained else "scratch",
+                       align_steps="all", codeswitch_ratio=0.0, codeswitch_target=Config.codeswitch_target, only="")
 
     def plain(self) -> dict:
         """As JSON would give it back (tuples are lists): what is stored, and compared with what was stored."""
@@ -386,30 +385,3 @@ def from_plain(plain: dict[str, typing.Any], where: str) -> Config:
     config = Config(**{key: _typed(key, value, where) for key, value in plain.items()})
     _check(config)
     return config
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def run(main: typing.Callable[[list[str]], None]) -> None:
-    """Call `main(arguments)`; a UserError becomes one line and exit code 1, Ctrl-C and SIGTERM one line and exit codes 130 and 143."""
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        sys.exit(f"error: {e}")
-    except BrokenPipeError:  # `| head` is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as e:
-        sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
-    except (MemoryError, RuntimeError) as e:
-        if not is_out_of_memory(e):
-            raise
-        sys.exit("error: out of memory; a smaller --micro_batch_size, --align_entries or --eval_batch_size needs less")
-    except KeyboardInterrupt as e:
-        print("\nstopped; run the same command to go on", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT))

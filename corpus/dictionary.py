@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import regex
 import tiktoken
 
-from config import Config, UserError
-from corpus import read_lines
-from table import make_table
-from tokenizer import encode
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.readers import read_lines
+from corpus.table import make_table
+from corpus.tokenizer import encode
 
 WORD = regex.compile(r"[\p{L}\p{M}]+")  # with the marks that some scripts combine with letters, as in the tokenizer's words
 RARE = 0.05  # of the count of a word's most common translation: what is rarer is mostly another sense, or a slip of the dictionary

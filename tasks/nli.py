@@ -22,8 +22,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import corpus
-from config import UserError
+from corpus import readers as corpus
+from runtime.errors import UserError
 
 LABELS = ("entailment", "neutral", "contradiction")
 

@@ -2,8 +2,8 @@
 A dictionary from a language model: the pivot's words translated by any OpenAI-compatible chat endpoint (paper, section 3.1).
 
     export OPENAI_API_KEY=...
-    python translate.py config/mine.py --dry_run=true       # how many words, how many requests, what it may cost
-    python translate.py config/mine.py                      # asks, and writes the files that `dictionary` names
+    python -m tools.translate config/mine.py --dry_run=true       # how many words, how many requests, what it may cost
+    python -m tools.translate config/mine.py                      # asks, and writes the files that `dictionary` names
 
 Asks for the words that the alignment table can use: those of the corpus seen more than min_count times, most frequent first. Every
 answer is appended to DICTIONARY.jsonl at once, so that the same command goes on where it stopped and asks only for what is missing.
@@ -27,11 +27,13 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-import config as configs
-from config import Config, UserError
-from data import count_pivot_surfaces, documents
-from files import only_user, write_text
-from table import seen_words
+from runtime import config as configs
+from runtime import errors
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.build import count_pivot_surfaces, documents
+from runtime.files import only_user, write_text
+from corpus.words import seen_words
 
 LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "German", "el": "Greek", "es": "Spanish", "fr": "French", "he": "Hebrew",
                   "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian",
@@ -314,4 +316,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

@@ -7,9 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from config import UserError
+from runtime.errors import UserError
 
 T = TypeVar("T")
+
+
+def unreadable(path: str, e: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({' '.join(str(getattr(e, 'strerror', None) or e).split())}); check that it is complete and yours to open")
 
 
 def write_text(path: str, text: str) -> None:

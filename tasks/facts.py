@@ -16,7 +16,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from config import UserError
+from runtime.config import Config
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ ENDINGS = {"given": "lo", "family": "sk", "place": "dor", "country": "lan", "org
            "language": "za", "instrument": "lm", "award": "mond", "sport": "dak", "occupation": "p", "religion": "dan",
            "disease": "ff", "people": "ta", "rank": "mir", "office": "vik"}
 STOPLIST = {"Gonzalo", "Hengelo", "Kolkata", "Konkav", "Konvex", "Linkup", "Markov", "Markup", "Tangelo", "Tinkoff", "Venkata"}
+FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
 PARTS = 200         # given names, and as many family names, that subjects are made of: PARTS ** 2 subjects
 CHOICES = 4         # statements compared: the true one and three distractors
 MAX_OBJECTS = 8     # per relation; few, so that a model learns each object as a word and it is the fact that is hard
@@ -282,6 +284,13 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Seq
         relation, answer, others = answers[place % len(answers)]
         facts.append(Fact(index, subject, relation, answer, others, *kinds[index % len(kinds)]))
     return sorted(facts, key=lambda fact: fact.index)
+
+
+def facts_of(settings: Config) -> list[Fact]:
+    """The facts of a data folder made with these settings."""
+    if not settings.fact_count:
+        return []
+    return make_facts(settings.fact_count, settings.fact_frequencies, FACT_SEED, settings.fact_languages, settings.fact_periods)
 
 
 def statement(fact: Fact, language: str, object: str | None = None) -> str:

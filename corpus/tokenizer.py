@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import tiktoken
 
-from config import UserError
-from files import write_text
+from runtime.errors import UserError
+from runtime.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 

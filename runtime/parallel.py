@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from config import UserError
+from runtime.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -8,8 +8,8 @@ import os
 
 import torch
 
-from config import UserError
-from files import read_json
+from runtime.errors import UserError
+from runtime.files import read_json
 from model import GPT
 
 BLOCK = {"ln_1": "ln_1", "attention.qkv": "attn.c_attn", "attention.proj": "attn.c_proj", "ln_2": "ln_2", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}

@@ -1,8 +1,8 @@
 """
 How fast it is on this machine, against the machine's own limits and against what people would use instead.
 
-    python data.py config/bench.py && python bench.py config/bench.py        # prints a table, writes OUT_DIR/bench.json
-    python bench.py profile config/bench.py                                  # what a training step spends its time on
+    python data.py config/bench.py && python -m tools.bench config/bench.py        # prints a table, writes OUT_DIR/bench.json
+    python -m tools.bench profile config/bench.py                                  # what a training step spends its time on
 
 Every variant has a process of its own, as a setting of ours (kept memory) would help the others too; they work in turns, a few steps at
 a time, and rates are medians over the rounds. Peak memory is what a process held at most, less what it held before its model was made. Where
@@ -30,17 +30,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import config as configs
+from runtime import config as configs
+from runtime import errors
 import eval as evaluation
-from batches import Sampler, prefetch
-from checkpoint import make_model
-from config import Config, UserError
-from data import documents, prepare
-from dataset import Dataset
-from files import write_json, write_text
-from hardware import Hardware, bf16_pays, matmul_rate, start, synchronize
-from prealign import contrastive_loss, stage1_config
-from report import markdown_table
+from data import Sampler, prefetch
+from runtime.checkpoint import make_model
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.build import documents
+from data import prepare
+from corpus.folder import Dataset
+from runtime.files import write_json, write_text
+from runtime.hardware import Hardware, bf16_pays, matmul_rate, start, synchronize
+from prealign import contrastive_loss
+from report.tables import markdown_table
 from train import set_up, take_step
 
 ROUNDS = 7
@@ -117,7 +120,7 @@ def theirs(config: Config, hardware: Hardware, data: Dataset) -> Steps | None:
 VARIANTS: dict[str, tuple[Callable[[Config, Hardware, Dataset], Steps | None], Callable[[Config], Config]]] = {
     "step": (ours, lambda c: replace(c, codeswitch_ratio=0.0)),
     "step, codeswitching": (ours, lambda c: replace(c, codeswitch_ratio=c.codeswitch_ratio or 0.05)),
-    "step of stage 1": (ours, stage1_config),
+    "step of stage 1": (ours, lambda c: c.stage1()),
     "GPT2LMHeadModel": (theirs, lambda c: replace(c, codeswitch_ratio=0.0)),
 }
 
@@ -337,4 +340,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

@@ -17,13 +17,15 @@ import matplotlib
 import numpy as np
 import torch
 
-import config as configs
-from checkpoint import initial_state, load_checkpoint, load_trained, make_model
-from config import Config, UserError
-from dataset import Dataset
+from runtime import config as configs
+from runtime import errors
+from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.folder import Dataset
 from model import GPT
 from prealign import draw_keys, padded, word_representations
-from report import TOKEN_KINDS, dynamics_of, gather, has_read, in_any
+from report.tables import TOKEN_KINDS, dynamics_of, gather, has_read, in_any
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -252,4 +254,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

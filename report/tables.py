@@ -1,7 +1,7 @@
 """
 The report: every evaluated run of a folder, in tables that read well on GitHub and in a terminal.
 
-    python eval.py report out/demo        # prints it, and writes out/demo/report.md and report.json
+    python -m report out/demo        # prints it, and writes out/demo/report.md and report.json
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 
-from config import UserError
-from files import is_newer, read_json, write_json, write_text
-from paper import PAPER, SIZES
+from runtime.errors import UserError
+from runtime.files import is_newer, read_json, write_json, write_text
+from report.paper import PAPER, SIZES
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -350,12 +350,18 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(r) + " |" for r in [rows[0], rule, *rows[1:]])
 
 
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError("expected: python -m report OUT_DIR")
+    report(arguments[0])
+
+
 def report(out_dir: str) -> None:
     """
     Print the tables of every evaluated run in `out_dir`, write report.json and report.md there, with OUT_DIR/notes.md in it if there
     is one, and draw the figures into it.
     """
-    from figures import draw  # here, as it takes a second to load
+    from report.figures import draw  # here, as it takes a second to load
 
     runs = gather(out_dir)
     text = report_tables(runs)

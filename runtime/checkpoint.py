@@ -8,15 +8,15 @@ running code from it.
 import contextlib
 import os
 import zipfile
+from typing import Any
 
 import torch
 
-import config as configs
-from config import Config, UserError, is_out_of_memory
-from dataset import Dataset
-from huggingface import load_gpt2
+from runtime import config as configs
+from runtime.config import Config
+from runtime.errors import UserError, is_out_of_memory
+from runtime.gpt2 import load_gpt2
 from model import GPT
-from prealign import stage1_config
 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
@@ -32,7 +32,7 @@ def make_model(config: Config, vocab_size: int) -> GPT:
 
 
 @torch.no_grad()
-def make_golden(model: GPT, data: Dataset) -> None:
+def make_golden(model: GPT, data: Any) -> None:
     """Give every token of En-Clone the embeddings of its English twin: perfect alignment, the upper bound of stage 1."""
     if "clone" not in data.languages:
         raise UserError(f"init_from=golden copies English's embeddings to En-Clone's, and {data.dir} has no En-Clone")
@@ -93,7 +93,7 @@ def load_checkpoint(path: str) -> dict:
     return state
 
 
-def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: tuple[str, ...]) -> None:
+def check_matches(state: dict, path: str, config: Config, data: Any, knobs: tuple[str, ...]) -> None:
     """Refuse a checkpoint made from other data, or with other values of `knobs`."""
     if state["data"] != data.fingerprint or state["vocab_size"] != data.vocab_size:
         raise UserError(f"{path} was made from other data than {data.dir}; delete its folder to train anew, or point data_dir to its own data")
@@ -104,7 +104,7 @@ def check_matches(state: dict, path: str, config: Config, data: Dataset, knobs: 
         raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, another {another}, or delete its folder")
 
 
-def load_trained(run_dir: str, data: Dataset, device: torch.device | str = "cpu", snapshot: str = "") -> tuple[GPT, dict]:
+def load_trained(run_dir: str, data: Any, device: torch.device | str = "cpu", snapshot: str = "") -> tuple[GPT, dict]:
     """
     The model of a finished run, or as it was at a snapshot, in eval mode, and its checkpoint. Raises UserError when the run is
     unfinished or of other data.
@@ -141,7 +141,7 @@ def load_weights(model: GPT, state: dict, path: str) -> None:
         raise UserError(f"{path}: some of its weights are not finite numbers")
 
 
-def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
+def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
     """Set the weights as init_from says. Returns the checkpoint that they are from, if any."""
     if config.init_from == "scratch":
         return None
@@ -160,6 +160,6 @@ def initial_state(model: GPT, config: Config, data: Dataset) -> dict | None:
     state = load_checkpoint(path)
     if state["step"] < state["last_step"]:
         raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
-    check_matches(state, path, *((stage1_config(config), data, FIXED_IN_STAGE_1) if config.init_from == "align" else (config, data, SHAPE)))
+    check_matches(state, path, *((config.stage1(), data, FIXED_IN_STAGE_1) if config.init_from == "align" else (config, data, SHAPE)))
     load_weights(model, state, path)
     return state

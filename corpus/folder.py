@@ -6,24 +6,15 @@ import os
 import numpy as np
 import tiktoken
 
-import config as configs
-import knowledge
-from config import Config, UserError
-from corpus import file_digest
-from files import json_digest, read_json
-from table import Table
-from tokenizer import load_tokenizer
+from runtime import config as configs
+from runtime.errors import UserError
+from runtime.files import json_digest, read_json
+from runtime.hashing import file_digest
+from corpus.table import Table
+from corpus.tokenizer import load_tokenizer
 
 FORMAT = 7
 DTYPES: dict[str, np.dtype] = {"<u2": np.dtype("<u2"), "<u4": np.dtype("<u4")}  # of token ids in bins: a file does not choose any other
-FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
-
-
-def facts_of(settings: Config) -> list[knowledge.Fact]:
-    """The facts of a data folder made with these settings."""
-    if not settings.fact_count:
-        return []
-    return knowledge.make_facts(settings.fact_count, settings.fact_frequencies, FACT_SEED, settings.fact_languages, settings.fact_periods)
 
 
 def text_language(language: str, pivot: str) -> str:
@@ -137,7 +128,3 @@ class Dataset:
             raise UserError(f"{self.dir}: its tokenizer has {encoding.n_vocab} ids and end-of-text {encoding.eot_token}, meta.json says {self.V} and {self.end_of_text}; "
                             "run data.py again")
         return encoding
-
-    @functools.cached_property
-    def facts(self) -> list[knowledge.Fact]:
-        return facts_of(self.settings)

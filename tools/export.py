@@ -2,7 +2,7 @@
 A trained model for other tools: a Hugging Face folder that AutoModelForCausalLM and AutoTokenizer load.
 
     pip install transformers safetensors
-    python export.py config/demo.py config/method/prealign.py        # -> out/demo/prealign/seed1/huggingface
+    python -m tools.export config/demo.py config/method/prealign.py        # -> out/demo/prealign/seed1/huggingface
 
 GPT2LMHeadModel gives the same logits. The tokenizer is the pivot's (and that of every
 target that shares its vocabulary); En-Clone's token t is t + V. README.md in the folder is the model card.
@@ -12,13 +12,15 @@ import base64
 import json
 import os
 
-import config as configs
-from config import Config, UserError
-from dataset import Dataset
+from runtime import config as configs
+from runtime import errors
+from runtime.config import Config
+from runtime.errors import UserError
+from corpus.folder import Dataset
 from eval import load_run
-from files import is_newer, read_json, write_json, write_text
-from huggingface import gpt2_config, gpt2_weights
-from report import check_result, report_tables
+from runtime.files import is_newer, read_json, write_json, write_text
+from runtime.gpt2 import gpt2_config, gpt2_weights
+from report.tables import check_result, report_tables
 
 
 def write_tokenizer(data: Dataset, folder: str) -> None:
@@ -111,4 +113,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    errors.run(main)

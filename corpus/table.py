@@ -1,0 +1,82 @@
+"""The alignment table: pivot words and their translations, as flat arrays."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runtime.errors import UserError
+
+
+def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """first[i], first[i] + 1, ..., first[i] + length[i] - 1 for every i, one after the other -> (length.sum(),) int64."""
+    return np.repeat(first - np.cumsum(length) + length, length) + np.arange(length.sum())
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    The alignment table as flat arrays. Entry k (0-based here; k + 1 in alignment bins) has one pivot word, language 0,
+    and any number of translations in languages 1..len(languages) - 1. The words of entry k in language l are
+
+        groups[k * L + l] : groups[k * L + l + 1]      with L = len(languages)
+
+    and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
+    """
+
+    languages: tuple[str, ...]  # pivot first
+    frequency: np.ndarray       # (K,) int64, how often the pivot word stands in the corpus in this form
+    groups: np.ndarray          # (K * L + 1,) int64
+    offsets: np.ndarray         # (words + 1,) int64
+    tokens: np.ndarray          # int32
+
+    def __len__(self) -> int:
+        return len(self.frequency)
+
+    def word(self, w: int) -> np.ndarray:
+        return self.tokens[self.offsets[w]:self.offsets[w + 1]]
+
+    def words(self, entry: int, language: int) -> range:
+        """The words of an entry in a language, for `word`."""
+        group = entry * len(self.languages) + language
+        return range(int(self.groups[group]), int(self.groups[group + 1]))
+
+    def top(self, share: float) -> "Table":
+        """The table of this share of its entries, the most frequent ones, which come first."""
+        K = math.ceil(share * len(self))
+        return replace(self, frequency=self.frequency[:K], groups=self.groups[:K * len(self.languages) + 1])
+
+    def save(self, path: str) -> None:
+        np.savez(path, languages=np.array(self.languages), frequency=self.frequency, groups=self.groups,
+                 offsets=self.offsets, tokens=self.tokens)
+
+    @staticmethod
+    def load(path: str) -> "Table":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                table = Table(tuple(str(name) for name in arrays["languages"]), arrays["frequency"], arrays["groups"],
+                              arrays["offsets"], arrays["tokens"])
+        except (OSError, ValueError, KeyError, EOFError) as e:
+            raise UserError(f"{path}: not an alignment table ({e}); run data.py again") from e
+        except Exception as e:  # zipfile raises its own for a damaged archive
+            raise UserError(f"{path}: damaged alignment table ({type(e).__name__}: {e}); run data.py again") from e
+        flat = all(isinstance(a, np.ndarray) and a.ndim == 1 and np.issubdtype(a.dtype, np.integer) for a in (table.frequency, table.groups, table.offsets, table.tokens))
+        fits = (flat and len(table.groups) == len(table) * len(table.languages) + 1 and len(table.offsets) == table.groups[-1] + 1
+                and len(table.tokens) == table.offsets[-1] and table.groups[0] == table.offsets[0] == 0
+                and (np.diff(table.groups) >= 0).all() and (np.diff(table.offsets) > 0).all()
+                and (np.diff(table.groups)[::len(table.languages)] == 1).all())
+        if not fits:
+            raise UserError(f"{path}: the arrays of the alignment table do not fit each other; run data.py again")
+        return table
+
+
+def make_table(words: list[list[list[np.ndarray]]], frequency: list[int], languages: tuple[str, ...]) -> Table:
+    """The table whose entry k has in language l the words `words[k][l]`, each an array of token ids."""
+    flat = [word for entry in words for group in entry for word in group]
+    return Table(
+        languages=languages,
+        frequency=np.array(frequency, dtype=np.int64),
+        groups=np.cumsum([0] + [len(group) for entry in words for group in entry], dtype=np.int64),
+        offsets=np.cumsum([0] + [len(word) for word in flat], dtype=np.int64),
+        tokens=np.concatenate(flat).astype(np.int32),
+    )

@@ -1,0 +1,69 @@
+"""Random numbers and digests as pure functions of what they are for, so that nothing has to be saved to repeat them."""
+
+import hashlib
+import os
+
+import numpy as np
+
+from runtime.files import unreadable
+
+# What a random number is for. Part of its key, so that no two uses share one.
+PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)
+
+
+def hash64(*keys: int | np.ndarray, state: int | np.ndarray = 0) -> np.ndarray:
+    """
+    A uniformly mixed uint64 for every combination of keys, arrays broadcast (splitmix64 over the keys in turn). It can be made
+    in parts: hash64(a, b) is hash64(b, state=hash64(a)).
+    """
+    h = np.asarray(state, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            h = h ^ np.asarray(key).astype(np.uint64)
+            h = h + np.uint64(0x9E3779B97F4A7C15)
+            h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            h = h ^ (h >> np.uint64(31))
+    return h
+
+
+def uniform(*keys: int | np.ndarray) -> np.ndarray:
+    """hash64 as float64 in [0, 1)."""
+    return (hash64(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
+    """
+    Where the shuffle of range(n) that `keys` name puts each `index`: a bijection, computed without holding it.
+
+    A four-round Feistel network over the smallest even number of bits that holds n, walked until it lands below n.
+    """
+    half = max(1, ((max(n - 1, 1)).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    rounds = [np.broadcast_to(hash64(PERMUTE, *keys, round_), index.shape) for round_ in range(4)]
+    result = index.astype(np.uint64)
+    todo = np.arange(len(index))
+    while len(todo):
+        left, right = result[todo] >> np.uint64(half), result[todo] & mask
+        for state in rounds:
+            left, right = right, left ^ (hash64(right, state=state[todo]) & mask)
+        result[todo] = left << np.uint64(half) | right
+        todo = todo[result[todo] >= n]
+    return result.astype(np.int64)
+
+
+def file_digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
+    """
+    SHA-256 of a file's size and of `blocks` blocks spread evenly over it (0: of all): all of a small file, a sample of a large one, so
+    that checking 40 GB takes no longer than checking 4 MB. Raises UserError when it cannot be read.
+    """
+    try:
+        size = os.path.getsize(path)
+        sha = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as f:
+            for start in range(0, size, block) if not blocks or size <= blocks * block else [i * (size - block) // (blocks - 1) for i in range(blocks)]:
+                f.seek(start)
+                sha.update(f.read(block))
+    except OSError as e:
+        raise unreadable(path, e) from e
+    return sha.hexdigest()
