@@ -23,7 +23,7 @@ KNOBS=("$@")
 ARGUMENTS=("$CONFIG" ${KNOBS[@]+"${KNOBS[@]}"})
 
 knob() {  # knob NAME ARGUMENT ...: its value where a command has these arguments
-    python -c 'import config; config.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
+    python -c 'from runtime import config, errors; errors.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
 }
 OUT=$(knob out_dir "${ARGUMENTS[@]}")
 DATA=$(knob data_dir "${ARGUMENTS[@]}")

@@ -25,7 +25,7 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
-from runtime import config as configs
+from runtime import errors
 import eval as evaluation
 import model as gpt
 import train as training
@@ -250,7 +250,7 @@ def message(monkeypatch, config: Config) -> str:
     """What the command says when it stops with an error."""
     monkeypatch.setattr(sys, "argv", ["train.py", *overrides(config)])
     with pytest.raises(SystemExit) as stopped:
-        configs.run(training.main)
+        errors.run(training.main)
     return str(stopped.value.code)
 
 
