@@ -29,7 +29,7 @@ from tqdm import tqdm
 from corpus import dictionary
 from corpus.build import (OURS, Texts, check_targets, count_pivot_surfaces, fit_to_text, in_share, is_made, made_from, move_into_place,
                           open_partial, read_dictionaries, summary, text_batches)
-from corpus.folder import FORMAT, Dataset, digest_of, text_language
+from corpus.folder import FORMAT, Folder, digest_of, text_language
 from corpus.table import Table, ranges
 from corpus.tokenizer import encode, load_tokenizer, token_byte_lengths, train_tokenizer
 from corpus.words import CHUNK, aligned_surfaces, words_of_chunk
@@ -429,7 +429,7 @@ class Sampler:
     at a bin's end, less than a window, is not visited.
     """
 
-    def __init__(self, data: Dataset, config: Config):
+    def __init__(self, data: Folder, config: Config):
         self.config, self.data = config, data
         self.table = data.table.top(config.align_coverage)
         self.pad = data.end_of_text

@@ -31,7 +31,7 @@ from runtime.checkpoint import FIXED, check_matches, load_trained
 from runtime.config import Config
 from runtime.errors import UserError
 from corpus.readers import documents
-from corpus.folder import Dataset, text_language
+from corpus.folder import Folder, text_language
 from corpus.dictionary import script_of
 from runtime.files import is_newer, read_json, write_json, write_text
 from finetune import padded_batch, transfer
@@ -78,7 +78,7 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tu
         yield inputs, targets
 
 
-def language_model(model: GPT, data: Dataset, language: str, config: Config) -> dict:
+def language_model(model: GPT, data: Folder, language: str, config: Config) -> dict:
     """
     `perplexity` of the first eval_tokens held-out tokens (all if 0). For the pivot and En-Clone also perplexity by kind of token
     (token_kinds).
@@ -88,7 +88,7 @@ def language_model(model: GPT, data: Dataset, language: str, config: Config) -> 
     return perplexity(model, data, language, tokens, config, token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else None)
 
 
-def other_text(model: GPT, data: Dataset, language: str, config: Config) -> dict:
+def other_text(model: GPT, data: Folder, language: str, config: Config) -> dict:
     """`perplexity` of the first eval_tokens tokens (all if 0) of the language's part of eval_text."""
     source = config.eval_text.replace("{language}", text_language(language, data.pivot))
     tokens, room = [np.array([data.end_of_text])], config.eval_tokens or math.inf
@@ -102,7 +102,7 @@ def other_text(model: GPT, data: Dataset, language: str, config: Config) -> dict
 
 
 @torch.no_grad()
-def perplexity(model: GPT, data: Dataset, language: str, tokens: np.ndarray, config: Config, kinds: np.ndarray | None = None) -> dict:
+def perplexity(model: GPT, data: Folder, language: str, tokens: np.ndarray, config: Config, kinds: np.ndarray | None = None) -> dict:
     """
     Of a text, tokens (n,): perplexity (per token), bits per byte, and perplexity with the softmax over the language's own ids; with
     `kinds` (n,), an index into TOKEN_KINDS for each token, also perplexity by kind.
@@ -133,7 +133,7 @@ def perplexity(model: GPT, data: Dataset, language: str, tokens: np.ndarray, con
     return result
 
 
-def token_kinds(data: Dataset) -> np.ndarray:
+def token_kinds(data: Folder) -> np.ndarray:
     """
     An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an entry in this
     quarter of the table, the most frequent first; part of a word without one; neither. The same for every run, so that
@@ -152,7 +152,7 @@ def token_kinds(data: Dataset) -> np.ndarray:
 
 
 @torch.no_grad()
-def clka_in(model: GPT, data: Dataset, facts: list[Fact], language: str, config: Config) -> dict:
+def clka_in(model: GPT, data: Folder, facts: list[Fact], language: str, config: Config) -> dict:
     """
     CLKA (paper, section 4.1): the share of facts whose true statement is more likely, as a whole sentence, than the three
     with another object of the same relation. Chance is 1/4; a tie counts as wrong.
@@ -175,7 +175,7 @@ def clka_in(model: GPT, data: Dataset, facts: list[Fact], language: str, config:
     return {"accuracy": correct / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(correct, len(facts))}
 
 
-def clka(model: GPT, data: Dataset, facts: list[Fact], config: Config) -> dict[str, dict]:
+def clka(model: GPT, data: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
     """`clka_in` for every language of training and every language of the test that has templates, by "TRAINING->TEST"."""
     stated = {language: [fact for fact in facts if fact.language == language] for language in data.languages}
     return {f"{training}->{test}": clka_in(model, data, those, test, config)
@@ -191,7 +191,7 @@ def layer_names(config: Config) -> list[str]:
 
 
 @torch.no_grad()
-def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
+def similarity(model: GPT, data: Folder, config: Config) -> list[dict]:
     """
     Mean cosine between a pivot word and its first translation, per target and layer.
 
@@ -220,7 +220,7 @@ def similarity(model: GPT, data: Dataset, config: Config) -> list[dict]:
 
 
 @torch.no_grad()
-def running_text(model: GPT, data: Dataset, language: str, config: Config) -> list[float]:
+def running_text(model: GPT, data: Folder, language: str, config: Config) -> list[float]:
     """Mean cosine of each layer between held-out text and its clone, position by position; the final hidden state last."""
     T, device = config.block_size, model.wte.weight.device
     tokens = data.tokens(data.pivot, "val")
@@ -246,7 +246,7 @@ def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, genera
     return ids[:, T:]
 
 
-def decoder(data: Dataset) -> Callable[[np.ndarray], str]:
+def decoder(data: Folder) -> Callable[[np.ndarray], str]:
     """The text of token ids (n,), without those of En-Clone and those that stand for nothing, as some encodings have."""
     known = np.zeros(data.vocab_size, dtype=bool)
     known[:data.V] = token_byte_lengths(data.encoding) > 0
@@ -254,7 +254,7 @@ def decoder(data: Dataset) -> Callable[[np.ndarray], str]:
     return lambda ids: data.encoding.decode(ids[known[ids]].tolist())
 
 
-def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
+def is_in(language: str, data: Folder) -> Callable[[np.ndarray], bool]:
     """
     Whether token ids (n,) of a pivot text's continuation have anything of a target in them: any token of En-Clone; any character
     of the target's script; for a target in the pivot's script, any whole word that in the table only the target has and that does
@@ -276,7 +276,7 @@ def is_in(language: str, data: Dataset) -> Callable[[np.ndarray], bool]:
     return lambda ids: any(word.lower() in only_there for word in whole_word.findall(text(ids)))
 
 
-def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
+def mixed_script(model: GPT, data: Folder, config: Config) -> dict:
     """The share of sampled continuations of held-out English text with anything of a target language in it (the paper's Table 4)."""
     device, text = model.wte.weight.device, data.tokens(data.pivot, "val")
     length = min(config.sample_prompt, len(text))
@@ -294,7 +294,7 @@ def mixed_script(model: GPT, data: Dataset, config: Config) -> dict:
 
 def continuations(config: Config) -> list[str]:
     """sample_count texts with which a finished run goes on from `prompt`; ids of En-Clone are shown as the words that they clone."""
-    data, device = Dataset(config.data_dir), open_device(config)
+    data, device = Folder(config.data_dir), open_device(config)
     model, _ = load_run(config, data, device)
     ids = np.concatenate([[data.end_of_text], encode(data.encoding, config.prompt)])
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -308,7 +308,7 @@ def continuations(config: Config) -> list[str]:
 # One run
 
 
-def load_run(config: Config, data: Dataset, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
+def load_run(config: Config, data: Folder, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
     """The model of this config's finished run, and its checkpoint. Raises UserError when the run is not what the config says."""
     model, state = load_trained(config.run_dir, data, device)
     check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, FIXED)
@@ -317,7 +317,7 @@ def load_run(config: Config, data: Dataset, device: torch.device | str = "cpu") 
 
 def evaluate(config: Config) -> dict:
     """Measure a finished run and write eval.json into its folder."""
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     model, state = load_run(config, data, open_device(config))
     result = {
         "method": config.method, "seed": config.seed,
@@ -335,7 +335,7 @@ def evaluate(config: Config) -> dict:
 
 def evaluate_transfer(config: Config) -> dict:
     """Fine-tune a finished run on natural language inference, test it in every language, and write xnli.json into its folder."""
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     hardware = start(config)
     model, _ = load_run(config, data, hardware.device)
     result = transfer(model, data, config, hardware) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
@@ -348,7 +348,7 @@ def dynamics(config: Config) -> list[dict]:
     Measure a finished run at each of its snapshots, those of its stage 1 first, and write dynamics.jsonl into its folder:
     similarity (the paper's Fig. 5), and CLKA by frequency on the facts of the period that ended last (Fig. 4).
     """
-    data, device = Dataset(config.data_dir), open_device(config)
+    data, device = Folder(config.data_dir), open_device(config)
     load_run(config, data)  # or raises
     path = os.path.join(config.run_dir, "dynamics.jsonl")
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):

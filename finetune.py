@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tasks import nli
 from runtime.config import Config
 from runtime.errors import UserError
-from corpus.folder import Dataset, text_language
+from corpus.folder import Folder, text_language
 from runtime.hardware import Hardware
 from model import ANY_SHAPE, GPT
 from tasks.nli import Pair
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         return self.head(hidden[torch.arange(len(ids), device=ids.device), length - 1])
 
 
-def encode_pairs(pairs: list[Pair], data: Dataset, language: str, block_size: int) -> list[np.ndarray]:
+def encode_pairs(pairs: list[Pair], data: Folder, language: str, block_size: int) -> list[np.ndarray]:
     """Each pair as end-of-text, premise, end-of-text, hypothesis, end-of-text; En-Clone by id offset; the end kept when too long."""
     offset = data.offsets[language]
     eot = [data.end_of_text]
@@ -132,7 +132,7 @@ def pairs_of(config: Config, split: str, language: str, pivot: str, several: boo
     return nli.read(source.replace("{language}", language), language, several=several and "{language}" not in source)
 
 
-def transfer(model: GPT, data: Dataset, config: Config, hardware: Hardware) -> dict:
+def transfer(model: GPT, data: Folder, config: Config, hardware: Hardware) -> dict:
     """
     Accuracy of nli_seeds fine-tunings per language: {"train": ..., "pairs": ..., "languages": {language: {"accuracies", "n"}}}.
 

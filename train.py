@@ -34,7 +34,7 @@ from data import Sampler, prefetch
 from runtime.checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from runtime.config import Config
 from runtime.errors import UserError, is_out_of_memory
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from runtime.files import only_user, remembered, write_json, write_text
 from runtime.hardware import Hardware, compiled, matmul_rate, pinned, start, to_device
 from model import GPT
@@ -118,7 +118,7 @@ class Training:
         return PinnedBatch(*(pinned(torch.from_numpy(x), hardware.device) for x in (batch.inputs, batch.targets, batch.stream))), words
 
 
-def set_up(config: Config, hardware: Hardware, data: Dataset, model: GPT) -> Training:
+def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT) -> Training:
     """Model, optimizer and loss scale on the device, nothing of them from a checkpoint yet."""
     model.to(hardware.device)
     optimizer = torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
@@ -209,7 +209,7 @@ def share_counts(batch: PinnedBatch, asked: bool, hardware: Hardware) -> tuple[i
     return predicted, stopping > 0
 
 
-def check_same_everywhere(config: Config, step: int, data: Dataset, hardware: Hardware) -> None:
+def check_same_everywhere(config: Config, step: int, data: Folder, hardware: Hardware) -> None:
     steps = [None] * hardware.world
     with needs_others():
         dist.all_gather_object(steps, (step, data.fingerprint), group=hardware.control)
@@ -244,7 +244,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware) -> 
     if config.batch_size % hardware.world:
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({hardware.world})")
     torch.manual_seed(config.seed)
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     if np.diff(data.table.offsets).max() > config.block_size:  # a row that stage 1 and the evaluation read
         raise UserError(f"a word of the alignment table has {np.diff(data.table.offsets).max()} tokens, more than block_size={config.block_size}; "
                         "use a larger vocab_size or block_size")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from corpus import dictionary, readers
-from corpus.folder import FORMAT, Dataset
+from corpus.folder import FORMAT, Folder
 from corpus.words import count_chunks, count_surfaces
 from runtime.config import Config
 from runtime.errors import UserError
@@ -185,7 +185,7 @@ def made_from(config: Config) -> dict:
 def is_made(data_dir: str, origin: dict) -> bool:
     """Whether a whole data folder is there that was made from the same. Raises UserError when its table was edited in its place."""
     try:
-        dataset = Dataset(data_dir)
+        dataset = Folder(data_dir)
         changed = [name for name in dataset.meta["digests"] if not dataset.intact(name)]
         if dataset.meta["made_from"] != origin or (changed and changed != ["table.tsv"]):
             return False

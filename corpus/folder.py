@@ -42,7 +42,7 @@ def read_meta(data_dir: str) -> dict:
     return meta
 
 
-class Dataset:
+class Folder:
     """A prepared data folder, opened: sizes checked against meta.json, bins memory-mapped."""
 
     def __init__(self, data_dir: str):
@@ -84,6 +84,14 @@ class Dataset:
         if file_digest(path) != self.meta["samples"].get(name):
             raise UserError(f"{path}: not the file that meta.json describes; delete {self.dir} and run `python data.py` again")
         return np.memmap(path, dtype, mode="r")
+
+    def to_language(self, ids: np.ndarray, language: str) -> np.ndarray:
+        """The token ids that stand in `language` for ids of the vocabulary: themselves, or in En-Clone id + V."""
+        return ids + self.offsets[language]
+
+    def ids_of(self, language: str) -> np.ndarray:
+        """The id in `language` of every id of the vocabulary (V,) int64."""
+        return self.to_language(np.arange(self.V), language)
 
     def check_ids(self, tokens: np.ndarray, name: str) -> None:
         """

@@ -22,7 +22,7 @@ from runtime import errors
 from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from model import GPT
 from prealign import draw_keys, padded, word_representations
 from report.tables import TOKEN_KINDS, dynamics_of, gather, has_read, in_any
@@ -163,7 +163,7 @@ def figure_6(out_dir: str) -> tuple | None:
 # Words in two principal components
 
 
-def embeddings(model: GPT, data: Dataset, words: np.ndarray) -> np.ndarray:
+def embeddings(model: GPT, data: Folder, words: np.ndarray) -> np.ndarray:
     """The word embedding (layer 0) of words (R,) of the table -> (R, C) float32."""
     ids, length = padded(data.table, words)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def principal_components(vectors: np.ndarray) -> np.ndarray:
     return centred @ directions[:2].T
 
 
-def states_of(config: Config, data: Dataset) -> dict[str, Callable[[], GPT]]:
+def states_of(config: Config, data: Folder) -> dict[str, Callable[[], GPT]]:
     """The models to draw for a run: at first, after stage 1 where it has one, and at its end."""
     def first() -> GPT:
         torch.manual_seed(config.seed)
@@ -214,7 +214,7 @@ def figure_words(out_dir: str) -> tuple | None:
     columns = ["at initialisation", "after stage 1", "after pretraining"]
     figure, axes = plt.subplots(len(runs), len(columns), figsize=(3.2 * len(columns), 3 * len(runs) + 0.4), squeeze=False, layout="constrained")
     for row, config in zip(axes, runs):
-        data = Dataset(config.data_dir)
+        data = Folder(config.data_dir)
         L = len(data.languages)
         drawn = np.argsort(draw_keys(data.table, config, step=2**62))
         drawn = drawn[(np.diff(data.table.groups).reshape(-1, L)[drawn] > 0).all(1)][:WORDS]  # those with a word in every language

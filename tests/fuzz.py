@@ -49,7 +49,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from tasks.facts import facts_of
 from data import prepare
-from corpus.folder import Dataset, digest_of
+from corpus.folder import Folder, digest_of
 from runtime.files import remembered
 from runtime.hardware import start
 from corpus.table import Table
@@ -179,7 +179,7 @@ def formats(folder: Path) -> dict[str, Format]:
 
     evaluation.evaluate(config)
     evaluation.dynamics(config)
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     model = make_model(config, data.vocab_size)
     run_dir = Path(config.run_dir)
     hf = folder / "hf"
@@ -227,7 +227,7 @@ def formats(folder: Path) -> dict[str, Format]:
         training.restore(training.set_up(config, start(config), data, make_model(config, data.vocab_size)), state, str(path))
         return None
 
-    def read_everything(d: Dataset) -> object:
+    def read_everything(d: Folder) -> object:
         """All that is in a data folder, as far as meta.json says what."""
         Sampler(d, config).batch(np.arange(8))
         assert all(len(text) < 1e7 for text in (d.tokens(language, split) for split, those in d.splits.items() for language in those))
@@ -255,8 +255,8 @@ def formats(folder: Path) -> dict[str, Format]:
         huggingface.load_gpt2(model, str(path.parent), data.V)
         return None
 
-    def of_dataset(read: Callable[[Dataset], object]) -> Callable[[Path], object]:
-        return lambda path: read(Dataset(str(path.parent)))
+    def of_dataset(read: Callable[[Folder], object]) -> Callable[[Path], object]:
+        return lambda path: read(Folder(str(path.parent)))
 
     snli = "".join(json.dumps({"gold_label": label, "sentence1": f"A man {verb}.", "sentence2": "A man moves."}) + "\n"
                    for label, verb in (("entailment", "walks"), ("contradiction", "sleeps"), ("neutral", "waits")))

@@ -13,7 +13,7 @@ from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, hash64, permute, unif
 from runtime.errors import UserError
 from tasks.facts import facts_of
 from data import prepare
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from corpus.table import Table, make_table
 
 TARGETS = ("input-only", "vanilla", "original")
@@ -278,7 +278,7 @@ def test_codeswitch_depends_on_seed_and_row_number_only():
 # ---- the sampler ----
 
 def sampler_of(tiny, **changes) -> Sampler:
-    return Sampler(Dataset(tiny.data_dir), replace(tiny, **changes))
+    return Sampler(Folder(tiny.data_dir), replace(tiny, **changes))
 
 
 def whole_rows(batch) -> list[tuple[int, ...]]:
@@ -296,12 +296,12 @@ def windows_of(ids: np.ndarray, T: int) -> list[tuple[int, ...]]:
 
 def bins_of(tiny) -> list[np.ndarray]:
     """The bins of the streams en, clone and facts."""
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     return [data.tokens("en", "train"), data.tokens("clone", "train"), data.tokens("en", "facts")]
 
 
 def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
-    n = len(Dataset(tiny.data_dir).tokens("en", "train"))
+    n = len(Folder(tiny.data_dir).tokens("en", "train"))
     divisor = next(T for T in range(20, 200) if n % T == 0)  # the last window would lack the one token after it
     for changes in ({}, {"mix": {"clone": 0.6, "en": 0.4}}, {"seed": 5, "block_size": divisor}):
         sampler = sampler_of(tiny, stage1_steps=40, **changes)  # no facts in stage 1
@@ -310,7 +310,7 @@ def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
         rows = whole_rows(batch)
         assert sampler.streams == tuple(sampler.config.mix)
         for s, language in enumerate(sampler.streams):
-            windows = windows_of(Dataset(tiny.data_dir).tokens(language, "train"), sampler.config.block_size)
+            windows = windows_of(Folder(tiny.data_dir).tokens(language, "train"), sampler.config.block_size)
             visited = [windows.index(row) for row, stream in zip(rows, batch.stream) if stream == s]
             epochs = [visited[e:e + len(windows)] for e in range(0, len(visited), len(windows))]
             assert len(epochs) > 2
@@ -383,7 +383,7 @@ def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
     """The windows of a period's facts, to within one, in an order of their own, evenly over the period's third of stage 2."""
     config = replace(tiny, data_dir=str(tmp_path), fact_count=25, fact_frequencies=(3,), fact_periods=3, max_steps=124)
     prepare(config)
-    data = Dataset(str(tmp_path))
+    data = Folder(str(tmp_path))
     tokens = data.tokens("en", "facts")
     windows = windows_of(tokens, 32)
     ends = np.flatnonzero(tokens == data.end_of_text)[np.cumsum([3 * sum(fact.period == p for fact in facts_of(data.settings)) for p in range(3)]) - 1] + 1
@@ -405,7 +405,7 @@ def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
 
 @pytest.mark.parametrize("target, coverage", [*((target, 1.0) for target in TARGETS), ("input-only", 0.3)])
 def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target, coverage):
-    data, rows = Dataset(tiny.data_dir), np.arange(320)
+    data, rows = Folder(tiny.data_dir), np.arange(320)
     n = len(data.tokens("en", "train"))
     T = next(T for T in range(24, 64) if (n - 1) % T < T // 8)  # the tokens that fill up the last window are not all there
     slack, ends_of_bins = T // 8, 0
@@ -430,7 +430,7 @@ def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target, coverage):
 
 
 def test_targets_of_codeswitched_rows(tiny):
-    V, rows = Dataset(tiny.data_dir).V, np.arange(320)
+    V, rows = Folder(tiny.data_dir).V, np.arange(320)
     for target in TARGETS:
         batch = sampler_of(tiny, codeswitch_ratio=0.5, codeswitch_target=target).batch(rows)
         pivot = batch.stream != 1
@@ -458,7 +458,7 @@ def test_too_little_text_and_too_many_facts(tiny):
 
 def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
     """As damage between the blocks that the digest of a large bin has would make it."""
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     sampler = Sampler(data, tiny)
     sampler.bins["en"] = np.where(np.arange(len(sampler.bins["en"])) % 50 == 7, data.vocab_size, sampler.bins["en"])
     with pytest.raises(UserError, match=f"text of en has the token id {data.vocab_size}, .* delete the folder"):
@@ -471,7 +471,7 @@ def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
 
 
 def test_the_sampler_is_at_least_thirty_times_as_fast_as_the_slow_codeswitch(tiny):
-    data, rows, T = Dataset(tiny.data_dir), np.arange(512), 256
+    data, rows, T = Folder(tiny.data_dir), np.arange(512), 256
     sampler = sampler_of(tiny, block_size=T, mix={"en": 1.0}, codeswitch_ratio=0.5, stage1_steps=40)
     at = np.arange(8)[:, None] * T + np.arange(T + 1 + T // 8)
     ids, align = data.tokens("en", "train")[at], data.align("train")[at]

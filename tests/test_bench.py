@@ -9,7 +9,7 @@ import torch
 
 from tools import bench
 from conftest import overrides
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from runtime.hardware import Hardware
 
 
@@ -28,7 +28,7 @@ def test_every_part_is_measured(quick, monkeypatch, capsys):
         result = json.load(f)
     names = ["step", "step, codeswitching", "step of stage 1"] + ["GPT2LMHeadModel"] * (find_spec("transformers") is not None)
     assert list(result["tokens_per_s"]) == list(result["peak_memory"]) == list(result["mfu"]) == names
-    flops = bench.make_model(quick, Dataset(quick.data_dir).vocab_size).flops_per_token()
+    flops = bench.make_model(quick, Folder(quick.data_dir).vocab_size).flops_per_token()
     assert all(result["mfu"][name] == pytest.approx(rate * flops / 1e9) and rate > 0 for name, rate in result["tokens_per_s"].items())
     assert all(0 < held < 2e9 for held in result["peak_memory"].values())
     rates = [result["evaluation_tokens_per_s"], *result["sampler_tokens_per_s"].values(), result["preparation_bytes_per_s"], *result["contrastive_seconds"].values()]
@@ -42,7 +42,7 @@ def test_every_part_is_measured(quick, monkeypatch, capsys):
 
 
 def test_the_profile_is_of_training_steps(quick):
-    table = bench.profile(quick, Hardware(torch.device("cpu"), torch.float32, 0, 1, None), Dataset(quick.data_dir), shown=1000)
+    table = bench.profile(quick, Hardware(torch.device("cpu"), torch.float32, 0, 1, None), Folder(quick.data_dir), shown=1000)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     shares = {name: float(share.rstrip("%")) for name, calls, ms, share in rows}
     assert sum(shares.values()) == pytest.approx(100, abs=0.05 * len(rows)) and 0 <= shares.pop("none of them") < 50

@@ -33,7 +33,7 @@ from data import Sampler, prefetch
 from runtime.checkpoint import load_trained, make_model, save_checkpoint
 from runtime.config import Config
 from conftest import overrides, run_command
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from runtime.hardware import compiled, start, synchronize
 from model import GPT
 from corpus.table import Table, make_table
@@ -73,7 +73,7 @@ def small(tiny, tmp_path) -> Config:
 
 def ready(config: Config, seed: int = 0) -> training.Training:
     """A run of the config before its first step."""
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     torch.manual_seed(seed)
     return training.set_up(config, start(config), data, make_model(config, data.vocab_size))
 
@@ -130,7 +130,7 @@ def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
     """And what runs is the compiled network, and nothing is compiled once it has been tried."""
     monkeypatch.setattr(gpt, "chunk_size", lambda *_: 64)  # two chunks
     config = replace(small, compile="on", tie_embeddings=tie)
-    data, hardware = Dataset(config.data_dir), start(config)
+    data, hardware = Folder(config.data_dir), start(config)
     torch.manual_seed(0)
     model = make_model(config, data.vocab_size).to(hardware.device)
     network = compiled(model, config, hardware)
@@ -322,7 +322,7 @@ def test_an_interrupted_run_goes_on(small, monkeypatch, stage):
 def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
     """Begun on the device, continued on the CPU, finished on the device: the model of the run that stayed, on both."""
     small = replace(small, dtype="fp32", eval_tokens=300)
-    data = Dataset(small.data_dir)
+    data = Folder(small.data_dir)
     stayed, moved = stage2(small, "stayed"), replace(small, method="moved")
     for step, device in ((4, DEVICE), (9, "cpu")):
         with monkeypatch.context() as patch:

@@ -23,7 +23,7 @@ from conftest import make_text, overrides, run_command
 from data import Encoder, smallest_dtype
 from data import prepare
 from corpus.readers import file_digest
-from corpus.folder import Dataset, digest_of
+from corpus.folder import Folder, digest_of
 from corpus.tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
 
 ODD_WORDS = ["naïve", "Straße", "日本語", "мир", "😀", "don't", "cannot", "it's", "I'll", "rock'n'roll", "o'clock", '"so"', "“so”",
@@ -73,7 +73,7 @@ def split_documents(ids: np.ndarray, end_of_text: int) -> list[list[int]]:
     return documents[:-1]
 
 
-def texts_of(dataset: Dataset, split: str) -> list[str]:
+def texts_of(dataset: Folder, split: str) -> list[str]:
     return [dataset.encoding.decode(ids) for ids in split_documents(dataset.tokens("en", split), dataset.end_of_text)]
 
 
@@ -236,7 +236,7 @@ def test_alignment_ids_are_those_of_a_slow_reading(encodings, name):
 
 
 def test_bins_hold_the_alignment_of_every_document(tiny):
-    dataset = Dataset(tiny.data_dir)
+    dataset = Folder(tiny.data_dir)
     entries = {}
     for k in range(len(dataset.table)):
         (w,) = dataset.table.words(k, 0)
@@ -250,7 +250,7 @@ def test_bins_hold_the_alignment_of_every_document(tiny):
 
 
 def test_words_are_whole_tokens_of_a_vocabulary_made_here(tiny):
-    dataset = Dataset(tiny.data_dir)
+    dataset = Folder(tiny.data_dir)
     in_text = Counter(text[start:stop] for split in ("train", "facts") for text in texts_of(dataset, split) for start, stop in slow_words(text))
     aligned = Counter(a for split in ("train", "facts") for a in dataset.align(split).tolist() if a > 0)
     for k in range(len(dataset.table)):
@@ -261,7 +261,7 @@ def test_words_are_whole_tokens_of_a_vocabulary_made_here(tiny):
 
 
 def test_the_table_for_people_says_the_same(tiny):
-    dataset = Dataset(tiny.data_dir)
+    dataset = Folder(tiny.data_dir)
     header, *lines = Path(tiny.data_dir, "table.tsv").read_text(encoding="utf-8").splitlines()
     assert header.split("\t") == ["entry", "frequency", "pivot", "language", "translation"]
     assert len(lines) == len(dataset.table) == dataset.meta["entries"]
@@ -277,7 +277,7 @@ def test_the_table_for_people_says_the_same(tiny):
 # ---- bins ----
 
 def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
-    dataset = Dataset(tiny.data_dir)
+    dataset = Folder(tiny.data_dir)
     documents = list(corpus.documents(tiny.source))
     train, val = texts_of(dataset, "train"), texts_of(dataset, "val")
     assert train and val and set(train).isdisjoint(val)
@@ -292,7 +292,7 @@ def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
 
 
 def test_clone_is_the_pivot_plus_V(tiny):
-    dataset = Dataset(tiny.data_dir)
+    dataset = Folder(tiny.data_dir)
     assert (dataset.languages, dataset.pivot, dataset.vocab_size) == (("en", "clone"), "en", 2 * dataset.V)
     assert dataset.offsets == {"en": 0, "clone": dataset.V}
     for split in ("train", "val"):
@@ -304,7 +304,7 @@ def test_clone_is_the_pivot_plus_V(tiny):
 def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=12, fact_frequencies=(1, 3, 7))
     prepare(config)
-    dataset = Dataset(config.data_dir)
+    dataset = Folder(config.data_dir)
     assert len(facts_of(dataset.settings)) == 12
     expected = {data.knowledge.statement(fact, "en"): fact.frequency for fact in facts_of(dataset.settings)}
     assert Counter(texts_of(dataset, "facts")) == expected and set(expected.values()) == {1, 3, 7}
@@ -314,7 +314,7 @@ def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
 def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=16, fact_frequencies=(2,), fact_languages=("en", "clone"), fact_periods=2)
     prepare(config)
-    dataset = Dataset(config.data_dir)
+    dataset = Folder(config.data_dir)
     ids, align, V = dataset.tokens("en", "facts").astype(np.int64), dataset.align("facts"), dataset.V
     ends = np.flatnonzero(ids % V == dataset.end_of_text)
     assert len(ends) == 32
@@ -333,7 +333,7 @@ def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
 def test_no_facts(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=0)
     prepare(config)
-    dataset = Dataset(config.data_dir)
+    dataset = Folder(config.data_dir)
     assert facts_of(dataset.settings) == [] and list(dataset.splits) == ["train", "val"]
     assert "facts" in error(dataset.tokens, "en", "facts")
 
@@ -352,7 +352,7 @@ def test_the_files_are_these_and_meta_has_the_digest_of_each(tiny):
     names = {f"{language}_{split}.bin" for language in ("en", "clone") for split in ("train", "val")} | {"en_facts.bin"}
     names |= {f"en_{split}.align.bin" for split in ("train", "val", "facts")} | {"table.npz", "table.tsv", "tokenizer.tiktoken"}
     assert set(contents(tiny.data_dir)) == names | {"meta.json"}
-    meta = Dataset(tiny.data_dir).meta
+    meta = Folder(tiny.data_dir).meta
     assert meta["digests"] == {name: file_digest(f"{tiny.data_dir}/{name}", blocks=0) for name in names}
     assert meta["samples"] == {name: file_digest(f"{tiny.data_dir}/{name}") for name in names}
 
@@ -362,7 +362,7 @@ def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
     for val_fraction in (0.0, 0.3, 1.0):
         config = replace(tiny, data_dir=str(tmp_path / "data"), source=source, val_fraction=val_fraction)
         prepare(config)
-        train, val = (texts_of(Dataset(config.data_dir), split) for split in ("train", "val"))
+        train, val = (texts_of(Folder(config.data_dir), split) for split in ("train", "val"))
         assert train and val and set(train).isdisjoint(val)
         assert Counter(train + val) == Counter(corpus.documents(source))
 
@@ -371,7 +371,7 @@ def test_ids_that_need_four_bytes(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "smallest_dtype", lambda vocab_size: np.dtype("<u4"))
     config = replace(tiny, data_dir=str(tmp_path / "data"))
     prepare(config)
-    wide, narrow = Dataset(config.data_dir), Dataset(tiny.data_dir)
+    wide, narrow = Folder(config.data_dir), Folder(tiny.data_dir)
     assert wide.dtype == np.dtype("<u4")
     for language in wide.languages:
         assert np.array_equal(wide.tokens(language, "train"), narrow.tokens(language, "train"))
@@ -448,7 +448,7 @@ def test_a_preparation_that_fails_leaves_no_broken_folder(tiny, tmp_path, monkey
     if before == "old data":
         assert contents(config.data_dir) == old
     else:
-        assert "no prepared data" in error(Dataset, config.data_dir)
+        assert "no prepared data" in error(Folder, config.data_dir)
     prepare(replace(config, min_count=4))
     read_everything(config.data_dir)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "text.txt"]
@@ -514,7 +514,7 @@ def test_a_budget_is_reached_and_not_passed_by_more_than_a_document(tiny, tmp_pa
         prepare(config)
         made.append(contents(config.data_dir) | {"meta.json": None})
     assert made[0] == made[1]
-    dataset = Dataset(config.data_dir)
+    dataset = Folder(config.data_dir)
     tokens, length = dataset.tokens("en", "train"), dataset.splits["train"]["en"]["tokens"]
     ends = np.flatnonzero(tokens == dataset.end_of_text)
     assert len(tokens) == length == len(dataset.tokens("clone", "train")) and len(ends) == dataset.splits["train"]["en"]["documents"]
@@ -536,7 +536,7 @@ def test_files_are_read_in_an_order_of_the_shard_seed(tiny, tmp_path):
     made = [replace(tiny, source=str(tmp_path / "texts"), shard_seed=seed, data_dir=str(tmp_path / f"data{seed}")) for seed in (0, 1, 2)]
     for config in made:
         prepare(config)
-    read = [texts_of(Dataset(config.data_dir), "train") for config in made]
+    read = [texts_of(Folder(config.data_dir), "train") for config in made]
     assert sorted(read[0]) == sorted(read[1]) == sorted(read[2]) and read[0] != read[1] != read[2]
 
 
@@ -653,7 +653,7 @@ def swap_two_tokens(raw: bytes) -> bytes:
 
 
 def another_table(folder: Path) -> None:
-    table = Dataset(str(folder)).table
+    table = Folder(str(folder)).table
     replace(table, tokens=table.tokens[::-1]).save(str(folder / "table.npz"))
 
 
@@ -695,7 +695,7 @@ DAMAGE = {
 
 
 def read_everything(data_dir: str) -> None:
-    dataset = Dataset(data_dir)
+    dataset = Folder(data_dir)
     for split in ("train", "val", "facts"):
         dataset.tokens("en", split), dataset.align(split)
         if split != "facts":
@@ -729,11 +729,11 @@ def test_a_bin_cut_short_says_how_many_bytes_there_should_be(tiny, tmp_path):
 def test_files_without_meta_are_no_prepared_data(tiny, tmp_path):
     shutil.copytree(tiny.data_dir, tmp_path / "data")
     (tmp_path / "data" / "meta.json").unlink()
-    assert error(Dataset, f"{tmp_path}/data").startswith(f"no prepared data in {tmp_path}/data")
+    assert error(Folder, f"{tmp_path}/data").startswith(f"no prepared data in {tmp_path}/data")
 
 
 def test_a_text_that_is_not_there_names_those_that_are(tiny):
-    dataset = Dataset(tiny.data_dir)
+    dataset = Folder(tiny.data_dir)
     assert "en, clone" in error(dataset.tokens, "fr", "train")
     assert "train, val, facts" in error(dataset.tokens, "en", "test")
     assert "data.py" not in error(dataset.tokens, "clone", "facts")  # running it again would not help
@@ -743,7 +743,7 @@ def test_the_fingerprint_follows_the_contents(tiny, tmp_path):
     same, other = replace(tiny, data_dir=str(tmp_path / "same")), replace(tiny, data_dir=str(tmp_path / "other"), min_count=4)
     prepare(same)
     prepare(other)
-    assert Dataset(same.data_dir).fingerprint == Dataset(tiny.data_dir).fingerprint != Dataset(other.data_dir).fingerprint
+    assert Folder(same.data_dir).fingerprint == Folder(tiny.data_dir).fingerprint != Folder(other.data_dir).fingerprint
 
 
 def test_a_digest_reads_all_of_a_small_file_and_samples_a_large_one(tmp_path):

@@ -19,7 +19,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from conftest import make_text, overrides
 from data import in_share, prepare
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from corpus.dictionary import Dictionary, as_in_text, as_text_has_them, coverage, keep_short, read, translate_surfaces, translations
 from eval import is_in
 from corpus.tokenizer import encode
@@ -170,7 +170,7 @@ def world(tmp_path_factory) -> Config:
 
 
 def test_every_language_has_its_bins_and_all_share_a_vocabulary(world):
-    data = Dataset(world.data_dir)
+    data = Folder(world.data_dir)
     assert data.languages == ("en", "de", "zh") and set(data.offsets.values()) == {0} and data.vocab_size == data.V
     for language in data.languages:
         held_out = data.encoding.decode(data.tokens(language, "val").tolist()).split("<|endoftext|>")[:-1]
@@ -182,7 +182,7 @@ def test_every_language_has_its_bins_and_all_share_a_vocabulary(world):
 
 
 def test_table_has_translations_as_they_stand_in_text(world):
-    data = Dataset(world.data_dir)
+    data = Folder(world.data_dir)
     texts = {language: Path(world.source_of(language)).read_text(encoding="utf-8") for language in ("de", "zh")}
     seen = Counter()
     for entry in range(len(data.table)):
@@ -202,10 +202,10 @@ def test_table_has_translations_as_they_stand_in_text(world):
 def test_coverage_is_told(world, capsys):
     again = replace(world, data_dir=world.data_dir + "2")
     prepare(again)
-    share = Dataset(again.data_dir).meta["coverage"]["de"]
+    share = Folder(again.data_dir).meta["coverage"]["de"]
     assert 0.5 < share["running_words_as_they_stand"] < share["running_words"] <= 1
     assert f"{100 * share['running_words']:.0f}% of en's running words have an entry" in capsys.readouterr().out
-    digests = [Dataset(c.data_dir).meta["digests"] for c in (world, again)]
+    digests = [Folder(c.data_dir).meta["digests"] for c in (world, again)]
     assert digests[0] == digests[1]
     prepare(again)
     assert "is up to date" in capsys.readouterr().out
@@ -222,13 +222,13 @@ def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path):
     original = Path(world.data_dir, "table.tsv").read_text(encoding="utf-8")
     made = replace(world, dictionary="", table=write(tmp_path / "table.tsv", original), data_dir=str(tmp_path / "same"))
     prepare(made)
-    assert Dataset(made.data_dir).meta["digests"] == Dataset(world.data_dir).meta["digests"]
+    assert Folder(made.data_dir).meta["digests"] == Folder(world.data_dir).meta["digests"]
     header, first, *lines = original.splitlines(keepends=True)
     fields = first.split("\t")
     lines.insert(0, "\t".join([*fields[:3], "zh", '"新"\n']))
     edited = replace(made, table=write(tmp_path / "edited.tsv", header + "".join(lines)), data_dir=str(tmp_path / "edited"))
     prepare(edited)
-    before, after = Dataset(world.data_dir).table, Dataset(edited.data_dir).table
+    before, after = Folder(world.data_dir).table, Folder(edited.data_dir).table
     assert fields[3] == "de" and [len(before.words(0, l)) for l in (1, 2)] == [1, 1] and [len(after.words(0, l)) for l in (1, 2)] == [0, 2]
 
 
@@ -237,10 +237,10 @@ def test_long_translations_can_be_left_out(world, tmp_path, capsys):
     short = replace(world, translation_tokens=1, data_dir=str(tmp_path / "short"))
     prepare(short)
     rows = [Path(c.data_dir, "table.tsv").read_text(encoding="utf-8").splitlines()[1:] for c in (short, world)]
-    encoding = Dataset(world.data_dir).encoding
+    encoding = Folder(world.data_dir).encoding
     expected = [row.split("\t")[1:] for row in rows[1] if len(encode(encoding, json.loads(row.split("\t")[4]))) == 1]
     assert [row.split("\t")[1:] for row in rows[0]] == expected and 0 < len(rows[0]) < len(rows[1])
-    data = Dataset(short.data_dir)
+    data = Folder(short.data_dir)
     assert len(data.table) == len({row[1] for row in expected})
     for l in (1, 2):
         assert all(len(data.table.word(w)) == 1 for k in range(len(data.table)) for w in data.table.words(k, l))
@@ -250,7 +250,7 @@ def test_long_translations_can_be_left_out(world, tmp_path, capsys):
 
 
 def test_short_translations_by_hand(world):
-    encoding = Dataset(world.data_dir).encoding
+    encoding = Folder(world.data_dir).encoding
     one, long = "e", "q" * 9
     table = {"a": {"de": [long, one], "clone": []}, "b": {"de": [long], "clone": []}, long: {"de": [long], "clone": [long]}}
     assert keep_short(table, encoding, 1) == {"a": {"de": [one], "clone": []}, long: {"de": [], "clone": [long]}}
@@ -270,7 +270,7 @@ def test_a_line_that_is_none_of_a_table_is_named(tmp_path, line, message):
 
 
 def test_words_are_spliced_from_both_languages(world):
-    data = Dataset(world.data_dir)
+    data = Folder(world.data_dir)
     batch = Sampler(data, replace(world, codeswitch_ratio=0.5, mix={"en": 1.0}, stage1_steps=4)).batch(np.arange(8))
     text = data.encoding.decode(batch.inputs.ravel().tolist())
     assert re.search("[\u4e00-\u9fff]", text)
@@ -287,7 +287,7 @@ def test_a_translation_of_several_words_is_spliced_whole(world, tmp_path):
         write(tmp_path / f"en-{language}.txt", f"{word}\t{translation}\n")
     several = replace(world, dictionary=str(tmp_path / "en-{language}.txt"), data_dir=str(tmp_path / "data"))
     prepare(several)
-    data = Dataset(several.data_dir)
+    data = Folder(several.data_dir)
     batch = Sampler(data, replace(several, codeswitch_ratio=1.0, mix={"en": 1.0})).batch(np.arange(16))
     text = data.encoding.decode(batch.inputs.ravel().tolist())
     assert f" {german('ba')} {german('der')}" in text and re.search(rf"(?<! ){chinese('ba')}{chinese('der')}", text)
@@ -296,7 +296,7 @@ def test_a_translation_of_several_words_is_spliced_whole(world, tmp_path):
 def test_budget_and_share_of_a_target_reach_its_bins_and_the_vocabulary(world, tmp_path):
     changed = replace(world, budget={"de": 500.0}, tokenizer_share={"zh": 0.0}, data_dir=str(tmp_path / "data"))
     prepare(changed)
-    before, after = Dataset(world.data_dir), Dataset(changed.data_dir)
+    before, after = Folder(world.data_dir), Folder(changed.data_dir)
     longest = max(map(len, Path(world.source_of("de")).read_text(encoding="utf-8").split("\n\n")))
     assert 500 <= len(after.tokens("de", "train")) <= 500 + longest < len(before.tokens("de", "train"))
     of_chinese = [sum(re.search(rb"[\xe4-\xe9]", token) is not None and len(token) >= 3 for token in d.encoding.token_byte_values()) for d in (before, after)]
@@ -325,7 +325,7 @@ def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, 
 
 
 def test_text_of_a_target_is_recognised_in_a_continuation(world):
-    data = Dataset(world.data_dir)
+    data = Folder(world.data_dir)
 
     def found(language: str, text: str) -> bool:
         return is_in(language, data)(encode(data.encoding, text))
@@ -338,7 +338,7 @@ def test_text_of_a_target_is_recognised_in_a_continuation(world):
 
 
 def test_a_pivot_word_without_an_entry_is_not_the_targets(world):
-    data = Dataset(world.data_dir)
+    data = Folder(world.data_dir)
     table, text = data.table, data.encoding.decode(data.tokens("en", "val").tolist())
     entries = {data.encoding.decode(table.word(table.words(k, 0)[0]).tolist()).strip().lower() for k in range(len(table))}
     others = [word for word in re.findall(r"(?<=\s)[a-z]+(?=\s)", text) if word not in entries]

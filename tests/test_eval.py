@@ -21,7 +21,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from conftest import overrides
 from data import prepare
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from eval import dynamics, evaluate, language_model, mixed_script, other_text, sample, similarity, token_kinds, token_log_likelihoods, wilson, windows
 from tasks.facts import Fact, make_facts, statement, facts_of
 from model import GPT
@@ -30,11 +30,11 @@ from corpus.tokenizer import encode
 
 
 @pytest.fixture(scope="module")
-def data(tiny) -> Dataset:
-    return Dataset(tiny.data_dir)
+def data(tiny) -> Folder:
+    return Folder(tiny.data_dir)
 
 
-def untrained(config: Config, data: Dataset, seed: int = 0) -> GPT:
+def untrained(config: Config, data: Folder, seed: int = 0) -> GPT:
     """A model with opinions, though nothing has taught it any."""
     torch.manual_seed(seed)
     return make_model(replace(config, init_std=0.3, embedding_init_std=0.5), data.vocab_size).eval()
@@ -161,11 +161,11 @@ def test_golden_model_reads_the_clone_as_well_as_english(tiny, data):
 
 # ---- CLKA ----
 
-def rows_of_facts(data: Dataset, facts: list[Fact], language: str) -> list[list[int]]:
+def rows_of_facts(data: Folder, facts: list[Fact], language: str) -> list[list[int]]:
     return [[t + data.offsets[language] for t in (data.end_of_text, *encode(data.encoding, statement(fact, "en")))] for fact in facts]
 
 
-def is_known(model: GPT, data: Dataset, fact: Fact, language: str) -> bool:
+def is_known(model: GPT, data: Folder, fact: Fact, language: str) -> bool:
     """The true sentence is more likely than each other one, token by token from the end of the text before it."""
     likelihood = []
     for object_ in (fact.object, *fact.distractors):
@@ -174,7 +174,7 @@ def is_known(model: GPT, data: Dataset, fact: Fact, language: str) -> bool:
     return likelihood[0] > max(likelihood[1:])
 
 
-def clka(model: GPT, data: Dataset, facts: list[Fact], language: str, config: Config) -> dict:
+def clka(model: GPT, data: Folder, facts: list[Fact], language: str, config: Config) -> dict:
     return evaluation.clka_in(model, data, facts, language, config)
 
 
@@ -380,7 +380,7 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(t
     records = dynamics(config)
     assert [(r["step"], r["period"]) for r in records] == [(12, 0), (24, 1), (36, 1)]  # periods end at steps 24 and 44
     assert json.loads(json.dumps(records)) == [json.loads(line) for line in Path(config.run_dir, "dynamics.jsonl").read_text().splitlines()]
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     assert records[0]["clka"] == {} and set(records[1]["clka"]) == {1, 2}
     model, _ = load_trained(config.run_dir, data, snapshot="snapshots/00000024.pt")
     for training_language in ("en", "clone"):

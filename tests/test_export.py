@@ -16,7 +16,7 @@ import train as training
 from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
 from runtime.errors import UserError
 from conftest import overrides
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from corpus.tokenizer import encode
 
 TEXT = "Lo ba der, it's 1234 — “naïve” 日本語 don't!\n\n  In ta."
@@ -42,7 +42,7 @@ def test_transformers_computes_the_same(run, tie):
     config = run(tie_embeddings=tie)
     export.main(overrides(config))
     folder = str(Path(config.run_dir, "huggingface"))
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     ours, _ = load_trained(config.run_dir, data)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.randint(0, data.vocab_size, (2, config.block_size), generator=torch.Generator().manual_seed(1))
@@ -58,7 +58,7 @@ def test_transformers_computes_the_same(run, tie):
 
 def test_the_card_says_how_the_model_was_made_and_what_was_measured_of_it(run):
     config = run(codeswitch_ratio=0.3, eval_words=20, sample_count=2)
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     _, state = load_trained(config.run_dir, data)
 
     def card() -> str:
@@ -76,7 +76,7 @@ def test_an_encoding_with_unused_ids_is_exported_with_its_own(tiny, tmp_path, mo
     transformers = pytest.importorskip("transformers")
     import tiktoken
 
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     own = data.encoding
     data.__dict__["encoding"] = tiktoken.Encoding("gaps", pat_str=own._pat_str, mergeable_ranks=own._mergeable_ranks, special_tokens={"<|endoftext|>": own.n_vocab + 2})
     data.end_of_text = own.n_vocab + 2
@@ -87,7 +87,7 @@ def test_an_encoding_with_unused_ids_is_exported_with_its_own(tiny, tmp_path, mo
 
 def test_weights_have_gpt2s_names_and_shapes(run):
     config = run()
-    model, _ = load_trained(config.run_dir, Dataset(config.data_dir))
+    model, _ = load_trained(config.run_dir, Folder(config.data_dir))
     found = huggingface.gpt2_weights(model)
     C = config.n_embd
     assert found["transformer.h.1.attn.c_attn.weight"].shape == (C, 3 * C) and found["transformer.h.0.mlp.c_proj.weight"].shape == (4 * C, C)
@@ -115,7 +115,7 @@ def hf_folder(path: Path, model, **config) -> str:
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_run_begins_with_gpt2s_weights(tiny, tmp_path, tie):
     """English's embeddings, and all else, are the other model's; En-Clone's are random, and a longer table of positions is cut."""
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     config = replace(tiny, tie_embeddings=tie)
     english = make_model(replace(config, block_size=2 * config.block_size), data.V)
     model = make_model(config, data.vocab_size)
@@ -128,14 +128,14 @@ def test_a_run_begins_with_gpt2s_weights(tiny, tmp_path, tie):
 
 
 def test_a_run_begins_with_an_exported_model(tiny, tmp_path):
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     other, model = make_model(tiny, data.vocab_size), make_model(tiny, data.vocab_size)
     initial_state(model, replace(tiny, init_from=f"hf:{hf_folder(tmp_path / 'ours', other)}"), data)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_both_stages_go_on_from_it(run, tiny, tmp_path):
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     folder = hf_folder(tmp_path / "gpt2", make_model(replace(tiny, init_std=0.3), data.V))
     config = run(init_from=f"hf:{folder}", method="continued")
     prealign.main(overrides(config))
@@ -155,7 +155,7 @@ def test_both_stages_go_on_from_it(run, tiny, tmp_path):
     ({"activation_function": "relu"}, "activation_function is 'relu'"),
     ({"n_embd": 8}, "--n_embd=8")])
 def test_a_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     model = make_model(tiny, data.vocab_size)
     folder = hf_folder(tmp_path / "gpt2", model, **config)
     with pytest.raises(UserError, match=message):
@@ -163,7 +163,7 @@ def test_a_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
 
 
 def test_a_damaged_folder_is_refused(tiny, tmp_path):
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     model = make_model(tiny, data.vocab_size)
     folder = hf_folder(tmp_path / "gpt2", model)
     config = replace(tiny, init_from=f"hf:{folder}")

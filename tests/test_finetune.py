@@ -14,7 +14,7 @@ from runtime.checkpoint import make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from conftest import overrides
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from finetune import Classifier, accuracy, encode_pairs, fine_tune, padded_batch, predict, transfer
 from runtime.hardware import Hardware, start
 from tasks.nli import LABELS, Pair
@@ -26,8 +26,8 @@ PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), 
 
 
 @pytest.fixture(scope="module")
-def data(tiny) -> Dataset:
-    return Dataset(tiny.data_dir)
+def data(tiny) -> Folder:
+    return Folder(tiny.data_dir)
 
 
 def model_of(config, data, seed=0):
@@ -106,7 +106,7 @@ def test_the_schedule_is_the_same_for_every_method(tiny, monkeypatch):
     config = replace(tiny, align_steps="last", stage1_steps=6, nli_learning_rate=1e-3)
     seen: list[float] = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *_, **__: seen.append(self.param_groups[0]["lr"]))
-    data = Dataset(tiny.data_dir)
+    data = Folder(tiny.data_dir)
     pairs = [Pair("a b", "a", 0), Pair("a", "b", 1), Pair("b", "a", 2)] * 8
     rows = encode_pairs(pairs, data, "en", 32)
     hardware = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)

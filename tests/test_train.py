@@ -24,7 +24,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from conftest import make_text, overrides, run_command
 from data import prepare
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from runtime.hardware import Hardware
 from prealign import contrastive_loss, draw_entries, word_representations, word_rows
 from train import learning_rate, train
@@ -142,7 +142,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(small):
     config = replace(small, seed=2, stage1_steps=0, align_steps="all", align_tau=0.5, codeswitch_ratio=0.3, micro_batch_size=3, grad_clip=0.5)
     train(config, 0, 1)
 
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     torch.manual_seed(config.seed)
     model = make_model(config, data.vocab_size)
     batch = Sampler(data, config).batch(np.arange(8))
@@ -193,7 +193,7 @@ def test_run_json_and_metrics(small, monkeypatch):
     about = json.loads(Path(config.run_dir, "run.json").read_text())
     assert about["config"] == config.plain() and about["config"]["seed"] == 1
     assert about["versions"] == {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    assert about["parameters"] == sum(p.numel() for p in load_trained(config.run_dir, Dataset(config.data_dir))[0].parameters())
+    assert about["parameters"] == sum(p.numel() for p in load_trained(config.run_dir, Folder(config.data_dir))[0].parameters())
     lines = metrics_of(config)
     assert [line["step"] for line in lines] == list(range(1, 9))
     for line in lines:
@@ -381,7 +381,7 @@ def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(small):
     assert_same_run(kept, plain)
     folder = Path(kept.run_dir, "snapshots")
     assert sorted(os.listdir(folder)) == ["00000006.pt", "00000012.pt"] and not Path(plain.run_dir, "snapshots").exists()
-    data = Dataset(small.data_dir)
+    data = Folder(small.data_dir)
     train(replace(small, method="six", out_dir=small.out_dir + "3", checkpoint_interval=6), 0, 6)
     model, state = load_trained(kept.run_dir, data, snapshot="snapshots/00000006.pt")
     six = state_of(replace(small, method="six", out_dir=small.out_dir + "3"))
@@ -408,7 +408,7 @@ def test_a_run_that_ends_before_its_checkpoint_is_written_makes_the_snapshot_aga
 # ---- what a run begins with ----
 
 def initial(config: Config) -> torch.nn.Module:
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     torch.manual_seed(config.seed)
     model = make_model(config, data.vocab_size)
     initial_state(model, config, data)
@@ -417,7 +417,7 @@ def initial(config: Config) -> torch.nn.Module:
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_golden_initialisation_makes_a_sentence_and_its_clone_alike(small, tie):
-    data, model = Dataset(small.data_dir), initial(replace(small, init_from="golden", tie_embeddings=tie))
+    data, model = Folder(small.data_dir), initial(replace(small, init_from="golden", tie_embeddings=tie))
     ids = torch.from_numpy(data.tokens("en", "val")[:64].astype(np.int64)).view(2, 32)
     for en, clone in zip(model.layers(ids), model.layers(ids + data.V)):
         assert torch.equal(en, clone)
@@ -532,7 +532,7 @@ def test_other_data_is_an_error(small, other_data):
     with pytest.raises(UserError, match="made from other data than"):
         stage2(small, data_dir=other_data.data_dir)
     with pytest.raises(UserError, match="made from other data than"):
-        load_trained(joint.run_dir, Dataset(other_data.data_dir))
+        load_trained(joint.run_dir, Folder(other_data.data_dir))
     stage1(small)
     with pytest.raises(UserError, match="made from other data than"):
         stage2(small, "prealign", init_from="align", data_dir=other_data.data_dir)
@@ -630,7 +630,7 @@ def test_too_many_such_steps_stop_the_run_and_say_where_the_rows_are(small, monk
     config = replace(small, max_skipped_steps=1, log_interval=2, checkpoint_interval=6)
     with pytest.raises(UserError, match=r"not finite in 2 steps, last in step 7, whose rows are the windows .*; these steps changed nothing; the last checkpoint is") as e:
         stage2(config)
-    windows = Sampler(Dataset(small.data_dir), small).windows_of_step(7)
+    windows = Sampler(Folder(small.data_dir), small).windows_of_step(7)
     assert ", ".join(f"{name} {window}" for name, window in windows) in str(e.value)
     state = state_of(replace(small, method="joint"))
     assert state["step"] == 6 and all(weight.isfinite().all() for weight in state["model"].values())
@@ -674,7 +674,7 @@ def test_a_spoiled_checkpoint_is_an_error_and_runs_no_code(small, tmp_path, how)
     path = Path(config.run_dir, "checkpoint.pt")
     spoil(path, how, marker)
     spoiled = path.read_bytes()
-    for read in (lambda: stage2(config), lambda: load_trained(config.run_dir, Dataset(config.data_dir)),
+    for read in (lambda: stage2(config), lambda: load_trained(config.run_dir, Folder(config.data_dir)),
                  lambda: stage2(config, "other", init_from=config.run_dir)):
         with pytest.raises(UserError) as error:
             read()
@@ -718,14 +718,14 @@ def test_a_checkpoint_is_replaced_in_one_go(tmp_path, monkeypatch):
 
 def test_load_trained_gives_the_model_in_eval_mode(small):
     config = stage2(small)
-    model, state = load_trained(config.run_dir, Dataset(config.data_dir))
+    model, state = load_trained(config.run_dir, Folder(config.data_dir))
     assert not model.training and state["step"] == 16
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, state["model"][name])
 
 
 def test_load_trained_refuses_an_unfinished_run(small, monkeypatch):
-    data = Dataset(small.data_dir)
+    data = Folder(small.data_dir)
     with pytest.raises(UserError, match="there is no checkpoint"):
         load_trained(small.run_dir, data)
     killed_after(7, monkeypatch, signal.SIGTERM)
@@ -801,7 +801,7 @@ def test_what_would_wait_is_noticed(read):
 def test_a_step_waits_for_nothing(small, aligned):
     """Nothing that a GPU computes is read. What stage 1 reads are the words of the batch, integers on the CPU."""
     config = replace(small, align_steps="all" if aligned else "none", codeswitch_ratio=0.3)
-    data, hardware = Dataset(config.data_dir), Hardware(torch.device("cpu"), torch.bfloat16, 0, 1, None)
+    data, hardware = Folder(config.data_dir), Hardware(torch.device("cpu"), torch.bfloat16, 0, 1, None)
     state = training.set_up(config, hardware, data, make_model(config, data.vocab_size))
     for step in range(4, 6):  # in the first one libraries load, and the optimizer makes its moments
         batch, words = state.batch(step)

@@ -39,7 +39,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from corpus.build import documents
 from data import prepare
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from runtime.files import write_json, write_text
 from runtime.hardware import Hardware, bf16_pays, matmul_rate, start, synchronize
 from prealign import contrastive_loss
@@ -66,7 +66,7 @@ def copy_rate(device: torch.device) -> float:
 Steps = Callable[[int], None]  # make so many steps
 
 
-def ours(config: Config, hardware: Hardware, data: Dataset) -> Steps:
+def ours(config: Config, hardware: Hardware, data: Folder) -> Steps:
     """Steps of train.py's loop, batches made ahead by its thread, from the middle of a run."""
     torch.manual_seed(config.seed)
     training = set_up(config, hardware, data, make_model(config, data.vocab_size))
@@ -82,7 +82,7 @@ def ours(config: Config, hardware: Hardware, data: Dataset) -> Steps:
     return steps
 
 
-def theirs(config: Config, hardware: Hardware, data: Dataset) -> Steps | None:
+def theirs(config: Config, hardware: Hardware, data: Folder) -> Steps | None:
     """The same model and batches with transformers' GPT2LMHeadModel in a plain loop; None where it is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -117,7 +117,7 @@ def theirs(config: Config, hardware: Hardware, data: Dataset) -> Steps | None:
     return steps
 
 
-VARIANTS: dict[str, tuple[Callable[[Config, Hardware, Dataset], Steps | None], Callable[[Config], Config]]] = {
+VARIANTS: dict[str, tuple[Callable[[Config, Hardware, Folder], Steps | None], Callable[[Config], Config]]] = {
     "step": (ours, lambda c: replace(c, codeswitch_ratio=0.0)),
     "step, codeswitching": (ours, lambda c: replace(c, codeswitch_ratio=c.codeswitch_ratio or 0.05)),
     "step of stage 1": (ours, lambda c: c.stage1()),
@@ -146,7 +146,7 @@ def serve(name: str, config: Config, pipe: Connection) -> None:
     that its steps have added at most to what the process held before them. Before all that it sends whether the variant is there.
     """
     make, change = VARIANTS[name]
-    hardware, data = start(config, keep_memory=make is ours), Dataset(config.data_dir)  # a plain loop has the allocator as it comes
+    hardware, data = start(config, keep_memory=make is ours), Folder(config.data_dir)  # a plain loop has the allocator as it comes
     torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device) @ torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device)  # libraries load
     forget_peak()
     before = peak_resident()
@@ -227,7 +227,7 @@ def rate(make: Callable[[], int], seconds: float = SECONDS) -> float:
     return made / (time.perf_counter() - begin)
 
 
-def sampler_rate(config: Config, data: Dataset, rows: int = 64) -> float:
+def sampler_rate(config: Config, data: Folder, rows: int = 64) -> float:
     """Tokens per second of making batches, by one core."""
     sampler, first = Sampler(data, config), [config.stage1_steps * config.batch_size]
 
@@ -276,7 +276,7 @@ def contrastive_times(config: Config, hardware: Hardware, rows: int = 2048) -> t
     return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
 
 
-def profile(config: Config, hardware: Hardware, data: Dataset, number: int = 5, shown: int = 12) -> str:
+def profile(config: Config, hardware: Hardware, data: Folder, number: int = 5, shown: int = 12) -> str:
     """
     A table of what training steps spend most time on, each without what it calls: kernels of a GPU, operators of a CPU; and the
     time in which there was none of them.
@@ -300,7 +300,7 @@ def main(arguments: list[str]) -> None:
     profiled = arguments[:1] == ["profile"]
     config = configs.load(arguments[profiled:], __doc__)
     config = replace(config, stage1_steps=max(1, config.stage1_steps))
-    hardware, data = start(config), Dataset(config.data_dir)
+    hardware, data = start(config), Folder(config.data_dir)
     if profiled:
         return print(profile(config, hardware, data))
     rounds, memory = in_turns(config)

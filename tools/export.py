@@ -16,14 +16,14 @@ from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
-from corpus.folder import Dataset
+from corpus.folder import Folder
 from eval import load_run
 from runtime.files import is_newer, read_json, write_json, write_text
 from runtime.gpt2 import gpt2_config, gpt2_weights
 from report.tables import check_result, report_tables
 
 
-def write_tokenizer(data: Dataset, folder: str) -> None:
+def write_tokenizer(data: Folder, folder: str) -> None:
     """tokenizer.json of the same encoding, by transformers' converter of tiktoken vocabularies."""
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -47,7 +47,7 @@ def write_tokenizer(data: Dataset, folder: str) -> None:
     fast.save_pretrained(folder)
 
 
-def model_card(config: Config, data: Dataset, state: dict, run_dir: str) -> str:
+def model_card(config: Config, data: Folder, state: dict, run_dir: str) -> str:
     """What the model is, what it was made from, how, and what was measured."""
     results, path = "", os.path.join(run_dir, "eval.json")
     if is_newer(path, os.path.join(run_dir, "checkpoint.pt")):  # of this model, and not of one that was here before
@@ -97,7 +97,7 @@ def export(config: Config) -> str:
         import transformers  # noqa: F401
     except ImportError as e:
         raise UserError(f"to export a model, install {e.name}: pip install transformers safetensors") from e
-    data = Dataset(config.data_dir)
+    data = Folder(config.data_dir)
     model, state = load_run(config, data)
     folder = os.path.join(config.run_dir, "huggingface")
     os.makedirs(folder, exist_ok=True)
