@@ -19,11 +19,11 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import tiktoken
+import torch
 from tqdm import tqdm
 
 from corpus import dictionary
@@ -37,7 +37,7 @@ from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import only_user, remember, remembered, write_json
+from runtime.files import exclusive, remember, remembered, write_json
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, file_digest, permute, uniform
 from runtime.parallel import Workers
 from tasks import facts as knowledge
@@ -249,7 +249,7 @@ def prepare(config: Config) -> None:
     # Read before the long part, so that what is wrong in them is told at once.
     by_hand = dictionary.read_table_tsv(config.table, config) if config.table else {}
     books = {} if config.table else read_dictionaries(config)
-    with only_user(config.data_dir):
+    with exclusive(config.data_dir):
         if not is_made(config.data_dir, origin):  # another process may have just made it
             make(config, origin, by_hand, books)
 
@@ -415,11 +415,12 @@ def codeswitch(tokens: np.ndarray, align: np.ndarray, table: Table, ratio: float
     return out, labels
 
 
-@dataclass(frozen=True)
-class Batch:
-    inputs: np.ndarray   # (R, T) int64
-    targets: np.ndarray  # (R, T) int64, -1 = not predicted
-    stream: np.ndarray   # (R,) int64, index into Sampler.streams
+class Batch(NamedTuple):
+    """Rows of a step, as int64 tensors on the CPU."""
+
+    inputs: torch.Tensor   # (R, T) token ids
+    targets: torch.Tensor  # (R, T) token ids, -1 where none is to be predicted
+    stream: torch.Tensor   # (R,) index into Sampler.streams
 
 
 class Sampler:
@@ -535,7 +536,7 @@ class Sampler:
             else:
                 row = labels = tokens
             inputs[here], targets[here] = row[:, :-1], labels[:, 1:]
-        return Batch(inputs, targets, stream)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(stream))
 
 
 def prefetch(make: Callable[[int], Made], steps: range) -> Generator[Made, None, None]:

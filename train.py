@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +29,12 @@ from tqdm import tqdm
 
 from runtime import config as configs
 from runtime import errors
-from data import Sampler, prefetch
+from data import Batch, Sampler, prefetch
 from runtime.checkpoint import FIXED, check_matches, initial_state, load_checkpoint, load_weights, make_model, save_checkpoint
 from runtime.config import Config
 from runtime.errors import UserError, is_out_of_memory
 from corpus.folder import Folder
-from runtime.files import only_user, remembered, write_json, write_text
+from runtime.files import exclusive, remembered, write_json, write_text
 from runtime.hardware import Hardware, compiled, matmul_rate, pinned, start, to_device
 from model import GPT
 from prealign import Words, contrastive_loss, draw_entries, word_representations, word_rows
@@ -76,7 +75,7 @@ def train(config: Config, first_step: int, last_step: int) -> None:
     hardware = start(config)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with only_user(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
+        with exclusive(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
             exit_code = run(config, first_step, last_step, hardware)
     finally:
         for number, handler in handlers.items():
@@ -85,14 +84,6 @@ def train(config: Config, first_step: int, last_step: int) -> None:
         dist.destroy_process_group()  # not after an error: NCCL would wait for the others here, and the message would never be seen
     if exit_code:
         raise SystemExit(exit_code)
-
-
-class PinnedBatch(NamedTuple):
-    """The rows of a Batch as tensors on the CPU, pinned where there is a GPU, so that it copies them while the CPU goes on."""
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    stream: torch.Tensor
 
 
 @dataclass
@@ -110,12 +101,12 @@ class Training:
     sums: torch.Tensor        # since the last log line: per stream the sum of losses and of predicted tokens; of the alignment loss and of its steps
     skipped: torch.Tensor     # steps that were left out because their gradient was not finite, and the last of them, -1 at first
 
-    def batch(self, step: int) -> tuple[PinnedBatch, Words | None]:
+    def batch(self, step: int) -> tuple[Batch, Words | None]:
         """This process's rows of a step, and the words of all processes in a step that aligns."""
         config, hardware = self.config, self.hardware
         words = word_rows(self.sampler.table, draw_entries(self.sampler.table, config, step), hardware.world) if aligns(step, config) else None
         batch = self.sampler.batch(rows_of(step, config, hardware))
-        return PinnedBatch(*(pinned(torch.from_numpy(x), hardware.device) for x in (batch.inputs, batch.targets, batch.stream))), words
+        return Batch(*(pinned(x, hardware.device) for x in batch)), words
 
 
 def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT) -> Training:
@@ -132,7 +123,7 @@ def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT) -> Trai
                     torch.tensor([0, -1], device=hardware.device))
 
 
-def take_step(training: Training, step: int, batch: PinnedBatch, words: Words | None, predicted: int) -> None:
+def take_step(training: Training, step: int, batch: Batch, words: Words | None, predicted: int) -> None:
     """
     One step of the optimizer on Eq. 4: the language-model loss of `batch` and, with `words`, the contrastive loss, each weighted
     so that DDP's mean over processes is the loss of the global batch, in which `predicted` tokens are. A step whose gradient is not
@@ -199,7 +190,7 @@ def needs_others() -> Iterator[None]:
         raise UserError("another process has stopped; its own message says why") from e
 
 
-def share_counts(batch: PinnedBatch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
+def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
     """What all processes must know of a step: how many tokens are predicted, and whether someone was told to stop."""
     shared = torch.tensor([int((batch.targets >= 0).sum()), asked])
     if hardware.world > 1:

@@ -7,22 +7,32 @@ import os
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
+import filelock
+
 from runtime.errors import UserError
 
 T = TypeVar("T")
 
 
 def unreadable(path: str, e: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({' '.join(str(getattr(e, 'strerror', None) or e).split())}); check that it is complete and yours to open")
+    """The UserError for a file that cannot be read."""
+    why = " ".join(str(getattr(e, "strerror", None) or e).split())
+    return UserError(f"{path}: cannot be read ({why}); check that it is complete and yours to open")
 
 
-def write_text(path: str, text: str) -> None:
-    """Written beside its place and moved there, so that there is the whole file or the one before."""
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.write(text)
+@contextlib.contextmanager
+def replacing(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file to write to. It is moved to `path` when all is written: there is a whole file, or the one before."""
+    with open(path + ".tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
+        yield f
         f.flush()
         os.fsync(f.fileno())
     os.replace(path + ".tmp", path)
+
+
+def write_text(path: str, text: str) -> None:
+    with replacing(path, "w") as f:
+        f.write(text)
 
 
 def write_json(path: str, value: object) -> None:
@@ -30,7 +40,7 @@ def write_json(path: str, value: object) -> None:
 
 
 def read_json(path: str, again: str) -> Any:
-    """Raises UserError, saying how to make the file `again`, when it is not JSON."""
+    """The value in a JSON file. Raises UserError, saying how to make the file `again`, for one that holds none."""
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)
@@ -44,7 +54,7 @@ def is_newer(path: str, than: str) -> bool:
 
 
 def json_digest(value: object) -> str:
-    """SHA-256 of what JSON can hold, whatever the order of its keys."""
+    """SHA-256 of a value that JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,41 +77,20 @@ def remembered(path: str, make: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def only_user(folder: str) -> Iterator[None]:
+def exclusive(folder: str) -> Iterator[None]:
     """
-    Raises UserError when another process is working in `folder`. The lock is the kernel's, on FOLDER.lock, and goes with the process,
-    however it ends; where the file system has no locks there is none.
+    Holds a lock on `folder`, which goes with the process however it ends. Raises UserError when another process has it.
     """
-    import fcntl
-
     path = folder.rstrip("/") + ".lock"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        lock = filelock.FileLock(path).acquire(blocking=False)
+    except filelock.Timeout as e:
+        raise UserError(f"another process is working in {folder}; wait for it, or name another folder") from e
+    except OSError as e:
+        raise UserError(f"cannot make {path} ({e.strerror})") from e
+    with lock:
+        yield
 
-    def is_in_place(file: IO) -> bool:
-        """Whether the file is still at `path`: whoever had the lock before may have removed it in between."""
-        try:
-            return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return False
 
-    while True:
-        try:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            file = open(path, "w")
-        except OSError as e:
-            raise UserError(f"cannot make {path} ({e.strerror})") from e
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            file.close()
-            raise UserError(f"another process is working in {folder}; wait for it, or name another folder") from e
-        except OSError:
-            break  # a file system without locks
-        if is_in_place(file):
-            break
-        file.close()
-    with file:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(path)
+only_user = exclusive

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from data import Sampler, codeswitch, prefetch, stream_of_rows
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, hash64, permute, uniform
@@ -306,7 +307,7 @@ def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
     for changes in ({}, {"mix": {"clone": 0.6, "en": 0.4}}, {"seed": 5, "block_size": divisor}):
         sampler = sampler_of(tiny, stage1_steps=40, **changes)  # no facts in stage 1
         batch = sampler.batch(np.arange(2400))
-        assert batch.inputs.dtype == batch.targets.dtype == batch.stream.dtype == np.int64
+        assert batch.inputs.dtype == batch.targets.dtype == batch.stream.dtype == torch.int64
         rows = whole_rows(batch)
         assert sampler.streams == tuple(sampler.config.mix)
         for s, language in enumerate(sampler.streams):
@@ -323,7 +324,7 @@ def test_shares_of_languages(tiny):
     sampler = sampler_of(tiny, stage1_steps=40)
     for first in (0, 8, 808):
         for rows in (8, 80, 800):
-            share = (sampler.batch(np.arange(first, first + rows)).stream == 0).mean()
+            share = (sampler.batch(np.arange(first, first + rows)).stream == 0).float().mean()
             assert abs(share - 0.75) < 1 / rows + 1e-9
     assert set(sampler_of(tiny, mix={"en": 3.0, "clone": 0.0}).batch(np.arange(30)).stream.tolist()) == {0}
 
@@ -337,7 +338,7 @@ def test_only_the_clone(tiny):
 def test_only_one_language_is_its_share_of_rows_over_and_over(tiny):
     """The very rows that joint training has in it, with the facts' rows dealt in between."""
     joint = sampler_of(tiny, max_steps=12, batch_size=8).batch(np.arange(96))
-    expected = [row for row, stream in zip(whole_rows(joint), joint.stream) if stream == 1]
+    expected = [row for row, stream in zip(whole_rows(joint), joint.stream.tolist()) if stream == 1]
     assert 15 < len(expected) < 25 and (joint.stream == 2).any()  # less than a quarter of 96: facts have some
     batch = sampler_of(tiny, max_steps=12, batch_size=8, only="clone").batch(np.arange(96))
     assert (batch.stream == 1).all()
@@ -434,7 +435,7 @@ def test_targets_of_codeswitched_rows(tiny):
     for target in TARGETS:
         batch = sampler_of(tiny, codeswitch_ratio=0.5, codeswitch_target=target).batch(rows)
         pivot = batch.stream != 1
-        inputs, targets = batch.inputs[pivot], batch.targets[pivot]
+        inputs, targets = batch.inputs[pivot].numpy(), batch.targets[pivot].numpy()
         spliced = inputs[:, 1:] >= V
         assert spliced.mean() > 0.2
         assert np.array_equal(targets[:, :-1][~spliced], inputs[:, 1:][~spliced])

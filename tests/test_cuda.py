@@ -140,7 +140,7 @@ def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
     assert told == "" and (graphs := counters["stats"]["unique_graphs"]) > 0
     for step in range(3):
         batch = Sampler(data, config).batch(np.arange(4 * step, 4 * step + 4))
-        inputs, targets = (torch.from_numpy(x).to(hardware.device) for x in (batch.inputs, batch.targets))
+        inputs, targets = (x.to(hardware.device) for x in batch[:2])
         expected, eager = gradients(model, model, inputs, targets, hardware.dtype)
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             loss, fast = gradients(network, model, inputs, targets, hardware.dtype)

@@ -416,7 +416,7 @@ def test_another_setting_or_text_makes_it_anew(tiny, tmp_path):
     write(tmp_path / "text.txt", make_text())
     prepare(config)
     assert contents(config.data_dir) == made[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "text.txt"]  # nothing is left behind
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock", "text.txt"]  # nothing is left behind
 
 
 @pytest.mark.parametrize("before", ["old data", "nothing"])
@@ -451,7 +451,7 @@ def test_a_preparation_that_fails_leaves_no_broken_folder(tiny, tmp_path, monkey
         assert "no prepared data" in error(Folder, config.data_dir)
     prepare(replace(config, min_count=4))
     read_everything(config.data_dir)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "text.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock", "text.txt"]
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 8, 9])
@@ -545,7 +545,7 @@ def test_choosing_what_is_held_out_needs_no_memory_of_all(tiny, tmp_path):
     config = replace(tiny, source=write(tmp_path / "text.txt", make_text(600, seed=5)))
     for val_fraction in (0.01, 0.1):
         config = replace(config, val_fraction=val_fraction)
-        assert data.choose_held_out(config, "en", spare=1000) == data.choose_held_out(config, "en")
+        assert build.choose_held_out(config, "en", spare=1000) == build.choose_held_out(config, "en")
 
 
 def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
@@ -553,7 +553,7 @@ def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(build.text_batches, "__defaults__", (1,))
     texts = [f"the house {i}" for i in range(50)]
     one_process = type("InThisProcess", (), {"map": staticmethod(map)})
-    counts = data.count_in(one_process, lambda batch: Counter(batch[0].split()), texts)
+    counts = build.count_in(one_process, lambda batch: Counter(batch[0].split()), texts)
     assert counts["the"] == counts["house"] == 50 and len(counts) <= 10
 
 

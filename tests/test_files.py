@@ -8,7 +8,7 @@ import pytest
 
 from runtime.errors import UserError
 from conftest import ROOT
-from runtime.files import only_user, read_json, remembered, write_text
+from runtime.files import exclusive, read_json, remembered, write_text
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -35,38 +35,18 @@ def test_what_was_found_is_found_again(tmp_path):
 
 def test_a_folder_has_one_user_and_a_dead_one_is_forgotten(tmp_path):
     folder = str(tmp_path / "run")
-    hold = "import sys, os; from runtime.files import only_user\nwith only_user(sys.argv[1]):\n    print('in', flush=True); sys.stdin.readline(); os._exit(9)"
+    hold = "import sys, os; from runtime.files import exclusive\nwith exclusive(sys.argv[1]):\n    print('in', flush=True); sys.stdin.readline(); os._exit(9)"
     other = subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "in\n"
-    with pytest.raises(UserError, match="another process is working in .*run; wait for it, or name another folder"), only_user(folder):
+    with pytest.raises(UserError, match="another process is working in .*run; wait for it, or name another folder"), exclusive(folder):
         pass
     other.communicate("\n")  # it dies inside
-    with only_user(folder):
+    with exclusive(folder):
         pass
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["run.lock"]
 
 
 def test_json_nested_too_deep_is_an_error(tmp_path):
     (tmp_path / "deep.json").write_text(200_000 * "[")
     with pytest.raises(UserError, match="not JSON .*make it again"):
         read_json(str(tmp_path / "deep.json"), "make it again")
-
-
-def test_a_lock_that_its_last_user_removed_is_taken_anew(tmp_path, monkeypatch):
-    """Between opening the file and locking it, the one before may end and remove it; a third would then lock another file."""
-    import fcntl
-
-    lock, path, calls = fcntl.flock, tmp_path / "run.lock", []
-
-    def removed_first(file, how):
-        calls.append(file)
-        if len(calls) == 1:
-            path.unlink()
-        return lock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", removed_first)
-    with only_user(str(tmp_path / "run")):
-        assert len(calls) == 2 and path.exists()
-        with pytest.raises(UserError, match="another process is working"), only_user(str(tmp_path / "run")):
-            pass
-    assert not path.exists()

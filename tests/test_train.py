@@ -146,7 +146,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(small):
     torch.manual_seed(config.seed)
     model = make_model(config, data.vocab_size)
     batch = Sampler(data, config).batch(np.arange(8))
-    inputs, targets, stream = (torch.from_numpy(x) for x in (batch.inputs, batch.targets, batch.stream))
+    inputs, targets, stream = batch
     assert (targets < 0).any()
     losses = F.cross_entropy((model(inputs) @ model.lm_head.weight.T).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view(8, -1)
     words = word_rows(data.table, draw_entries(data.table, config, 0))

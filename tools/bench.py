@@ -103,7 +103,7 @@ def theirs(config: Config, hardware: Hardware, data: Folder) -> Steps | None:
             batch = sampler.batch(np.arange(step * config.batch_size, (step + 1) * config.batch_size))
             for begin in range(0, config.batch_size, config.micro_batch_size):
                 rows = slice(begin, begin + config.micro_batch_size)
-                inputs, labels = torch.from_numpy(batch.inputs[rows]).to(hardware.device), torch.from_numpy(batch.targets[rows]).to(hardware.device)
+                inputs, labels = batch.inputs[rows].to(hardware.device), batch.targets[rows].to(hardware.device)
                 labels = torch.cat([torch.full_like(labels[:, :1], -100), torch.where(labels < 0, -100, labels)[:, :-1]], dim=1)  # it shifts them itself
                 with hardware.autocast:
                     loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
@@ -233,7 +233,7 @@ def sampler_rate(config: Config, data: Folder, rows: int = 64) -> float:
 
     def make() -> int:
         first[0] += rows
-        return sampler.batch(np.arange(first[0] - rows, first[0])).inputs.size
+        return sampler.batch(np.arange(first[0] - rows, first[0])).inputs.numel()
 
     return rate(make)
 
