@@ -1,7 +1,7 @@
 """
 The GPT: GPT-2's architecture (learned positions, pre-norm, GELU, biases), written to be read. Imports nothing of ours.
 
-    tokens (B, T) -> wte + wpe -> n_layer x [x + attention(ln(x)); x + mlp(ln(x))] -> ln_f -> lm_head -> logits (B, T, V)
+    tokens (B, T) -> wte + wpe -> n_layer x [x + attention(ln(x)); x + mlp(ln(x))] -> ln_f -> lm_head -> (B, T, V)
 
 The loss never holds the logits of a whole batch: see LinearCrossEntropy.
 """
@@ -29,16 +29,19 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C/n_head)
-        written_out = x.device.type == "cpu" and T <= SHORT_ROW
-        y = attention_written_out(q, k, v) if written_out else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C / n_head)
+        if x.device.type == "cpu" and T <= SHORT_ROW:
+            y = attention_written_out(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
 def attention_written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """
-    Causal attention: softmax(q k^T / sqrt(D) + mask) v, each (B, n_head, T, D). On a CPU and for short rows this is faster
-    than torch's fused kernel (2.5 times at 256 tokens in bf16, forward and backward); its memory grows with T * T.
+    Causal attention: softmax(q k^T / sqrt(D) + mask) v, each (B, n_head, T, D). On a CPU and for short rows this is
+    faster than torch's fused kernel (2.5 times at 256 tokens in bf16, with gradients); its memory grows with T * T.
     """
     B, H, T, D = q.shape
     future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
@@ -84,7 +87,8 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
             elif name in ("wte.weight", "lm_head.weight"):
                 nn.init.normal_(parameter, std=embedding_init_std)
-            elif name.endswith("proj.weight"):  # 2 * n_layer branches add up in the residual stream (GPT-2)
+            elif name.endswith("proj.weight"):
+                # 2 * n_layer branches add up in the residual stream (GPT-2).
                 nn.init.normal_(parameter, std=init_std / math.sqrt(2 * n_layer))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=init_std)
@@ -106,7 +110,7 @@ class GPT(nn.Module):
             layers.append(x)
         return layers
 
-    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         """
         With targets (B, T) int64, where -1 is not predicted: (sum of the losses, losses (B, T)), both float32, in nats;
         gradients flow through the sum. Without: final hidden states (B, T, C), after ln_f.
@@ -123,17 +127,26 @@ class GPT(nn.Module):
         return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
     def flops_per_token(self) -> int:
-        """Floating-point operations of one training token: 6 per matrix weight, and the attention products (PaLM, appendix B)."""
-        matrices = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "wpe" not in name and "wte" not in name)
-        if self.lm_head.weight is self.wte.weight:
-            matrices += self.lm_head.weight.numel()  # named_parameters lists the shared matrix as wte only
-        return 6 * matrices + 12 * len(self.blocks) * self.wte.embedding_dim * self.block_size
+        """Operations of one training token: 6 per matrix weight, and the attention products (PaLM, appendix B)."""
+        matrices = [p for block in self.blocks for p in block.parameters() if p.dim() == 2] + [self.lm_head.weight]
+        attention = 12 * len(self.blocks) * self.wte.embedding_dim * self.block_size
+        return 6 * sum(p.numel() for p in matrices) + attention
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loss: cross-entropy of `hidden @ weight.T`, without holding all logits. Plainly it is
+#
+#     logits = F.linear(hidden, weight)                                               # (N, V)
+#     losses = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")
+#
+# torch 2.13 has a function of its own for this. Here it was as fast at best, returns its loss in bf16 and none per
+# token, and older versions of torch lack it.
 
 
 def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
     """
-    Of so many tokens, how many have their logits held at once: as many as stay in a CPU's cache or fill a GPU, but enough for a pass
-    over all gradients of the weight; a multiple of 128, and the tokens in chunks of about one size.
+    How many tokens' logits are held at once, a multiple of 128: as many as stay in a CPU's cache or fill a GPU, but
+    enough to make a pass over all gradients of the weight worth it; and all chunks of about one size.
     """
     limit = max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**30) // vocab_size)
     return 128 * math.ceil(tokens / math.ceil(tokens / limit) / 128)
@@ -141,23 +154,25 @@ def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.d
 
 class LinearCrossEntropy(torch.autograd.Function):
     """
-    Cross-entropy of `hidden @ weight.T`, a chunk of tokens at a time, with both gradients taken in the same pass: only
-    (chunk, V) logits are ever held, and none are computed twice.
+    The loss above, a chunk of tokens at a time, with both gradients taken in the same pass: only (chunk, V) logits are
+    ever held, and none are computed twice.
 
     The gradient of a *sum* of losses needs nothing from upstream but one factor, which is why the backward pass has
     only a multiplication left to do.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
+        """hidden (N, C), weight (V, C), targets (N,) -> sum of the losses (), losses (N,), both float32"""
         (N, C), V, device = hidden.shape, weight.shape[0], hidden.device
         losses = torch.empty(N, dtype=torch.float32, device=device)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
-        # Gradients in float16 would overflow here, before the loss scale can help: then they are float32.
+        # Gradients in float16 would overflow here, before the loss scale can help: they are float32.
         grad_dtype = torch.float32 if dtype == torch.float16 else dtype
         chunk = chunk_size(N, V, dtype, device)
-        padding = -V % 64  # ids that are never predicted: rows of logits that begin anywhere make a GPU's matrix products slow
+        # Ids that are never predicted: a GPU multiplies slowly where rows of logits begin anywhere.
+        padding = -V % 64
         if needs_grad:
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros(V + padding, C, dtype=torch.float32, device=device)
@@ -167,19 +182,23 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, N, chunk):
                 h, target = h_all[start:start + chunk], targets[start:start + chunk]  # (n, C), (n,)
                 predicted = target >= 0  # (n,)
-                at = torch.arange(len(h), device=device), target.clamp(min=0)  # each token's target; scatter_ would copy a whole chunk
+                # Row and column of every target in this chunk's logits. (scatter_ would copy the whole chunk.)
+                at = torch.arange(len(h), device=device), target.clamp(min=0)
                 logits = F.linear(h, w)  # (n, V + padding)
                 logits[:, V:].fill_(-math.inf)
                 if not needs_grad:
                     losses[start:start + chunk] = -F.log_softmax(logits, dim=-1, dtype=torch.float32)[at] * predicted
                     continue
-                p = F.softmax(logits, dim=-1, dtype=grad_dtype)
+                p = F.softmax(logits, dim=-1, dtype=grad_dtype)  # (n, V + padding)
                 p_target = p[at].float().clamp(min=torch.finfo(torch.float32).tiny)  # (n,)
-                # 1 - p(target) as the sum of all others, which is good where bf16 rounds p(target) itself to 1.
-                p[at] = p.new_zeros(())  # 0 itself would be copied from the CPU, and waited for
-                rest = p.sum(dim=-1)  # (n,)
-                losses[start:start + chunk] = torch.where(rest < 0.5, -torch.log1p(-rest.float()), -p_target.log()) * predicted
-                p[at] = -rest  # now the gradient of the logits, softmax - one-hot
+                # 1 - p_target, as the sum of all other probabilities: bf16 rounds a p_target near 1 to 1 itself.
+                # (new_zeros, as a plain 0 would be copied from the CPU, and waited for.)
+                p[at] = p.new_zeros(())
+                p_others = p.sum(dim=-1)  # (n,)
+                loss = torch.where(p_others < 0.5, -torch.log1p(-p_others.float()), -p_target.log())
+                losses[start:start + chunk] = loss * predicted
+                # The gradient of the logits is softmax - one-hot, which at the target is p_target - 1.
+                p[at] = -p_others
                 grad_hidden[start:start + chunk] = (p @ grad_w) * predicted[:, None]
                 grad_weight += p.T @ (h * predicted[:, None]).to(grad_dtype)
                 del p  # or two chunks are held while the next is made
@@ -191,19 +210,21 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_sum: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None  # in place, as there is no second backward pass
+        # In place, as there is no second backward pass.
+        return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None
 
 
 # Outside of torch.compile: the loop over chunks would be unrolled into its graph, which would be free to hold all of
 # them at once, and older versions of torch give wrong gradients where a compiled autograd.Function works in place.
 @torch.compiler.disable
-def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
     """
     (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output
-    embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0. With gradients the loss of a token ends at 87
-    nats, and in bf16 it is rounded to 0.004 nats or less, as its probability is; without them it is exact.
+    embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0. With gradients the loss of a
+    token ends at 87 nats. In bf16 the logits themselves are rounded: a token's loss is off by up to 0.14 nats.
     """
-    if not torch.is_grad_enabled():  # or LinearCrossEntropy would take gradients: a parameter needs one even under no_grad
+    # Without gradients, or LinearCrossEntropy would take them: a parameter needs one even under no_grad.
+    if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     total, losses = LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
     return total, losses.view_as(targets)

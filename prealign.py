@@ -1,12 +1,12 @@
 """
-Stage 1: multilingual alignment before pretraining (paper, section 3.2), and the contrastive loss it is made of.
+Stage 1: multilingual alignment before pretraining (section 3.1), and the contrastive loss that does it.
 
     python prealign.py config/demo.py           # -> out/demo/align/seed1
     torchrun --standalone --nproc_per_node=8 prealign.py config/demo.py
 
-A batch is N entries of the alignment table; each of their words, in every language, is one row, encoded alone. In every
-layer, rows of the same entry are pulled together and all others apart (Eq. 3). The loop, and the language-model loss
-beside it (Eq. 4), are train.py's.
+A batch is N entries of the alignment table. Each of their words, in every language, is one row, encoded alone. In
+every layer, rows of the same entry are pulled together and all others apart (Eq. 2), summed over layers (Eq. 3). The
+loop, and the language-model loss beside it (Eq. 4), are train.py's.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,22 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from corpus.table import Table, ranges
+from model import ANY_SHAPE, GPT
 from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.hardware import to_device
+from runtime.hardware import Hardware, to_device
 from runtime.hashing import ENTRY, uniform
-from model import ANY_SHAPE, GPT
-from corpus.table import Table, ranges
+from train import train
+
+MULTIPLE = 128  # tokens: words go through the model in blocks of so many
+PIECE = 2**13   # tokens of words that go through it at once: 20 GB of activations in the 1.3B model
 
 
-MULTIPLE = 128  # tokens
-PIECE = 2**13    # tokens of words that go through the model at once: 20 GB of activations in the 1.3B model
+# ----------------------------------------------------------------------------------------------------------------------
+# The words of a step
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ class Words:
     entry: np.ndarray   # (R,) int64; -1 = a row of padding
 
 
+def draw_keys(table: Table, config: Config, step: int) -> np.ndarray:
+    """
+    A key (K,) for every entry; the N smallest are a draw of N entries without replacement by frequency ** align_power
+    (Efraimidis and Spirakis, 2006), a function of (seed, step).
+    """
+    exponential = -np.log1p(-uniform(config.seed, ENTRY, step, np.arange(len(table))))
+    return exponential / table.frequency.astype(np.float64) ** config.align_power
+
+
+def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
+    """The distinct entries (N,) of step `step`, in increasing order."""
+    N = min(config.align_entries, len(table))
+    return np.sort(np.argpartition(draw_keys(table, config, step), N - 1)[:N])
+
+
 def padded(table: Table, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (R, W) int64 of words (R,) of the table, padded with 0 to the longest, and their lengths (R,)."""
     length = table.offsets[word + 1] - table.offsets[word]
@@ -51,29 +70,18 @@ def padded(table: Table, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
-    """All words of `entries` (N,), in every language, as rows; padded to a number of rows that `multiple_of` divides."""
+    """All words of `entries` (N,), in every language, as rows; padded to a multiple of `multiple_of` rows."""
     L = len(table.languages)
     first, end = table.groups[entries * L], table.groups[(entries + 1) * L]
-    number = end - first
-    word = ranges(first, number)  # (R,) every word of every entry
-    ids, length = padded(table, word)
-    extra = -len(word) % multiple_of
+    number = end - first  # (N,) words of each entry
+    ids, length = padded(table, ranges(first, number))  # (R, W), (R,)
+    extra = -len(length) % multiple_of
     return Words(np.pad(ids, ((0, extra), (0, 0))), np.pad(length, (0, extra), constant_values=1),
                  np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
 
 
-def draw_keys(table: Table, config: Config, step: int) -> np.ndarray:
-    """
-    A key (K,) for every entry; the N smallest are a draw of N entries without replacement by frequency ** align_power
-    (Efraimidis and Spirakis, 2006), a function of (seed, step).
-    """
-    return -np.log1p(-uniform(config.seed, ENTRY, step, np.arange(len(table)))) / table.frequency.astype(np.float64) ** config.align_power
-
-
-def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
-    """The distinct entries (N,) of step `step`, in increasing order."""
-    N = min(config.align_entries, len(table))
-    return np.sort(np.argpartition(draw_keys(table, config, step), N - 1)[:N])
+# ----------------------------------------------------------------------------------------------------------------------
+# Their representations
 
 
 def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -90,8 +98,8 @@ def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.T
 
 def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """
-    The representation of words at layers 0..L+1: word embedding, each block's output, output embedding; the mean over the
-    word's tokens, padding excluded (paper, section 3.1).
+    The representation of words at layers 0..L+1: word embedding, each block's output, output embedding; the mean over
+    the word's tokens, padding excluded (section 3.1).
 
     ids (R, W) int64, length (R,), on the CPU -> (L + 2, R, C) float32, on the model's device
     """
@@ -116,25 +124,30 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# The loss
+
+
 class SupervisedContrastive(torch.autograd.Function):
     """
-    Eq. 3 of one layer for some of its rows, summed, with its gradient taken in the same pass: one matrix of similarities is held,
-    and none outlives its layer. What the positives of a word add to loss and gradient comes from their sum, not from pairs.
+    Eq. 2, one layer's loss, for some of its rows, summed, with its gradient taken in the same pass: one matrix of
+    similarities is held, and none outlives its layer. The positives of a word come in by their sum, not pair by pair.
 
-    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,) numbers the entries of the batch
-    from 0, positives (R,) float32 says how many other words the entry of each row has. padding (R,) bool: rows that are no words;
-    None when there are none.
+    anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,) numbers the entries
+    of the batch from 0, positives (R,) float32 says how many other words the entry of each row has. padding (R,) bool:
+    rows that are no words; None when there are none.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, positives: torch.Tensor, padding: torch.Tensor | None,
-                first: int, tau: float) -> torch.Tensor:
+    def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, positives: torch.Tensor,
+                padding: torch.Tensor | None, first: int, tau: float) -> torch.Tensor:
         mine = slice(first, first + len(anchors))
+        # Only other words stand in the denominator. The lowest number and not -inf: a word alone then has no NaN.
+        lowest = torch.finfo(rows.dtype).min
         similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
-        # Only other words stand in the denominator. The lowest number and not -inf, so that a word alone has no NaN.
-        similarity.diagonal(first).fill_(torch.finfo(rows.dtype).min)
+        similarity.diagonal(first).fill_(lowest)
         if padding is not None:
-            similarity.masked_fill_(padding, torch.finfo(rows.dtype).min)
+            similarity.masked_fill_(padding, lowest)
         largest = similarity.amax(1, keepdim=True)
         p = similarity.sub_(largest).exp_()  # in place; over `total` the softmax
         total = p.sum(1, keepdim=True)
@@ -142,13 +155,15 @@ class SupervisedContrastive(torch.autograd.Function):
         number = positives[mine, None]  # (A, 1)
 
         def sum_of_entry(words: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-            return words.new_zeros(len(rows), words.shape[1]).index_add_(0, of, words)  # (R, C), as there are R entries at most
+            return words.new_zeros(len(rows), words.shape[1]).index_add_(0, of, words)  # (R, C): R entries at most
 
+        # -sum over positives of log(exp(s_p) / denominator) = number * log_denominator - sum over positives of s_p
         others = sum_of_entry(rows, entry)[entry[mine]] - anchors  # (A, C) the sum of each anchor's positives
         loss = (number * log_denominator).sum() - (anchors * others).sum() / tau
         grad_anchors = (number / total * (p @ rows) - others) / tau
         grad_rows = p.T @ (number / total * anchors) - sum_of_entry(anchors, entry[mine])[entry]
-        grad_rows[mine] += anchors  # which are no positives of themselves
+        # A row is no positive of itself.
+        grad_rows[mine] += anchors
         ctx.save_for_backward(grad_anchors, grad_rows.div_(tau))
         return loss
 
@@ -178,12 +193,12 @@ class GatherRows(torch.autograd.Function):
 
 def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float) -> torch.Tensor:
     """
-    This process's share of the multilingual contrastive loss (Eq. 3), summed over layers; the shares add up to the whole.
+    This process's share of the multilingual contrastive loss, summed over layers (Eq. 3); the shares add up.
 
     Supervised contrastive (Khosla et al., 2020): the positives of a word are the other words of its entry, and its
-    denominator holds every other word of the global batch. Divided by the number of (word, positive) pairs in the batch, so
-    that the weight beside the language-model loss means the same for every batch size and number of translations;
-    otherwise as printed.
+    denominator holds every other word of the global batch. Divided by the number of (word, positive) pairs in the
+    batch, so that the weight beside the language-model loss means the same for every batch size and number of
+    translations; otherwise as printed.
 
     representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) on the CPU, -1 = padding
     -> scalar, nats
@@ -193,25 +208,48 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     rows = GatherRows.apply(anchors) if distributed else anchors
     first = dist.get_rank() * anchors.shape[1] if distributed else 0
     device = anchors.device
-    of_own = torch.where(entry < 0, -1 - torch.arange(len(entry)), entry)  # a row of padding is an entry of its own, without positives
-    _, number, words = of_own.unique(return_inverse=True, return_counts=True)
-    positives = (words - 1)[number]
+    # A row of padding is an entry of its own, without positives.
+    own_entry = torch.where(entry < 0, -1 - torch.arange(len(entry)), entry)
+    _, number, words = own_entry.unique(return_inverse=True, return_counts=True)
+    positives = (words - 1)[number]  # (R,)
     padding = to_device(entry < 0, device) if (entry < 0).any() else None
-    number_there, positives_there = to_device(number, device), to_device(positives.to(anchors.dtype), device)
-    with torch.autocast(device.type, enabled=False):  # at tau = 0.1 a cosine's rounding error counts ten times
-        # unbind, as the gradient of indexing a layer would be zeros for all the others, once for each layer
-        total = sum(SupervisedContrastive.apply(a, r, number_there, positives_there, padding, first, tau)
+    entry_there, positives_there = to_device(number, device), to_device(positives.to(anchors.dtype), device)
+    # At tau = 0.1 a cosine's rounding error counts ten times: float32.
+    with torch.autocast(device.type, enabled=False):
+        # unbind: the gradient of indexing a layer would be zeros for all the others, once for each layer.
+        total = sum(SupervisedContrastive.apply(a, r, entry_there, positives_there, padding, first, tau)
                     for a, r in zip(anchors.unbind(), rows.unbind()))
     return total / max(1, positives.sum().item())
 
 
-def main(arguments: list[str]) -> None:
-    from train import train  # train.py imports this file for the loss
+# ----------------------------------------------------------------------------------------------------------------------
+# Stage 1
 
+
+class Alignment:
+    """The contrastive loss as the second objective of train.py's loop."""
+
+    def __init__(self, config: Config, table: Table, hardware: Hardware):
+        self.config, self.table, self.hardware = config, table, hardware
+
+    def words(self, step: int) -> Words:
+        """The words of all processes in a step: the same everywhere."""
+        return word_rows(self.table, draw_entries(self.table, self.config, step), self.hardware.world)
+
+    def loss(self, model: GPT, words: Words) -> torch.Tensor:
+        """This process encodes its part of the rows, and compares them with all."""
+        mine = np.array_split(np.arange(len(words.ids)), self.hardware.world)[self.hardware.rank]
+        with self.hardware.autocast:
+            ids, length = torch.from_numpy(words.ids[mine]), torch.from_numpy(words.length[mine])
+            representations = word_representations(model, ids, length)
+        return contrastive_loss(representations, torch.from_numpy(words.entry), self.config.align_tau)
+
+
+def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
     if config.stage1_steps == 0:
         raise UserError("stage1_steps is 0: there is no stage 1 to run")
-    train(config.stage1(), 0, config.stage1_steps)
+    train(config.stage1(), 0, config.stage1_steps, Alignment)
 
 
 if __name__ == "__main__":

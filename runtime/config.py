@@ -16,6 +16,7 @@ import math
 import os
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from runtime.errors import UserError
@@ -30,21 +31,19 @@ class Config:
     seed: int = 1                       # of weights, row order, codeswitching and word sampling
 
     # data
-    source: str = "builtin"             # "builtin", or a file, folder or glob of .txt/.jsonl (.gz, .xz, .zst) or .parquet; "texts/{language}" = one for each language
+    source: str = "builtin"             # "builtin", or a file, folder or pattern, as "texts/{language}"
     pivot: str = "en"                   # the language most of the data is in
     targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
-    budget: dict[str, float] = field(default_factory=dict)  # training tokens to make of each language's text, {"en": "10B", "de": 1e8}; not named = all there are
+    budget: dict[str, float] = field(default_factory=dict)  # training tokens, {"en": "10B"}; not named: all
     shard_seed: int = 0                 # of the order of the text's files; 0 = by name
-    dictionary: str = ""                # "dictionaries/en-{language}.txt": MUSE files or the like, for the targets that are not En-Clone
+    dictionary: str = ""                # of targets but En-Clone, as "dictionaries/en-{language}.txt"
     dictionary_target_first: bool = False  # its translations stand before the pivot's words
-    dictionary_identical: bool = False  # keep pairs of the same word twice, which are mostly names
-    dictionary_translations: int = 5    # of a word at most, those most common in the target's text (0: all)
-    translation_tokens: int = 0         # translations of more tokens are left out of the table (0: none is); En-Clone's words are kept
-    dictionary_bad_lines: int = 10      # lines that are no pairs, told and left out, before it is refused
+    dictionary_translations: int = 5    # of a word at most, the most common ones in the target's text (0: all)
+    translation_tokens: int = 0         # longer translations are left out of the table (0: none is)
     table: str = ""                     # a table.tsv that data.py made, edited: used in place of dictionaries
-    tokenizer: str = "train"            # "train" a BPE vocabulary on the corpus, or a tiktoken name (gpt2, o200k_base)
-    vocab_size: int = 2048              # V, end-of-text included, when the tokenizer is trained
-    tokenizer_share: dict[str, float] = field(default_factory=dict)  # share of a language's documents that it is trained on; not named = all
+    tokenizer: str = "train"            # a BPE vocabulary of the corpus, or a tiktoken name (gpt2, o200k_base)
+    vocab_size: int = 2048              # V, end-of-text included, of a trained vocabulary
+    tokenizer_share: dict[str, float] = field(default_factory=dict)  # share of its documents that it is trained on
     min_count: int = 20                 # a word must be seen more often than this to enter the alignment table
     val_fraction: float = 0.02          # share of the text held out, by whole documents
     workers: int = 0                    # processes of data.py; 0 = one per core. The result does not depend on it
@@ -55,12 +54,12 @@ class Config:
 
     # batches
     mix: dict[str, float] = field(default_factory=lambda: {"en": 0.95, "clone": 0.05})  # share of rows per language
-    only: str = ""                      # train on this language alone, on the rows that joint training has in it, over and over; "" = on all
+    only: str = ""                      # train on this language's rows alone, over and over; "" = on all
     batch_size: int = 16                # rows per step, over all processes
     micro_batch_size: int = 16          # rows per forward pass and process; the rest is gradient accumulation
     block_size: int = 256               # tokens per row
     codeswitch_ratio: float = 0.05      # share of the pivot's aligned words replaced by a translation
-    codeswitch_target: str = "input-only"  # "input-only" (Eq. 6), "vanilla" (Eq. 5) or "original" (first subword of the replaced word)
+    codeswitch_target: str = "input-only"  # or "vanilla" (Eq. 5), "original" (first token of the word replaced)
 
     # model
     n_layer: int = 4
@@ -68,8 +67,8 @@ class Config:
     n_embd: int = 128
     tie_embeddings: bool = True         # one matrix for input and output embeddings
     init_std: float = 0.02              # of weight matrices at initialisation
-    embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and keep their alignment longer
-    init_from: str = "scratch"          # or "align" (stage 1), "golden" (En-Clone begins as English), "hf:FOLDER" (GPT-2's weights), a method in out_dir or a run's folder
+    embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and stay aligned longer
+    init_from: str = "scratch"          # or "align" (stage 1), "golden", "hf:FOLDER" (GPT-2), a method, a run's folder
 
     # optimisation
     max_steps: int = 1500               # language-model steps in all, stage 1's included
@@ -84,7 +83,7 @@ class Config:
     # alignment
     stage1_steps: int = 250             # each with a language-model batch, counted in max_steps
     align_weight: float = 0.1           # of the contrastive loss (Eq. 4)
-    align_steps: str = "none"           # of train.py that have it: "none" (stage 1 has had it), "all" (on the fly) or "last" (post: the last stage1_steps)
+    align_steps: str = "none"           # steps of train.py that align: "none", "all" (on the fly), "last" (post)
     align_entries: int = 512            # table entries per step, over all processes
     align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 3)
     align_power: float = 0.5            # entries are drawn by frequency ** align_power
@@ -92,18 +91,17 @@ class Config:
 
     # running
     device: str = "auto"                # "auto", "cpu", "cuda" or "cuda:N"
-    dtype: str = "auto"                 # "auto" (bf16 where the hardware multiplies it, else fp32), "bf16", "fp16", "fp32"
+    dtype: str = "auto"                 # "bf16", "fp16", "fp32"; "auto": bf16 where the hardware has it, else fp32
     compile: str = "auto"               # torch.compile: "auto" (on CUDA), "on" or "off"
     log_interval: int = 20              # steps
     checkpoint_interval: int = 250      # steps
-    max_skipped_steps: int = 0          # steps with a gradient that is not finite that are skipped before the run stops
     wandb: str = ""                     # project of Weights & Biases to log to; "" = none
     tensorboard: bool = False           # log to OUT_DIR/METHOD/seedSEED/tensorboard
-    snapshot_interval: int = 0          # steps between copies of the weights that are kept for eval.py dynamics; 0 = none
+    snapshot_interval: int = 0          # steps between copies of the weights kept for tools.dynamics; 0 = none
 
     # evaluation
     eval_tokens: int = 200_000          # held-out tokens per language; 0 = all
-    eval_text: str = ""                 # other text to measure perplexity on, "xquad/{language}.txt": a file, folder or pattern for each language; "" = none
+    eval_text: str = ""                 # other text to measure perplexity on, "xquad/{language}.txt"; "" = none
     eval_batch_size: int = 32           # rows
     eval_words: int = 2000              # table entries whose similarity is measured
     sample_count: int = 200             # continuations sampled to see whether languages mix (Table 4)
@@ -113,10 +111,10 @@ class Config:
     prompt: str = ""                    # eval.py sample goes on from this text
 
     # zero-shot transfer (eval.py xnli)
-    nli_train: str = "builtin"          # English pairs: "builtin", or a file: XNLI, MultiNLI, SNLI, SICK or PAWS-X as published
+    nli_train: str = "builtin"          # English pairs, or a file: XNLI, MultiNLI, SNLI, SICK or PAWS-X as published
     nli_dev: str = "builtin"            # English pairs that choose the epoch
     nli_test: str = "builtin"           # pairs in every language
-    nli_builtin: int = 2500             # hypotheses of the built-in training pairs, three pairs each; a tenth for dev and for test
+    nli_builtin: int = 2500             # hypotheses of the built-in training pairs; a tenth for dev and for test
     nli_epochs: int = 3
     nli_batch_size: int = 32
     nli_learning_rate: float = 5e-4
@@ -127,10 +125,7 @@ class Config:
     llm_model: str = "gpt-4o-mini"
     llm_key: str = "OPENAI_API_KEY"     # the environment variable that holds the key
     llm_translations: int = 5           # per word, at most
-    llm_words: int = 20                 # per request
     llm_requests: int = 8               # at a time
-    llm_timeout: float = 120.0          # seconds
-    llm_backoff: float = 1.0            # seconds of the first pause after a failure; it doubles
     llm_price_in: float = 0.0           # dollars per million tokens, for the cost; 0 = not told
     llm_price_out: float = 0.0
     dry_run: bool = False               # translate.py says what it would do and asks for nothing
@@ -177,22 +172,30 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+TYPES = typing.get_type_hints(Config)
 CHOICES = {
     "codeswitch_target": ("input-only", "vanilla", "original"),
     "align_steps": ("none", "all", "last"),
     "dtype": ("auto", "bf16", "fp16", "fp32"),
     "compile": ("auto", "on", "off"),
 }
-POSITIVE = ("vocab_size", "batch_size", "micro_batch_size", "block_size", "n_layer", "n_head", "n_embd", "max_steps",
-            "learning_rate", "align_entries", "align_tau", "align_coverage", "init_std", "embedding_init_std",
-            "log_interval", "checkpoint_interval", "eval_batch_size", "eval_words", "sample_count", "sample_prompt", "sample_tokens",
-            "sample_temperature", "fact_periods", "nli_builtin", "nli_epochs", "nli_batch_size", "nli_learning_rate", "nli_seeds",
-            "llm_translations", "llm_words", "llm_requests", "llm_timeout")
-NOT_NEGATIVE = ("min_count", "workers", "fact_count", "snapshot_interval", "weight_decay", "grad_clip", "stage1_steps",
-                "align_weight", "align_power", "eval_tokens", "shard_seed", "max_skipped_steps", "dictionary_translations",
-                "translation_tokens", "dictionary_bad_lines", "llm_backoff", "llm_price_in", "llm_price_out")
-FIELDS = {f.name: f for f in dataclasses.fields(Config)}
-TYPES = typing.get_type_hints(Config)
+# What numbers must be. The rest must not be negative.
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "greater than 0": (lambda x: x > 0, """
+        vocab_size batch_size micro_batch_size block_size n_layer n_head n_embd init_std embedding_init_std max_steps
+        learning_rate align_entries align_tau align_coverage log_interval checkpoint_interval eval_batch_size eval_words
+        sample_count sample_prompt sample_tokens sample_temperature fact_periods nli_builtin nli_epochs nli_batch_size
+        nli_learning_rate nli_seeds llm_translations llm_requests"""),
+    "at most 1": (lambda x: x <= 1, """
+        codeswitch_ratio val_fraction warmup_ratio min_learning_rate_ratio align_coverage"""),
+    "less than 1": (lambda x: x < 1, "beta1 beta2"),
+    "less than 2**63": (lambda x: x < 2**63, "seed"),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def _count(value: typing.Any) -> typing.Any:
@@ -202,31 +205,27 @@ def _count(value: typing.Any) -> typing.Any:
 
 
 def _typed(key: str, value: typing.Any, where: str) -> typing.Any:
-    """`value` as the type of knob `key`, or a UserError that names the type expected and what was found."""
+    """`value` as the type of knob `key`. Raises UserError that names the type expected and the value found."""
     if key not in FIELDS:
         close = difflib.get_close_matches(key, FIELDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; --help lists every knob"
         raise UserError(f"{where}: there is no knob named {key!r}{hint}")
     expected = TYPES[key]
-    good = False
-    if expected is float and type(value) is int and abs(value) < 2**1000:
-        value, good = float(value), True
-    elif expected in (int, float, bool, str):
-        good = type(value) is expected
-    elif expected == tuple[str, ...] or expected == tuple[int, ...]:
-        item = str if expected == tuple[str, ...] else int
-        if type(value) is item:
-            value = (value,)
+    if expected is float and type(value) is int:
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    good = type(value) is expected
+    if typing.get_origin(expected) is tuple:
+        item = typing.get_args(expected)[0]
+        value = (value,) if type(value) is item else value
         good = isinstance(value, (tuple, list)) and len(value) > 0 and all(type(v) is item for v in value)
         value = tuple(value) if good else value
-    elif expected == dict[str, float]:
-        if key == "budget" and isinstance(value, dict):
-            value = {k: _count(v) for k, v in value.items()}
-        good = isinstance(value, dict) and (len(value) > 0 or key != "mix") and all(
-            isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
+    if typing.get_origin(expected) is dict:
+        if isinstance(value, dict):
+            value = {k: _count(v) if key == "budget" else v for k, v in value.items()}
+        good = isinstance(value, dict) and all(isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
         value = {k: float(v) for k, v in value.items()} if good else value
     if not good:
-        name = expected.__name__ if isinstance(expected, type) and not typing.get_args(expected) else str(expected)
+        name = str(expected) if typing.get_args(expected) else expected.__name__
         raise UserError(f"{where}: {key} must be of type {name}, found {value!r}")
     return value
 
@@ -235,28 +234,24 @@ def _read_file(path: str) -> dict[str, typing.Any]:
     """The assignments of a config file. Literals only, so that reading a config never runs code."""
     try:
         with open(path, encoding="utf-8") as f:
-            source = f.read()
-        tree = ast.parse(source, filename=path)
+            tree = ast.parse(f.read(), filename=path)
     except OSError as e:
-        raise UserError(f"cannot read config file {path}: {e.strerror}; the ones that come with the project are in config/") from e
+        raise UserError(f"cannot read config file {path}: {e.strerror}; those of the project are in config/") from e
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
-        raise UserError(f"{path}:{getattr(e, 'lineno', None) or 1}: not a config file ({getattr(e, 'msg', e)}); expected lines like `learning_rate = 1e-3`") from e
-
-    def written(node: ast.AST) -> str:
-        return (ast.get_source_segment(source, node) or "").partition("\n")[0][:200]
-
+        where = f"{path}:{getattr(e, 'lineno', None) or 1}"
+        raise UserError(f"{where}: not a config file ({getattr(e, 'msg', e)}); expected lines like "
+                        "`learning_rate = 1e-3`") from e
     values: dict[str, object] = {}
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a docstring
         where = f"{path}:{node.lineno}"
-        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise UserError(f"{where}: expected `knob = value`, found {written(node)!r}")
-        try:
-            value = ast.literal_eval(node.value)
-        except (ValueError, TypeError, MemoryError, RecursionError) as e:
-            raise UserError(f"{where}: {node.targets[0].id} must be a plain value, found {written(node.value)!r}") from e
-        values[node.targets[0].id] = _typed(node.targets[0].id, value, where)
+        match node:
+            case ast.Assign(targets=[ast.Name(id=key)]):
+                with contextlib.suppress(ValueError, TypeError, MemoryError, RecursionError):
+                    values[key] = _typed(key, ast.literal_eval(node.value), where)
+                    continue
+        raise UserError(f"{where}: expected `knob = value` with a plain value")
     return values
 
 
@@ -268,87 +263,84 @@ def _read_override(argument: str) -> tuple[str, typing.Any]:
     value: typing.Any = text
     if expected is bool and text.lower() in ("true", "false"):
         value = text.lower() == "true"
-    elif expected in (tuple[str, ...], tuple[int, ...]) and not text.startswith(("(", "[")):
+    elif typing.get_origin(expected) is tuple and not text.startswith(("(", "[")):
+        # "de,zh" and "40,100" without brackets and quotation marks.
         items = [part.strip() for part in text.split(",") if part.strip()]
-        if expected == tuple[int, ...] and not all(re.fullmatch(r"-?\d+", item) for item in items):
-            raise UserError(f"--{key}: expected whole numbers separated by commas, found {text!r}")
-        value = tuple(int(item) for item in items) if expected == tuple[int, ...] else tuple(items)
+        numbers = expected == tuple[int, ...] and all(re.fullmatch(r"-?\d+", item) for item in items)
+        value = tuple(map(int, items)) if numbers else tuple(items)
     elif expected is not str:
-        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # then _typed says what was expected instead
+        # What is no literal is left as text, and _typed says what was expected instead.
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = ast.literal_eval(text)
     return key, _typed(key, value, f"--{key}")
 
 
 def _check(config: Config) -> None:
+    """Raises UserError for values that no run can have."""
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(message)
+
     for key, choices in CHOICES.items():
-        if getattr(config, key) not in choices:
-            raise UserError(f"{key} must be one of {', '.join(choices)}; found {getattr(config, key)!r}")
+        value = getattr(config, key)
+        need(value in choices, f"{key} must be one of {', '.join(choices)}; found {value!r}")
     for key, kind in TYPES.items():
-        if kind is float and not math.isfinite(getattr(config, key)):
-            raise UserError(f"{key} must be finite, found {getattr(config, key)}")
-    for key in POSITIVE:
-        if not getattr(config, key) > 0:
-            raise UserError(f"{key} must be greater than 0, found {getattr(config, key)}")
-    for key in NOT_NEGATIVE:
-        if not getattr(config, key) >= 0:
-            raise UserError(f"{key} must not be negative, found {getattr(config, key)}")
-    for key, low, high in (("codeswitch_ratio", 0, 1), ("val_fraction", 0, 1), ("warmup_ratio", 0, 1), ("min_learning_rate_ratio", 0, 1), ("align_coverage", 0, 1),
-                           ("seed", 0, 2**63 - 1)):
-        if not low <= getattr(config, key) <= high:
-            raise UserError(f"{key} must be between {low} and {high}, found {getattr(config, key)}")
-    for key in ("beta1", "beta2"):
-        if not 0 <= getattr(config, key) < 1:
-            raise UserError(f"{key} must be at least 0 and less than 1, found {getattr(config, key)}")
-    for key in ("data_dir", "out_dir"):
-        if not getattr(config, key):
-            raise UserError(f"{key} must name a folder, found ''")
-    if config.max_steps <= config.stage1_steps:
-        raise UserError(f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}): it counts them, and facts are stated after "
-                        "them in every method; without a stage 1, set --stage1_steps=0")
-    if config.align_steps == "last" and config.stage1_steps == 0:
-        raise UserError("align_steps=last aligns in the last stage1_steps steps, and stage1_steps is 0")
-    if config.n_embd % config.n_head:
-        raise UserError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
+        if kind in (int, float):
+            value = getattr(config, key)
+            need(math.isfinite(value) and value >= 0, f"{key} must be a finite number and not negative, found {value}")
+    for what, (is_right, keys) in RANGES.items():
+        for key in keys.split():
+            need(is_right(getattr(config, key)), f"{key} must be {what}, found {getattr(config, key)}")
+    need(config.max_steps > config.stage1_steps,
+         f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}), which it counts; without a "
+         "stage 1, set --stage1_steps=0")
+    need(config.align_steps != "last" or config.stage1_steps > 0,
+         "align_steps=last aligns in the last stage1_steps steps, and stage1_steps is 0")
+    need(config.n_embd % config.n_head == 0,
+         f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
+
     languages = (config.pivot, *config.targets)
-    if len(set(languages)) != len(languages):
-        raise UserError(f"pivot and targets must be different languages, found {', '.join(languages)}")
+    need(len(set(languages)) == len(languages),
+         f"pivot and targets must be different languages, found {', '.join(languages)}")
+    # They are parts of file names.
     for language in languages:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", language):
-            raise UserError(f"language names are letters, digits and hyphens, found {language!r}")
-    for language in config.fact_languages:
-        if language not in languages or config.fact_languages.count(language) > 1:
-            raise UserError(f"fact_languages are the pivot and targets, each at most once, found {', '.join(config.fact_languages)}")
-    for language, weight in config.mix.items():
-        if language not in languages:
-            raise UserError(f"mix names {language!r}, which is neither the pivot nor a target ({', '.join(languages)})")
-        if not 0 <= weight < math.inf:
-            raise UserError(f"mix: the weight of {language} must not be negative, found {weight}")
-    for language, tokens in config.budget.items():
-        if language not in config.written or not tokens >= 1:
-            raise UserError(f"budget gives languages that have text a number of tokens, found {language!r}: {tokens}")
-    for language, share in config.tokenizer_share.items():
-        if language not in languages or not 0 <= share <= 1:
-            raise UserError(f"tokenizer_share gives the pivot and targets shares between 0 and 1, found {language!r}: {share}")
-    if not sum(config.mix.values()) > 0:
-        raise UserError(f"mix: some language needs a weight above 0, found {config.mix}")
-    if config.only and not config.mix.get(config.only, 0) > 0:
-        raise UserError(f"only must be a language that mix gives a weight, found {config.only!r}")
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method):
-        raise UserError(f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
-    if config.eval_text and "{language}" not in config.eval_text and len(config.written) > 1:
-        raise UserError(f"eval_text: every language needs text of its own: expected {{language}} in it, as in \"texts/{{language}}\", found {config.eval_text!r}")
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", config.llm_key):
-        raise UserError("llm_key: expected the name of an environment variable in capitals, as OPENAI_API_KEY; the key itself stands in no argument, as arguments are kept")
-    if not re.fullmatch(r"https?://[^\s@]+", config.llm_url):
-        raise UserError("llm_url: expected http://... or https://... without a password; a key is read from the environment variable that llm_key names")
-    if config.method == config.stage1_method and config.init_from != "scratch" and not config.pretrained:
-        raise UserError(f"method: the folder named {config.method!r} is stage 1's; use another name")
+        need(re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", language) is not None,
+             f"language names are letters, digits, hyphens and underscores, found {language!r}")
+    need(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method) is not None,
+         f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
+    need(config.method != config.stage1_method or config.init_from == "scratch" or config.pretrained != "",
+         f"method: the folder named {config.method!r} is stage 1's; use another name")
+    for key in ("data_dir", "out_dir"):
+        need(getattr(config, key) != "", f"{key} must name a folder, found ''")
+
+    for key, known in (("mix", languages), ("tokenizer_share", languages), ("budget", config.written),
+                       ("fact_languages", languages)):
+        for language in getattr(config, key):
+            need(language in known, f"{key} names {language!r}, which is none of {', '.join(known)}")
+    need(len(set(config.fact_languages)) == len(config.fact_languages), "fact_languages names a language twice")
+    need(all(0 <= weight < math.inf for weight in config.mix.values()) and sum(config.mix.values()) > 0,
+         f"mix gives languages weights of 0 or more, and some language more, found {config.mix}")
+    need(all(tokens >= 1 for tokens in config.budget.values()),
+         f"budget must be 1 token or more, found {config.budget}")
+    need(all(0 <= share <= 1 for share in config.tokenizer_share.values()),
+         f"tokenizer_share must be between 0 and 1, found {config.tokenizer_share}")
+    need(not config.only or config.mix.get(config.only, 0) > 0,
+         f"only must be a language that mix gives a weight, found {config.only!r}")
+    need(not config.eval_text or "{language}" in config.eval_text or len(config.written) == 1,
+         f"eval_text: expected {{language}} in it, as in \"texts/{{language}}\", found {config.eval_text!r}")
+    # A key in an argument would be kept in run.json and in the history of the shell.
+    need(re.fullmatch(r"[A-Z][A-Z0-9_]*", config.llm_key) is not None,
+         "llm_key: expected the name of the environment variable that holds the key, as OPENAI_API_KEY, not the key")
+    need(re.fullmatch(r"https?://[^\s@]+", config.llm_url) is not None,
+         "llm_url: expected http://... or https://... without a password")
 
 
 def help_text() -> str:
     """Every knob with its default and the comment beside it in this file."""
     lines = []
-    for line in open(__file__, encoding="utf-8").read().split("class Config:")[1].split("@property")[0].splitlines():
+    with open(__file__, encoding="utf-8") as f:
+        source = f.read().split("class Config:")[1].split("@property")[0]
+    for line in source.splitlines():
         if re.match(r"    # ", line):
             lines.append("\n" + line.strip(" #"))
         elif match := re.match(r"    (\w+): (.+?) = (.+?)(?:\s+# (.*))?$", line):
@@ -379,9 +371,7 @@ def load(arguments: list[str], usage: str = "") -> Config:
 
 
 def from_plain(plain: dict[str, typing.Any], where: str) -> Config:
-    """The config that `Config.plain` gave, or a part of it, read back. Raises UserError, naming `where` it was read, for what is none of this version."""
-    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
-        raise UserError(f"{where}: expected a config, found {type(plain).__name__}")
+    """The config of what `Config.plain` gave, or of a part of it. Raises UserError naming `where` it was read."""
     config = Config(**{key: _typed(key, value, where) for key, value in plain.items()})
     _check(config)
     return config

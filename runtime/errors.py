@@ -10,17 +10,34 @@ class UserError(Exception):
     """Something the person at the keyboard can mend. Printed as one line, without a traceback."""
 
 
-def is_out_of_memory(e: BaseException) -> bool:
-    """Whether memory, of the machine or of a GPU, was not enough. torch, not imported here, says so by a RuntimeError."""
-    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
-
-
 class Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
 
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether memory, the machine's or a GPU's, was not enough. torch, not imported here, raises a RuntimeError."""
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
+
+
+class StopSignal:
+    """Remembers that SIGTERM or Ctrl-C came, so that the step under way can be finished and saved."""
+
+    def __init__(self) -> None:
+        self.asked, self.exit_code = False, 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _: object) -> None:
+        self.asked, self.exit_code = True, 128 + number
+        # A second Ctrl-C does not wait for the step. SIGTERM often comes twice, from a scheduler and from torchrun.
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(arguments)`; a UserError becomes one line and exit code 1, Ctrl-C and SIGTERM one line and exit codes 130 and 143."""
+    """
+    Call `main(arguments)`. A UserError ends it with one line and exit code 1, Ctrl-C with 130, SIGTERM with 143.
+    """
     def terminate(number: int, frame: object) -> None:
         raise Terminated
 

@@ -6,14 +6,15 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from runtime.config import Config
-from runtime.errors import UserError
 from model import GPT
+from runtime.config import Config
+from runtime.errors import UserError, is_out_of_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3), in bytes
 
@@ -21,10 +22,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3), in bytes
 @dataclass(frozen=True)
 class Hardware:
     device: torch.device
-    dtype: torch.dtype   # of the matrix products; weights and optimizer are float32
+    dtype: torch.dtype  # of the matrix products; weights and optimizer are float32
     rank: int
-    world: int           # number of processes
-    control: dist.ProcessGroup | None  # gloo group for small integers on the CPU, so that counting never waits for the GPU
+    world: int          # number of processes
+    # A gloo group for small integers on the CPU, so that counting never waits for the GPU; None without torchrun.
+    control: dist.ProcessGroup | None
+
+    @property
+    def distributed(self) -> bool:
+        return self.control is not None
 
     @property
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -39,7 +45,7 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def open_device(config: Config, local_rank: int = 0, keep_memory: bool = True) -> torch.device:
-    """config.device, or for "auto" this process's GPU if there is one, else the CPU; made ready for work, the CPU with keep_freed_memory."""
+    """config.device, or for "auto" this process's GPU if there is one, else the CPU (with keep_freed_memory)."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,8 +53,8 @@ def open_device(config: Config, local_rank: int = 0, keep_memory: bool = True) -
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; use --device=cpu, "
-                        "another number, or as many --nproc_per_node as there are")
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; "
+                        "use --device=cpu, another number, or as many --nproc_per_node as there are")
     if device.type == "cpu" and keep_memory:
         keep_freed_memory()
     return device
@@ -56,8 +62,8 @@ def open_device(config: Config, local_rank: int = 0, keep_memory: bool = True) -
 
 def keep_freed_memory() -> None:
     """
-    Tell glibc to keep what is freed for the next allocation. By default it gives large blocks back to the kernel, which zeroes
-    them anew: a third of a training step on a CPU. Elsewhere than on Linux with glibc nothing happens.
+    Make glibc keep freed memory for the next allocation. By default it gives large blocks back to the kernel, which
+    zeroes them anew: a third of a training step on a CPU. Elsewhere than on Linux with glibc nothing happens.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -67,44 +73,55 @@ def keep_freed_memory() -> None:
 
 
 def start(config: Config, keep_memory: bool = True) -> Hardware:
-    """Device, precision, and the process group when torchrun started several processes."""
-    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    """Device and precision, and the process group when torchrun started this process."""
+    environment = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in environment)
     if world > 1 and ":" in config.device:
-        raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes a GPU of its own")
+        raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes its own GPU")
     device = open_device(config, local_rank, keep_memory)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
-    if world > 1:
+    if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
-             "auto": torch.bfloat16 if bf16_pays(device) else torch.float32}[config.dtype]
+    auto = torch.bfloat16 if bf16_pays(device) else torch.float32
+    dtype = {"auto": auto, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.dtype]
     return Hardware(device, dtype, rank, world, control)
 
 
+@contextlib.contextmanager
+def reaching_all_processes() -> Iterator[None]:
+    """Raises UserError when another process is gone."""
+    try:
+        yield
+    except RuntimeError as e:
+        if is_out_of_memory(e):
+            raise
+        raise UserError("another process has stopped; its own message says why") from e
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given, to measure how long that takes."""
+    """Wait until the device has done all its work, to measure how long that takes."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor where the GPU can copy it from while the CPU goes on; itself if it is there already, or if there is no GPU."""
+    """The tensor in memory that a GPU copies from while the CPU goes on; itself if it is there, or without a GPU."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy from the CPU without waiting for the GPU."""
+    """A copy of a CPU tensor, without waiting for the GPU."""
     return pinned(tensor, device).to(device, non_blocking=True)
 
 
 def matmul_rate(hardware: Hardware) -> float:
-    """Floating-point operations per second of a large matrix product on this device in this precision: what MFU is a share of."""
+    """Floating-point operations per second of a large matrix product here in this precision: MFU is a share of it."""
     n = 8192 if hardware.device.type == "cuda" else 1024
-    deadline = time.perf_counter() + 1
     a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
-    best = math.inf
+    deadline, best = time.perf_counter() + 1, math.inf
     while best == math.inf or time.perf_counter() < deadline:
         synchronize(hardware.device)
         begin = time.perf_counter()
@@ -116,28 +133,31 @@ def matmul_rate(hardware: Hardware) -> float:
 
 def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
     """
-    torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not. It is tried
-    here with micro-batches of zeros, before DistributedDataParallel, so that nothing is compiled later. As one graph all gradients
-    are there at once, and are summed over processes after the last backward pass of a step, not beside it.
+    torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not.
+
+    It is tried here with micro-batches of zeros, before DistributedDataParallel, so that nothing is compiled later. All
+    gradients of a graph are there at once, and are summed over processes after the last backward pass, not beside it.
     """
     if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
         return model
+    # The sizes of all micro-batches but the last, and of the last.
     rows, most = config.batch_size // hardware.world, config.micro_batch_size
-    sizes = {min(rows, most), rows % most or most}  # of all micro-batches but the last, and of the last
+    sizes = {min(rows, most), rows % most or most}
     try:
-        # Older versions of torch cannot cut a graph that has an autograd.Function where DDP would have it cut, and stop.
         torch._dynamo.config.optimize_ddp = False
         network: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
         for size in sorted(sizes, reverse=True):
             ids = torch.zeros(size, config.block_size, dtype=torch.long, device=hardware.device)
             with hardware.autocast:
-                loss, _ = network(ids, ids.clone())  # a graph for targets that are the inputs themselves would fit no other batch
+                # Not `ids` twice: a graph for targets that are the inputs themselves would fit no other batch.
+                loss, _ = network(ids, ids.clone())
             loss.backward()
         return network
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as e:  # a missing compiler, Triton or header, a kernel that does not fit: each has an exception of its own
-        print(f"torch.compile does not work here ({type(e).__name__}: {str(e).partition(chr(10))[0]}); process {hardware.rank} goes on without it")
+    except Exception as e:  # a missing compiler, Triton or header, a kernel that does not fit: each has its own
+        if is_out_of_memory(e):
+            raise
+        reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
+        print(f"torch.compile does not work here ({reason}); process {hardware.rank} goes on without it")
         return model
     finally:
         model.zero_grad(set_to_none=True)
