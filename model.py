@@ -215,7 +215,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 # Outside of torch.compile: the loop over chunks would be unrolled into its graph, which would be free to hold all of
-# them at once, and older versions of torch give wrong gradients where a compiled autograd.Function works in place.
+# them at once, and older versions of torch may give wrong gradients where a compiled autograd.Function works in place.
 @torch.compiler.disable
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
     """

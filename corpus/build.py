@@ -21,7 +21,7 @@ from runtime.files import remembered, write_json
 from runtime.hashing import file_digest
 from runtime.parallel import Workers
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first", "dictionary_identical", "dictionary_bad_lines",
+SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first",
             "dictionary_translations", "translation_tokens", "table", "tokenizer", "vocab_size", "tokenizer_share",
             "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
 OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
@@ -145,7 +145,7 @@ def count_target_words(config: Config, language: str, texts: Iterable[str], entr
 
 def read_dictionaries(config: Config) -> dict[str, dictionary.Dictionary]:
     """Of every target but En-Clone, as they stand in the files."""
-    return {language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first, config.dictionary_identical, config.dictionary_bad_lines)
+    return {language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first, allowed_bad_lines=10)
             for language in config.written[1:]}
 
 

@@ -15,7 +15,7 @@ import torch
 from model import GPT
 from runtime import config as configs
 from runtime.config import Config
-from runtime.errors import UserError, is_out_of_memory
+from runtime.errors import UserError, is_device_fault
 from runtime.gpt2 import load_gpt2
 
 FIELDS = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"}
@@ -43,7 +43,7 @@ def save_checkpoint(path: str, state: dict) -> None:
     except (OSError, RuntimeError) as e:
         with contextlib.suppress(OSError):
             os.remove(path + ".tmp")
-        if is_out_of_memory(e):
+        if is_device_fault(e):
             raise
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same "
                         "command again") from e
@@ -66,7 +66,7 @@ def load_checkpoint(path: str) -> dict:
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}") from e
     except Exception as e:  # whatever torch's unpickler and zip reader raise
-        if is_out_of_memory(e):
+        if is_device_fault(e):
             raise
         raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
     if not isinstance(state, dict) or not FIELDS <= set(state):
@@ -92,7 +92,7 @@ def load_weights(model: GPT, state: dict, path: str) -> None:
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as e:
-        if is_out_of_memory(e):
+        if is_device_fault(e):
             raise
         raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
 

@@ -16,7 +16,13 @@ class Terminated(KeyboardInterrupt):
 
 def is_out_of_memory(e: BaseException) -> bool:
     """Whether memory, the machine's or a GPU's, was not enough. torch, not imported here, raises a RuntimeError."""
-    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
+    signs = "out of memory", "can't allocate memory", "ALLOC_FAILED"  # of CUDA, the CPU, cuBLAS and cuDNN
+    return isinstance(e, MemoryError) or any(sign in str(e) for sign in signs)
+
+
+def is_device_fault(e: BaseException) -> bool:
+    """Whether an error is the machine's and not of the work it was doing, whatever that was: memory, or a broken GPU."""
+    return is_out_of_memory(e) or type(e).__name__ == "AcceleratorError"
 
 
 class StopSignal:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from model import GPT
 from runtime.config import Config
-from runtime.errors import UserError, is_out_of_memory
+from runtime.errors import UserError, is_device_fault, is_out_of_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3), in bytes
 
@@ -96,7 +96,7 @@ def reaching_all_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        if is_out_of_memory(e):
+        if is_device_fault(e):
             raise
         raise UserError("another process has stopped; its own message says why") from e
 
@@ -145,7 +145,7 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
     sizes = {min(rows, most), rows % most or most}
     try:
         torch._dynamo.config.optimize_ddp = False
-        network: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
+        network: torch.nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         for size in sorted(sizes, reverse=True):
             ids = torch.zeros(size, config.block_size, dtype=torch.long, device=hardware.device)
             with hardware.autocast:
