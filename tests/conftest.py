@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from runtime import log  # noqa: E402
 from runtime.config import Config  # noqa: E402
 from data import prepare  # noqa: E402
 from tasks.facts import make_facts  # noqa: E402
@@ -38,6 +39,12 @@ def make_text(documents: int = 60, seed: int = 0) -> str:
         return "\n".join(" ".join(sentence() for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 4)))
 
     return "\n\n".join(document() for _ in range(documents))
+
+
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch):
+    """Runs do not measure the machine, which takes a second each."""
+    monkeypatch.setattr(log, "matmul_rate", lambda hardware: 1e9)
 
 
 @pytest.fixture(scope="session")

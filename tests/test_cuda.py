@@ -55,7 +55,6 @@ def quiet(monkeypatch):
     threads = torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     torch.set_num_threads(threads if ON_GPU else 1)
-    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
     torch._dynamo.reset()
     counters.clear()
     yield

@@ -16,6 +16,7 @@ import prealign
 import train as training
 from data import Sampler
 from runtime.config import Config
+from runtime import errors
 from runtime.errors import UserError
 from conftest import make_text, overrides
 from data import in_share, prepare
@@ -304,8 +305,7 @@ def test_budget_and_share_of_a_target_reach_its_bins_and_the_vocabulary(world, t
 
 
 def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "StopSignal", lambda: type("Never", (), {"asked": False})())
-    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+    monkeypatch.setattr(errors, "StopSignal", lambda: type("Never", (), {"asked": False})())
     config = replace(world, out_dir=str(tmp_path), method="prealign", init_from="align", codeswitch_ratio=0.3)
     joint = replace(world, out_dir=str(tmp_path), codeswitch_ratio=0.0)
     prealign.main(overrides(config))

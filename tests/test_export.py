@@ -14,6 +14,7 @@ from runtime import gpt2 as huggingface
 import prealign
 import train as training
 from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
+from runtime import errors
 from runtime.errors import UserError
 from conftest import overrides
 from corpus.folder import Folder
@@ -24,8 +25,7 @@ TEXT = "Lo ba der, it's 1234 — “naïve” 日本語 don't!\n\n  In ta."
 
 @pytest.fixture
 def run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "StopSignal", lambda: type("Never", (), {"asked": False})())
-    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+    monkeypatch.setattr(errors, "StopSignal", lambda: type("Never", (), {"asked": False})())
 
     def make(**changes):
         config = replace(tiny, out_dir=str(tmp_path), max_steps=24, stage1_steps=2, init_std=0.3, **changes)

@@ -35,7 +35,6 @@ def quiet_machine(monkeypatch):
     """One thread, so that sums are added in the same order everywhere; signal handlers as they were; no measuring of the machine."""
     threads, handlers = torch.get_num_threads(), {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     torch.set_num_threads(1)
-    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
     yield
     torch.set_num_threads(threads)
     for number, handler in handlers.items():
@@ -598,7 +597,6 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(small, monkeypatch)
     spoil_steps(monkeypatch, {15})
     skipped = stage2(small, "skipped", max_skipped_steps=1, checkpoint_interval=15)
     monkeypatch.undo()
-    monkeypatch.setattr(training, "matmul_rate", lambda hardware: 1e9)
     plain = stage2(small, "plain")
     mine, theirs = state_of(skipped), state_of(plain)
     assert losses_of(skipped)[:15] == losses_of(plain)[:15] and "loss" not in metrics_of(skipped)[15] and metrics_of(plain)[15]["loss"] > 0
