@@ -239,7 +239,7 @@ def measured(size: str, config: Config, name: str, hardware: Hardware, data: Dat
     if key not in kept:
         free(kept, hardware)
     rows = min(config.batch_size, SLICE * config.micro_batch_size)
-    micro, model = kept.get(key, (config.micro_batch_size, None))
+    micro, model = kept.get(key, (min(rows, config.micro_batch_size), None))
     while micro:
         part = row.change(replace(config, batch_size=rows, micro_batch_size=micro))
         forget_peak(hardware.device)
