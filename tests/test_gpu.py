@@ -91,5 +91,5 @@ def test_only_what_is_missing_is_installed_and_from_no_network(bare):
     result = gpu("speed", "--device=cpu", cwd=bare, PYTHON=str(bare / "python"), OUT="out")
     pip, error, last = result.stdout.splitlines()
     assert result.returncode == 1 and "--no-index --find-links=wheels --no-deps" in pip and pip.endswith(" nltk regex")
-    assert error == "error: not installed: nltk regex; where there is a network, runs/wheels.sh fills wheels/ for a Python"
+    assert error.startswith("error: not installed: nltk regex; where there is a network, runs/wheels.sh fills wheels/")
     assert last.endswith("exit code 1, in out")
