@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import re
@@ -117,6 +118,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pinned(tensor, device).to(device, non_blocking=True)
 
 
+@functools.cache
 def matmul_rate(hardware: Hardware) -> float:
     """Floating-point operations per second of a large matrix product here in this precision: MFU is a share of it."""
     n = 8192 if hardware.device.type == "cuda" else 1024

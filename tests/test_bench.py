@@ -1,9 +1,10 @@
-"""The benchmark's own sums, and that it measures every part once."""
+"""The benchmark: what it measures, in which order, and what it says of what does not fit."""
 
 import json
 from dataclasses import replace
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,52 +13,136 @@ from conftest import overrides
 from corpus.folder import Folder
 from runtime.hardware import Hardware
 
+CPU = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)
+OURS = ["step", "step, codeswitching", "step of stage 1", "evaluation", "profile"]
+
 
 @pytest.fixture
 def quick(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "ROUNDS", 2)
     monkeypatch.setattr(bench, "SECONDS", 0.05)
     return replace(tiny, out_dir=str(tmp_path), max_steps=400, eval_tokens=500)
 
 
-def test_every_part_is_measured(quick, monkeypatch, capsys):
+@pytest.fixture
+def alone(monkeypatch):
+    """Every row in this process, as on a GPU; one after the other, so that a model is used again."""
+    kept: dict = {}
+    monkeypatch.setattr(bench, "measured_alone", lambda size, config, name: bench.measured(
+        size, config, name, CPU, Folder(config.data_dir), kept))
+    return kept
+
+
+def test_every_row_is_measured_and_written(quick, alone, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(bench, "matmul_rate", lambda hardware: 1e9)
-    monkeypatch.setattr(bench, "copy_rate", lambda device: 2e9)
-    bench.main(overrides(quick))
-    with open(f"{quick.out_dir}/bench.json") as f:
-        result = json.load(f)
-    names = ["step", "step, codeswitching", "step of stage 1"] + ["GPT2LMHeadModel"] * (find_spec("transformers") is not None)
-    assert list(result["tokens_per_s"]) == list(result["peak_memory"]) == list(result["mfu"]) == names
+    (tmp_path / "two.py").write_text("micro_batch_size = 2\n")
+    (tmp_path / "one.py").write_text("")
+    knobs = [knob for knob in overrides(quick) if "micro_batch_size" not in knob]
+    bench.main([str(tmp_path / "one.py"), str(tmp_path / "two.py"), *knobs])
+    machine, *rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert machine["versions"]["torch"] == torch.__version__ and "bf16" in machine["device"]
+    assert machine["matmul_flops"] == 1e9 and all(rate > 0 for rate in machine["sampler_tokens_per_s"].values())
+    assert [(row["size"], row["row"]) for row in rows] == bench.plan(["one", "two"], on_gpu=False)
     flops = bench.make_model(quick, Folder(quick.data_dir).vocab_size).flops_per_token()
-    assert all(result["mfu"][name] == pytest.approx(rate * flops / 1e9) and rate > 0 for name, rate in result["tokens_per_s"].items())
-    assert all(0 < held < 2e9 for held in result["peak_memory"].values())
-    rates = [result["evaluation_tokens_per_s"], *result["sampler_tokens_per_s"].values(), result["preparation_bytes_per_s"], *result["contrastive_seconds"].values()]
-    assert len(rates) == 6 and all(rate > 0 for rate in rates)
-    rounds = result["tokens_per_s_by_round"]
-    assert all(len(rounds[name]) == 2 and result["tokens_per_s"][name] == pytest.approx(sum(rounds[name]) / 2) for name in names)
-    assert result["codeswitching_against_plain"] == pytest.approx(sum(b / a for a, b in zip(rounds[names[0]], rounds[names[1]])) / 2)
-    assert result["versions"]["torch"] == torch.__version__ and "bf16" in result["device"]
+    step: dict = {}
+    for row in rows:
+        assert row["compiled"] is False and row["peak_memory"] < 2e9
+        if row["row"] == "step":
+            step[row["size"]] = row
+        if "seconds_per_step" in row:
+            assert row["tokens_per_s"] == pytest.approx(8 * 32 / row["seconds_per_step"])
+            assert row["mfu"] == pytest.approx(row["tokens_per_s"] * flops / 1e9)
+            assert row["by_step"] == pytest.approx(row["tokens_per_s"] / step[row["size"]]["tokens_per_s"])
+    assert {row["size"]: row["micro_batch_size"] for row in rows} == {"one": 8, "two": 2}
     printed = capsys.readouterr().out
-    assert "matrix products 1 GFLOP/s, copying 2.0 GB/s" in printed and all(f"| {name} " in printed for name in names)
+    assert "matrix products: 1 GFLOP/s" in printed and all(f"| {name} " in printed for name in OURS[:-1])
+
+
+def test_what_matters_most_comes_first():
+    rows = bench.plan(["150m", "1.3b", "400m"], on_gpu=True)
+    theirs = ["GPT2LMHeadModel, compiled", "GPT2LMHeadModel"] if find_spec("transformers") else []
+    first = [("150m", name) for name in OURS + theirs]
+    assert rows[:len(first) + 2] == [*first, ("1.3b", "step"), ("400m", "step")]
+    assert rows[len(first) + 2] == ("150m", "step")
+    others = [("1.3b", name) for name in OURS + theirs if name != "profile"]
+    assert sorted(row for row in rows if row[0] == "1.3b") == sorted(others)
+    assert ("150m", "GPT2LMHeadModel, compiled") not in bench.plan(["150m"], on_gpu=False)
+
+
+def test_a_step_is_a_slice_of_a_large_batch(quick, alone):
+    config = replace(quick, batch_size=64, micro_batch_size=2)
+    rows = [bench.measured("", config, name, CPU, Folder(quick.data_dir), alone) for name in OURS[:3]]
+    assert [row["rows"] for row in rows] == [8, 8, 8]
+    plain, _, stage_1 = (bench.completed(row, config, 1.0, 1.0, rows[0]) for row in rows)
+    seconds = stage_1["seconds_per_step"] + 7 * plain["seconds_per_step"]
+    assert stage_1["whole_batch_tokens_per_s"] == pytest.approx(64 * 32 / seconds)
+    assert "whole_batch_tokens_per_s" not in plain
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved(quick, monkeypatch):
+    tried = []
+
+    def fits(largest: int):
+        def measure(model, config, hardware):
+            tried.append(config.micro_batch_size)
+            if config.micro_batch_size > largest:
+                raise torch.OutOfMemoryError("too large")
+            return {}
+        return bench.Row(bench.Ours, measure)
+
+    data, kept = Folder(quick.data_dir), {}
+    config = replace(quick, batch_size=8, micro_batch_size=8)
+    monkeypatch.setitem(bench.ROWS, "step", fits(2))
+    row = bench.measured("", config, "step", CPU, data, kept)
+    assert tried == [8, 4, 2] and row["micro_batch_size"] == 2 and row["rows"] == 8
+    bench.measured("", config, "step", CPU, data, kept)
+    assert tried == [8, 4, 2, 2]  # the same model again
+    monkeypatch.setitem(bench.ROWS, "step", fits(0))
+    row = bench.measured("", config, "step", CPU, data, kept)
+    assert row == {"size": "", "row": "step", "error": "does not fit, even with one row at a time"} and not kept
+    assert "does not fit" in bench.row_text(row)
+
+
+def test_a_row_that_fails_does_not_end_the_others(quick, alone, monkeypatch, tmp_path):
+    def fail(model, config, hardware):
+        raise ValueError("no such\nkernel")
+
+    monkeypatch.setattr(bench, "matmul_rate", lambda hardware: 1e9)
+    monkeypatch.setitem(bench.ROWS, "step, codeswitching", bench.Row(bench.Ours, fail))
+    (tmp_path / "one.py").write_text("")
+    with pytest.raises(bench.UserError, match="not measured: one step, codeswitching"):
+        bench.main([str(tmp_path / "one.py"), *overrides(quick)])
+    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()][1:]
+    assert [row.get("error") for row in rows[:3]] == [None, "ValueError: no such kernel", None]
+
+
+def test_a_process_of_its_own_measures_the_same_row(quick):
+    row = bench.measured_alone("tiny", quick, "step of stage 1")
+    assert row["row"] == "step of stage 1" and row["tokens_per_s"] > 0 and 0 < row["peak_memory"] < 2e9
 
 
 def test_the_profile_is_of_training_steps(quick):
-    table = bench.profile(quick, Hardware(torch.device("cpu"), torch.float32, 0, 1, None), Folder(quick.data_dir), shown=1000)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    shares = {name: float(share.rstrip("%")) for name, calls, ms, share in rows}
-    assert sum(shares.values()) == pytest.approx(100, abs=0.05 * len(rows)) and 0 <= shares.pop("none of them") < 50
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    data = Folder(quick.data_dir)
+    model = bench.Ours(quick, CPU, data, False)
+    model.turn_to(quick)
+    result = bench.profile(model, quick, CPU, shown=1000)
+    shares = [kernel["share"] for kernel in result["kernels"]]
+    assert sum(shares) + result["idle_share"] == pytest.approx(1) and shares == sorted(shares, reverse=True)
     # Two micro-batches of two blocks, each with its softmax, and one chunk of logits; one step of the optimizer.
-    calls = {name: float(number) for name, number, *_ in rows}
+    calls = {kernel["name"]: kernel["calls_per_step"] for kernel in result["kernels"]}
     assert calls["aten::_softmax"] == 2 * (2 + 1) and calls["Optimizer.step#AdamW.step"] == 1
 
 
-def test_a_rate_is_what_was_made_in_its_time(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+def test_time_covered_by_kernels_counts_once():
+    assert bench.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
 
-    def make() -> int:
-        clock[0] += 0.25
-        return 3
 
-    assert bench.rate(make, seconds=2) == pytest.approx(12)
+def test_the_plain_loop_predicts_the_same_tokens(quick):
+    """GPT2LMHeadModel compares logits[:, :-1] with labels[:, 1:]."""
+    theirs = bench.Theirs.__new__(bench.Theirs)
+    theirs.hardware, theirs.data = CPU, Folder(quick.data_dir)
+    theirs.turn_to(quick)
+    inputs, labels = theirs.make(7)
+    batch = bench.Sampler(theirs.data, quick).batch(np.arange(7 * 8, 8 * 8))
+    assert (inputs.numpy() == batch.inputs).all()
+    expected = batch.targets[:, :-1]
+    assert (labels.numpy()[:, 1:] == np.where(expected < 0, -100, expected)).all() and (labels[:, 0] == -100).all()

@@ -64,7 +64,7 @@ def test_dynamics_are_apart_from_the_other_runs(project):
 
 def test_a_scale_that_is_not_there_is_one_line(project):
     result = run(project, "table1", "huge")
-    assert result.returncode == 1 and "there is no config/huge.py; the first argument is a scale: paper 1.3b 150m 400m demo small" in result.stderr
+    assert result.returncode == 1 and "there is no config/huge.py; the first argument is a scale: paper 1.3b 150m 400m demo gpu small" in result.stderr
     result = run(project, "table6", "huge")
     assert "there is no config/table6_huge.py; the first argument is a scale: paper 1.3b 150m 400m demo small" in result.stderr
     result = run(project, "table1", "demo", "--max_step=3")

@@ -1,34 +1,37 @@
 """
 How fast it is on this machine, against the machine's own limits and against what people would use instead.
 
-    python data.py config/bench.py && python -m tools.bench config/bench.py        # prints a table, writes OUT_DIR/bench.json
-    python -m tools.bench profile config/bench.py                                  # what a training step spends its time on
+    python data.py config/bench.py && python -m tools.bench config/bench.py           # a table, and OUT_DIR/bench.jsonl
+    python -m tools.bench config/150m.py config/1.3b.py --data_dir=DATA --out_dir=OUT # each config file is a size
 
-Every variant has a process of its own, as a setting of ours (kept memory) would help the others too; they work in turns, a few steps at
-a time, and rates are medians over the rounds. Peak memory is what a process held at most, less what it held before its model was made. Where
-`transformers` is installed, its GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop.
+What matters most is measured first, and printed and written at once, so that a run may be cut short. A step has SLICE
+micro-batches, or the config's own batch if that is smaller; where a micro-batch does not fit the GPU it is halved.
+Beside ours, transformers' GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop. On a CPU
+every row has a process of its own, as a setting of ours (kept memory) would help the others too.
 """
 
 import contextlib
-import io
+import gc
+import json
+import math
 import multiprocessing
 import os
 import platform
 import resource
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
 from runtime import config as configs
 from runtime import errors
@@ -36,97 +39,177 @@ import eval as evaluation
 from data import Sampler, prefetch
 from runtime.checkpoint import make_model
 from runtime.config import Config
-from runtime.errors import UserError
-from corpus.build import documents
-from data import prepare
+from runtime.errors import UserError, is_out_of_memory
 from corpus.folder import Folder
-from runtime.files import write_json, write_text
-from runtime.hardware import Hardware, bf16_pays, matmul_rate, start, synchronize
-from prealign import contrastive_loss
+from runtime.hardware import Hardware, bf16_pays, matmul_rate, pinned, start, synchronize
+from prealign import Alignment
 from report.tables import markdown_table
 from train import set_up, take_step
 
-ROUNDS = 7
-SECONDS = 4.0  # of a round
+SLICE, WARM_UP = 4, 3    # micro-batches of a step, and steps before those that are measured
+MOST, SECONDS = 10, 5.0  # steps that are measured, or fewer in so much time
 
 
-def copy_rate(device: torch.device) -> float:
-    """Bytes per second, read and written, of copying a large array on the device."""
-    a = torch.ones(2**28 if device.type == "cuda" else 2**25, device=device)
-    b, best = torch.empty_like(a), float("inf")
-    for _ in range(10):
-        synchronize(device)
-        begin = time.perf_counter()
-        b.copy_(a)
-        synchronize(device)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * a.numel() * a.element_size() / best
+class Ours:
+    """Steps of train.py's loop, from the middle of a run."""
+
+    def __init__(self, config: Config, hardware: Hardware, data: Folder, compiled: bool):
+        torch.manual_seed(config.seed)
+        with hardware.device:
+            self.model = make_model(config, data.vocab_size)
+        self.data, self.training = data, set_up(config, hardware, data, self.model, Alignment)
+        self.compiled, self.make = self.training.compiled, self.training.batch
+
+    def turn_to(self, config: Config) -> None:
+        """Go on with another loss and other batches; the model and its compiled code stay."""
+        training = self.training
+        training.config, training.sampler = config, Sampler(self.data, config)
+        training.objective = Alignment(config, training.sampler.table, training.hardware)
+
+    def take(self, step: int, made: Any) -> None:
+        batch, words = made
+        take_step(self.training, step, batch, words, int((batch.targets >= 0).sum()))
 
 
-Steps = Callable[[int], None]  # make so many steps
+class Theirs:
+    """Steps of a plain loop with transformers' GPT2LMHeadModel."""
 
-
-def ours(config: Config, hardware: Hardware, data: Folder) -> Steps:
-    """Steps of train.py's loop, batches made ahead by its thread, from the middle of a run."""
-    torch.manual_seed(config.seed)
-    training = set_up(config, hardware, data, make_model(config, data.vocab_size))
-    state = {"step": config.stage1_steps + 1}
-
-    def steps(number: int) -> None:
-        first = state["step"]
-        for step, (batch, words) in zip(range(first, first + number), prefetch(training.batch, range(first, first + number))):
-            take_step(training, step, batch, words, int((batch.targets >= 0).sum()))
-        state["step"] += number
-        synchronize(hardware.device)
-
-    return steps
-
-
-def theirs(config: Config, hardware: Hardware, data: Folder) -> Steps | None:
-    """The same model and batches with transformers' GPT2LMHeadModel in a plain loop; None where it is not installed."""
-    try:
+    def __init__(self, config: Config, hardware: Hardware, data: Folder, compiled: bool):
         from transformers import GPT2Config, GPT2LMHeadModel
-    except ImportError:
-        return None
-    torch.manual_seed(config.seed)
-    model: Any = GPT2LMHeadModel(GPT2Config(
-        vocab_size=data.vocab_size, n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=config.tie_embeddings))
-    model = model.to(hardware.device).train()
-    if hardware.device.type == "cuda" and config.compile != "off":
-        model = torch.compile(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-    sampler, state = Sampler(data, config), {"step": config.stage1_steps + 1}
 
-    def steps(number: int) -> None:
-        for step in range(state["step"], state["step"] + number):
-            batch = sampler.batch(np.arange(step * config.batch_size, (step + 1) * config.batch_size))
-            for begin in range(0, config.batch_size, config.micro_batch_size):
-                rows = slice(begin, begin + config.micro_batch_size)
-                inputs, labels = batch.inputs[rows].to(hardware.device), batch.targets[rows].to(hardware.device)
-                labels = torch.cat([torch.full_like(labels[:, :1], -100), torch.where(labels < 0, -100, labels)[:, :-1]], dim=1)  # it shifts them itself
-                with hardware.autocast:
-                    loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
-                (loss * len(inputs) / config.batch_size).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        state["step"] += number
+        torch.manual_seed(config.seed)
+        with hardware.device:
+            self.model: Any = GPT2LMHeadModel(GPT2Config(
+                vocab_size=data.vocab_size, n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer,
+                n_head=config.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                bos_token_id=None, eos_token_id=None, tie_word_embeddings=config.tie_embeddings)).train()
+        self.hardware, self.data, self.compiled = hardware, data, compiled
+        self.network = torch.compile(self.model) if compiled else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate,
+                                           betas=(config.beta1, config.beta2), fused=True)
+
+    def turn_to(self, config: Config) -> None:
+        self.config, self.sampler = config, Sampler(self.data, config)
+
+    def make(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        B, device = self.config.batch_size, self.hardware.device
+        batch = self.sampler.batch(np.arange(step * B, (step + 1) * B))
+        labels = torch.full_like(batch.targets, -100)
+        labels[:, 1:] = torch.where(batch.targets < 0, -100, batch.targets)[:, :-1]  # it shifts them itself
+        return pinned(batch.inputs, device), pinned(labels, device)
+
+    def take(self, step: int, made: Any) -> None:
+        B, size = self.config.batch_size, self.config.micro_batch_size
+        for begin in range(0, B, size):
+            inputs, labels = (x[begin:begin + size].to(self.hardware.device, non_blocking=True) for x in made)
+            with self.hardware.autocast:
+                loss = self.network(input_ids=inputs, labels=labels, use_cache=False).loss
+            (loss * len(inputs) / B).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def timed(model: Ours | Theirs, config: Config, hardware: Hardware, most: int, seconds: float,
+          watch: contextlib.AbstractContextManager | None = None) -> tuple[int, float]:
+    """
+    After WARM_UP steps, the last of which is timed: how many more were made, `most` or as many as take `seconds`, and
+    the time that they took. `watch` is entered for them. A thread makes the batches, as in train.py.
+    """
+    first = config.stage1_steps + 1
+    batches = prefetch(model.make, range(first, first + WARM_UP + most))
+    for step in range(first, first + WARM_UP):
         synchronize(hardware.device)
+        begin = time.perf_counter()
+        model.take(step, next(batches))
+    synchronize(hardware.device)
+    count = max(1, round(min(most, seconds / (time.perf_counter() - begin))))
+    with watch or contextlib.nullcontext():
+        begin = time.perf_counter()
+        for step in range(first + WARM_UP, first + WARM_UP + count):
+            model.take(step, next(batches))
+        synchronize(hardware.device)
+        spent = time.perf_counter() - begin
+    batches.close()
+    return count, spent
 
-    return steps
+
+def steps(model: Ours | Theirs, config: Config, hardware: Hardware) -> dict:
+    count, seconds = timed(model, config, hardware, MOST, SECONDS)
+    tokens = count * config.batch_size * config.block_size
+    return {"steps": count, "seconds_per_step": seconds / count, "tokens_per_s": tokens / seconds}
 
 
-VARIANTS: dict[str, tuple[Callable[[Config, Hardware, Folder], Steps | None], Callable[[Config], Config]]] = {
-    "step": (ours, lambda c: replace(c, codeswitch_ratio=0.0)),
-    "step, codeswitching": (ours, lambda c: replace(c, codeswitch_ratio=c.codeswitch_ratio or 0.05)),
-    "step of stage 1": (ours, lambda c: c.stage1()),
-    "GPT2LMHeadModel": (theirs, lambda c: replace(c, codeswitch_ratio=0.0)),
+def evaluate(model: Ours, config: Config, hardware: Hardware) -> dict:
+    def predicted(number: int) -> int:
+        some = replace(config, eval_tokens=number)
+        return evaluation.language_model(model.model, model.data, model.data.pivot, some)["tokens"]
+
+    predicted(1000)  # libraries load
+    begin = time.perf_counter()
+    tokens = predicted(65_536 if hardware.device.type == "cuda" else 4_096)
+    return {"tokens_per_s": tokens / (time.perf_counter() - begin)}
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of all that lies in any of the spans."""
+    total, end = 0.0, -math.inf
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
+
+
+def profile(model: Ours, config: Config, hardware: Hardware, number: int = 2, shown: int = 10) -> dict:
+    """What steps spend most time on, kernels of a GPU or operators of a CPU, and the share of time without any."""
+    on_gpu = hardware.device.type == "cuda"
+    profiler = torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
+    _, whole = timed(model, config, hardware, number, math.inf, profiler)
+    events = profiler.events()
+    if on_gpu:
+        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        busy = covered([(e.time_range.start, e.time_range.end) for e in events])  # microseconds, as all times here
+    else:
+        busy = sum(e.self_cpu_time_total for e in events)
+    spent: dict[str, list[float]] = {}  # seconds, each time that it ran
+    for e in events:
+        spent.setdefault(e.name, []).append((e.time_range.elapsed_us() if on_gpu else e.self_cpu_time_total) / 1e6)
+    top = sorted(spent, key=lambda name: -sum(spent[name]))[:shown]
+    return {"idle_share": 1 - busy / 1e6 / whole, "kernels": [
+        {"name": name, "calls_per_step": len(spent[name]) / number, "ms_per_step": 1000 * sum(spent[name]) / number,
+         "share": sum(spent[name]) / whole} for name in top]}
+
+
+class Row(NamedTuple):
+    kind: type[Ours] | type[Theirs]
+    measure: Callable[[Any, Config, Hardware], dict]
+    change: Callable[[Config], Config] = lambda config: replace(config, codeswitch_ratio=0.0)
+    compiled: bool = False  # of theirs; ours are as config.compile says
+
+
+ROWS = {
+    "step": Row(Ours, steps),
+    "step, codeswitching": Row(Ours, steps, lambda c: replace(c, codeswitch_ratio=c.codeswitch_ratio or 0.05)),
+    "step of stage 1": Row(Ours, steps, lambda c: c.stage1()),
+    "evaluation": Row(Ours, evaluate),
+    "profile": Row(Ours, profile),
+    "GPT2LMHeadModel, compiled": Row(Theirs, steps, compiled=True),
+    "GPT2LMHeadModel": Row(Theirs, steps),
 }
 
 
+def plan(sizes: list[str], on_gpu: bool) -> list[tuple[str, str]]:
+    """(size, row), in the order of their worth: the first size, a step of the others, the first once more, the rest."""
+    there = [name for name, row in ROWS.items()
+             if row.kind is Ours or (find_spec("transformers") is not None and (on_gpu or not row.compiled))]
+    again = ["step", *[name for name in there if ROWS[name].kind is Theirs][:1]]
+    return [*((sizes[0], name) for name in there), *((size, "step") for size in sizes[1:]),
+            *((sizes[0], name) for name in again),
+            *((size, name) for size in sizes[1:] for name in there if name not in ("step", "profile"))]
+
+
 def peak_resident() -> int:
-    """The most bytes of main memory that this process has held since `forget_peak`, or, where there is no /proc, ever."""
+    """The most bytes of main memory that this process has held since `forget_peak`, or, without /proc, ever."""
     try:
         with open("/proc/self/status") as f:
             return next(int(line.split()[1]) for line in f if line.startswith("VmHWM:")) * 1024
@@ -134,209 +217,185 @@ def peak_resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def forget_peak() -> None:
-    """A process inherits the peak of the one that started it."""
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        return torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as f:
         f.write("5")
 
 
-def serve(name: str, config: Config, pipe: Connection) -> None:
+def free(kept: dict, hardware: Hardware) -> None:
+    """Drop the model that is kept, what was compiled for it, and the memory that torch keeps."""
+    kept.clear()
+    torch._dynamo.reset()
+    gc.collect()
+    if hardware.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def measured(size: str, config: Config, name: str, hardware: Hardware, data: Folder, kept: dict) -> dict:
     """
-    A variant in a process of its own: for every number it is sent, the seconds that so many steps take; at the end (None) the bytes
-    that its steps have added at most to what the process held before them. Before all that it sends whether the variant is there.
+    A row, with the config's micro-batch or the largest half, quarter, ... of it that fits; or what went wrong. `kept`
+    has the model of the row before, which is used if it is the same, and gets this one's.
     """
-    make, change = VARIANTS[name]
-    hardware, data = start(config, keep_memory=make is ours), Folder(config.data_dir)  # a plain loop has the allocator as it comes
-    torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device) @ torch.ones(256, 256, dtype=hardware.dtype, device=hardware.device)  # libraries load
-    forget_peak()
-    before = peak_resident()
-    steps = make(change(config), hardware, data)
-    pipe.send(steps is not None)
-    if steps is None:
-        return
-    while (number := pipe.recv()) is not None:
-        steps(1)  # others have had the caches, and the GPU's memory
-        begin = time.perf_counter()
-        steps(number)
-        pipe.send(time.perf_counter() - begin)
-        if hardware.device.type == "cuda":
-            torch.cuda.empty_cache()  # the GPU is shared with the other variants
-    pipe.send(torch.cuda.max_memory_allocated() if hardware.device.type == "cuda" else peak_resident() - before)
+    row, on_gpu = ROWS[name], hardware.device.type == "cuda"
+    key = size, row.kind, row.compiled
+    if key not in kept:
+        free(kept, hardware)
+    rows = min(config.batch_size, SLICE * config.micro_batch_size)
+    micro, model = kept.get(key, (min(rows, config.micro_batch_size), None))
+    while micro:
+        part = row.change(replace(config, batch_size=rows, micro_batch_size=micro))
+        forget_peak(hardware.device)
+        before = 0 if on_gpu else peak_resident()
+        try:
+            model = model or row.kind(part, hardware, data, row.compiled)
+            kept[key] = micro, model
+            model.turn_to(part)
+            result = row.measure(model, part, hardware)
+            peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident() - before
+            return {"size": size, "row": name, "rows": rows, "micro_batch_size": micro, "compiled": model.compiled,
+                    "peak_memory": peak} | result
+        except Exception as e:  # of whatever library: the other rows are worth having all the same
+            if is_out_of_memory(e):
+                micro, error = micro // 2, "does not fit, even with one row at a time"
+            else:
+                micro, error = 0, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        model = None  # here, as the exception holds what was on the GPU until its block ends
+        free(kept, hardware)
+    return {"size": size, "row": name, "error": error}
 
 
-def reply(name: str, pipe: Connection) -> Any:
-    """What `serve` sends. Raises UserError when it has ended instead."""
-    try:
-        return pipe.recv()
-    except (EOFError, ConnectionResetError) as e:
-        raise UserError(f"{name} has ended, perhaps for want of memory; its own message is above; a smaller --micro_batch_size needs less") from e
+def measured_alone(size: str, config: Config, name: str) -> dict:
+    """`measured` in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "nltk.tokenize", "transformers.models.gpt2.modeling_gpt2"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_measured_alone, size, config, name).result()
+        except BrokenProcessPool:
+            return {"size": size, "row": name, "error": "its process has ended, perhaps for want of memory"}
 
 
-def in_turns(config: Config) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Tokens per second of each variant in every round, and its peak memory. Every other round goes backwards, so that all have other neighbours."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in VARIANTS:
-        pipe, other = context.Pipe()
-        process = context.Process(target=serve, args=(name, config, other), daemon=True)
-        process.start()
-        other.close()
-        if reply(name, pipe):
-            pipes[name] = pipe
-            processes.append(process)
-
-    def seconds(name: str, number: int) -> float:
-        pipes[name].send(number)
-        return reply(name, pipes[name])
-
-    number: dict[str, int] = {}
-    for name in pipes:
-        seconds(name, 2)  # warm-up, and compiling
-        number[name] = max(2, round(SECONDS / (seconds(name, 2) / 2)))
-    rates: dict[str, list[float]] = {name: [] for name in pipes}
-    for round_ in tqdm(range(ROUNDS), desc="rounds", disable=None):
-        for name in reversed(pipes) if round_ % 2 else pipes:
-            rates[name].append(number[name] * config.batch_size * config.block_size / seconds(name, number[name]))
-    memory = {}
-    for name, pipe in pipes.items():
-        pipe.send(None)
-        memory[name] = reply(name, pipe)
-    for process in processes:
-        process.join()
-    return rates, memory
-
-
-def processor() -> str:
-    """The CPU's name, and whether it has instructions for bf16."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            fields = dict(line.split(":", 1) for line in f.read().split("\n\n")[0].splitlines())
-        fields = {name.strip(): value.strip() for name, value in fields.items()}
-        name = f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
-    except (OSError, LookupError, ValueError):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {'with' if bf16_pays(torch.device('cpu')) else 'without'} bf16"
-
-
-def rate(make: Callable[[], int], seconds: float = SECONDS) -> float:
-    """How many a second, where make() makes some and says how many."""
-    make()
-    begin, made = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
-        made += make()
-    return made / (time.perf_counter() - begin)
+def _measured_alone(size: str, config: Config, name: str) -> dict:
+    hardware = start(config, keep_memory=ROWS[name].kind is Ours)  # a plain loop has the allocator as it comes
+    torch.ones(256, 256, dtype=hardware.dtype) @ torch.ones(256, 256, dtype=hardware.dtype)  # libraries load
+    return measured(size, config, name, hardware, Folder(config.data_dir), {})
 
 
 def sampler_rate(config: Config, data: Folder, rows: int = 64) -> float:
     """Tokens per second of making batches, by one core."""
-    sampler, first = Sampler(data, config), [config.stage1_steps * config.batch_size]
-
-    def make() -> int:
-        first[0] += rows
-        return sampler.batch(np.arange(first[0] - rows, first[0])).inputs.numel()
-
-    return rate(make)
-
-
-def preparation_rate(config: Config) -> float:
-    """Bytes per second of which data.py makes a data folder with one process: of a text file of some 8 million characters at most for each language."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        for language in config.written:
-            texts = documents(replace(config, budget={language: 1e6}), language)
-            write_text(os.path.join(folder, f"{language}.txt"), "\n\n".join(texts))
-        small = replace(config, data_dir=os.path.join(folder, "data"), source=os.path.join(folder, "{language}.txt"), workers=1, budget={})
-        begin = time.perf_counter()
-        prepare(small)
-        seconds = time.perf_counter() - begin
-        return sum(os.path.getsize(small.source_of(language)) for language in config.written) / seconds
+    sampler, first, made = Sampler(data, config), config.stage1_steps * config.batch_size, 0
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < 1:
+        sampler.batch(np.arange(first + made, first + made + rows))
+        made += rows
+    return made * config.block_size / (time.perf_counter() - begin)
 
 
-def contrastive_times(config: Config, hardware: Hardware, rows: int = 2048) -> tuple[float, float]:
-    """Seconds of the contrastive loss of so many words in entries of five, with its gradient, and of its matrix products alone; medians, in turns."""
-    torch.manual_seed(config.seed)
-    representations = torch.randn(config.n_layer + 2, rows, config.n_embd, device=hardware.device, requires_grad=True)
-    entry = torch.arange(rows) // 5
-
-    def loss() -> None:
-        contrastive_loss(representations, entry, config.align_tau).backward()
-
-    def products() -> None:
-        for layer in representations.detach():
-            similarity = layer @ layer.T
-            similarity @ layer, similarity.T @ layer
-
-    def seconds(work: Callable[[], None]) -> float:
-        synchronize(hardware.device)
-        begin = time.perf_counter()
-        work()
-        synchronize(hardware.device)
-        return time.perf_counter() - begin
-
-    times = [(seconds(loss), seconds(products)) for _ in range(ROUNDS + 2)][2:]
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+def machine(config: Config, hardware: Hardware, data: Folder) -> dict:
+    """What the rows were measured on, and its limits."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        name = next((line.partition(": ")[2].strip() for line in f if line.startswith("model name")), name)
+    name += ", with bf16" if bf16_pays(torch.device("cpu")) else ", without bf16"
+    packages = [name for name in ("torch", "numpy", "transformers") if find_spec(name)]
+    return {
+        "device": torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else name,
+        "threads": torch.get_num_threads(), "dtype": str(hardware.dtype), "ids": data.vocab_size,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "command": sys.argv, "matmul_flops": matmul_rate(hardware),
+        "sampler_tokens_per_s": {name: sampler_rate(ROWS[name].change(config), data) for name in list(ROWS)[:2]}}
 
 
-def profile(config: Config, hardware: Hardware, data: Folder, number: int = 5, shown: int = 12) -> str:
+def completed(record: dict, config: Config, flops: float, peak: float, step: dict | None) -> dict:
     """
-    A table of what training steps spend most time on, each without what it calls: kernels of a GPU, operators of a CPU; and the
-    time in which there was none of them.
+    A row with what follows from it: its share of the matrix rate `peak`, by the language model's operations alone, and
+    how it stands to the last plain step of its size. Stage 1 has the entries of a whole batch beside a slice of its
+    rows; so for it also the rate of a whole batch.
     """
-    on_gpu = hardware.device.type == "cuda"
-    steps = ours(config, hardware, data)
-    steps(3)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU]) as profiler:
-        begin = time.perf_counter()
-        steps(number)
-        whole = 1e6 * (time.perf_counter() - begin)
-    spent = [(event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key) for event in profiler.key_averages()]  # microseconds
-    spent.sort(reverse=True)
-    idle = whole - sum(microseconds for microseconds, _, _ in spent)
-    return markdown_table(["", "calls a step", "ms a step", "share"], [
-        [name[:80], f"{count / number:,.0f}", f"{microseconds / 1000 / number:,.1f}", f"{100 * microseconds / whole:.1f}%"]
-        for microseconds, count, name in [*spent[:shown], (idle, 0, "none of them")]])
+    more = {}
+    if "seconds_per_step" in record:
+        more["mfu"] = record["tokens_per_s"] * flops / peak
+    if more and step is not None:
+        more["by_step"] = record["tokens_per_s"] / step["tokens_per_s"]
+        slices = config.batch_size / record["rows"]
+        if record["row"] == "step of stage 1" and slices > 1:
+            seconds = record["seconds_per_step"] + (slices - 1) * step["seconds_per_step"]
+            more["whole_batch_tokens_per_s"] = config.batch_size * config.block_size / seconds
+    return record | more
+
+
+HEADER = ["size", "row", "tokens/s", "of the matrix rate", "by the step", "peak memory, GB", "rows, at a time"]
+WIDTHS = [5, 25, 9, 18, 11, 15, 15]
+
+
+def text(cells: list[str]) -> str:
+    padded = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, WIDTHS))]
+    return f"| {' | '.join(padded)} |"
+
+
+def row_text(record: dict) -> str:
+    """A row of the table, or the table of a profile."""
+    if "kernels" in record:
+        rows = [[k["name"][:80], f"{k['calls_per_step']:,.0f}", f"{k['ms_per_step']:,.1f}", f"{100 * k['share']:.1f}%"]
+                for k in record["kernels"]]
+        rows.append(["none", "", "", f"{100 * record['idle_share']:.1f}%"])
+        return f"\n{markdown_table([record['size'] + ', one step', 'calls', 'ms', 'of the time'], rows)}\n"
+    if "error" in record:
+        return f"| {record['size']:5} | {record['row']:25} | {record['error']}"
+    whole = record.get("whole_batch_tokens_per_s")
+    return text([
+        record["size"], record["row"], f"{record['tokens_per_s']:,.0f}",
+        f"{100 * record['mfu']:.1f}%" if "mfu" in record else "-",
+        f"{record['by_step']:.3f}" if "by_step" in record else "-",
+        f"{record['peak_memory'] / 1e9:.2f}", f"{record['rows']}, {record['micro_batch_size']}"]) + (
+            " compiled" * record["compiled"]) + (f" whole batch: {whole:,.0f} tokens/s" if whole else "")
 
 
 def main(arguments: list[str]) -> None:
-    profiled = arguments[:1] == ["profile"]
-    config = configs.load(arguments[profiled:], __doc__)
-    config = replace(config, stage1_steps=max(1, config.stage1_steps))
-    hardware, data = start(config), Folder(config.data_dir)
-    if profiled:
-        return print(profile(config, hardware, data))
-    rounds, memory = in_turns(config)
-    rates = {name: statistics.median(values) for name, values in rounds.items()}
-    switching = statistics.median(b / a for a, b in zip(rounds["step"], rounds["step, codeswitching"]))
-    matmul, copy = matmul_rate(hardware), copy_rate(hardware.device)
-    model = make_model(config, data.vocab_size)
-    model.to(hardware.device).eval()
-    evaluated = replace(config, eval_tokens=config.eval_tokens if hardware.device.type == "cuda" else 20_000)
-    evaluation.language_model(model, data, data.pivot, replace(config, eval_tokens=1000))  # libraries load
-    begin = time.perf_counter()
-    tokens = evaluation.language_model(model, data, data.pivot, evaluated)["tokens"]
-    result = {
-        "device": torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads(), "dtype": str(hardware.dtype), "command": sys.argv, "config": config.plain(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "transformers") if find_spec(name)},
-        "parameters": sum(p.numel() for p in model.parameters()), "matmul_flops": matmul, "copy_bytes_per_s": copy,
-        "tokens_per_s_by_round": rounds, "tokens_per_s": rates, "codeswitching_against_plain": switching,
-        "mfu": {name: value * model.flops_per_token() / matmul for name, value in rates.items()}, "peak_memory": memory,
-        "evaluation_tokens_per_s": tokens / (time.perf_counter() - begin),
-        "sampler_tokens_per_s": {"plain": sampler_rate(replace(config, codeswitch_ratio=0.0), data),
-                                 "codeswitching": sampler_rate(replace(config, codeswitch_ratio=config.codeswitch_ratio or 0.05), data)},
-        "preparation_bytes_per_s": preparation_rate(config), "contrastive_seconds": dict(zip(("loss", "products"), contrastive_times(config, hardware)))}
-    print(f"{result['device']}, {result['threads']} threads, torch {torch.__version__}, {hardware.dtype}; {result['parameters'] / 1e6:.1f}M parameters, "
-          f"{config.batch_size} x {config.block_size} tokens a step, {data.vocab_size:,} ids\n"
-          f"limits measured here: matrix products {matmul / 1e9:,.0f} GFLOP/s, copying {copy / 1e9:,.1f} GB/s\n")
-    print(markdown_table(["", "tokens/s", "share of the matrix rate", "against the first", "peak memory, MB"], [
-        [name, f"{value:,.0f}", f"{100 * result['mfu'][name]:.1f}%", f"{value / rates['step']:.2f}", f"{memory[name] / 1e6:,.0f}"] for name, value in rates.items()]))
-    print("\nThe share counts the language model's operations alone, in stage 1 too.")
-    print(f"With codeswitching against without, in the same round: {switching:.3f} times the tokens/s (median of {ROUNDS} rounds).")
-    print(f"sampler, one core: {result['sampler_tokens_per_s']['plain']:,.0f} tokens/s, codeswitching {result['sampler_tokens_per_s']['codeswitching']:,.0f}; "
-          f"preparation, one process: {result['preparation_bytes_per_s'] / 1e6:.1f} MB/s of text; evaluation: {result['evaluation_tokens_per_s']:,.0f} tokens/s")
-    loss, products = result["contrastive_seconds"].values()
-    print(f"contrastive loss of 2,048 words, {config.n_layer + 2} layers, with gradient: {1000 * loss:.0f} ms, {loss / products:.2f} times its matrix products alone")
-    os.makedirs(config.out_dir, exist_ok=True)
-    write_json(os.path.join(config.out_dir, "bench.json"), result)
+    knobs = [a for a in arguments if a.startswith("--")]
+    configs.load(knobs, __doc__)
+    sizes = {os.path.basename(path).removesuffix(".py"): configs.load([path, *knobs])
+             for path in arguments if not path.startswith("--")}
+    if not sizes:
+        raise UserError("expected: python -m tools.bench CONFIG ... [--knob=value ...]; config/bench.py is for a CPU")
+    sizes = {size: replace(config, stage1_steps=max(1, config.stage1_steps)) for size, config in sizes.items()}
+    first, *_ = sizes.values()
+    hardware, data = start(first), Folder(first.data_dir)
+    on_gpu, failed = hardware.device.type == "cuda", []
+    kept: dict[tuple, tuple[int, Ours | Theirs]] = {}
+    os.makedirs(first.out_dir, exist_ok=True)
+    with open(os.path.join(first.out_dir, "bench.jsonl"), "w", encoding="utf-8") as file:
+        def write(record: dict, line: str) -> None:
+            print(line, flush=True)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+        limits = machine(first, hardware, data)
+        plain, switching = limits["sampler_tokens_per_s"].values()
+        write(limits | {"configs": {size: config.plain() for size, config in sizes.items()}},
+              f"{limits['device']}, {limits['threads']} threads, torch {torch.__version__}, {limits['dtype']}, "
+              f"{limits['ids']:,} ids\nmatrix products: {limits['matmul_flops'] / 1e9:,.0f} GFLOP/s; batches, by one "
+              f"core: {plain:,.0f} tokens/s, with codeswitching {switching:,.0f}\n\n"
+              f"{text(HEADER)}\n{text(['-' * w for w in WIDTHS])}")
+        step: dict[str, dict] = {}  # the last plain step of each size
+        for size, name in plan(list(sizes), on_gpu):
+            config = sizes[size]
+            if on_gpu:
+                record = measured(size, config, name, hardware, data, kept)
+            else:
+                record = measured_alone(size, config, name)
+            if name == "step" and "error" not in record:
+                step[size] = record
+            with torch.device("meta"):
+                flops = make_model(config, data.vocab_size).flops_per_token()
+            record = completed(record, config, flops, limits["matmul_flops"], step.get(size))
+            write(record, row_text(record))
+            if not record.get("error", "does not fit").startswith("does not fit"):
+                failed.append(f"{size} {name}")
+    if failed:
+        raise UserError(f"not measured: {', '.join(failed)}; the rows say why")
 
 
 if __name__ == "__main__":
