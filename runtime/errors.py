@@ -17,7 +17,8 @@ class Terminated(KeyboardInterrupt):
 def is_out_of_memory(e: BaseException) -> bool:
     """Whether memory, the machine's or a GPU's, was not enough. torch, not imported here, raises a RuntimeError."""
     signs = "out of memory", "can't allocate memory", "ALLOC_FAILED"  # of CUDA, the CPU, cuBLAS and cuDNN
-    return isinstance(e, MemoryError) or any(sign in str(e) for sign in signs)
+    named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+    return named or any(sign in str(e) for sign in signs)
 
 
 def is_device_fault(e: BaseException) -> bool:
