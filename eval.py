@@ -33,14 +33,15 @@ from runtime.errors import UserError
 from corpus.readers import documents
 from corpus.folder import Folder, text_language
 from corpus.dictionary import script_of
-from runtime.files import is_newer, read_json, write_json, write_text
+from runtime.files import is_newer, write_json, write_text
 from finetune import padded_batch, transfer
 from runtime.hardware import open_device, start
 from tasks.facts import LANGUAGES, Fact, statement, facts_of
 from model import GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report.tables import main as report
-from report.tables import TOKEN_KINDS, as_eval_writes, read_dynamics, report_tables, wilson
+from report.__main__ import main as report
+from report.results import TOKEN_KINDS, read, wilson
+from report.tables import dynamics_table, report_tables
 from corpus.tokenizer import encode, token_byte_lengths
 
 
@@ -352,7 +353,7 @@ def dynamics(config: Config) -> list[dict]:
     load_run(config, data)  # or raises
     path = os.path.join(config.run_dir, "dynamics.jsonl")
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        records = read_dynamics(path)
+        records = read(path, dynamics_table)
         if records and all(r.get("eval_words") == config.eval_words for r in records):
             print(f"{path} is up to date")
             return records
@@ -389,13 +390,11 @@ def told(config: Config, name: str, knobs: tuple[str, ...], make: Callable[[Conf
     """
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        result, plain = read_json(path, "delete it and make it again with eval.py"), config.plain()
-        with as_eval_writes(path):
-            known = Config().plain() | result["config"]  # a knob that is newer than the file had its default then
-            text, same = tell(result), all(known[knob] == plain[knob] for knob in knobs)
-        if same:
+        (result,), plain = read(path, lambda values: tell(values[0]) + values[0]["config"]["method"]), config.plain()
+        known = Config().plain() | result["config"]  # a knob that is newer than the file had its default then
+        if all(known[knob] == plain[knob] for knob in knobs):
             print(f"{path} is up to date")
-            return text
+            return tell(result)
     return tell(make(config))
 
 

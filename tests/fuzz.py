@@ -40,7 +40,8 @@ from corpus import readers as corpus
 from corpus import dictionary
 from runtime import gpt2 as huggingface
 from tasks import nli
-from report import tables as report
+from report.results import dynamics_in, runs_in
+from report.tables import dynamics_table, report_tables
 import train as training
 from tools import translate
 from data import Sampler
@@ -241,7 +242,7 @@ def formats(folder: Path) -> dict[str, Format]:
     def read_report(path: Path) -> object:
         out = path.parents[2]
         with redirect_stdout(io.StringIO()):
-            return report.report_tables(report.gather(str(out))) + report.dynamics_table(str(out))
+            return report_tables(runs_in(str(out), report_tables), dynamics_in(str(out), dynamics_table))
 
     def read_metrics(path: Path) -> object:
         """As a run that goes on reads its own lines."""

@@ -18,9 +18,10 @@ from runtime.config import Config
 from runtime.errors import UserError
 from corpus.folder import Folder
 from eval import load_run
-from runtime.files import is_newer, read_json, write_json, write_text
+from runtime.files import is_newer, write_json, write_text
 from runtime.gpt2 import gpt2_config, gpt2_weights
-from report.tables import check_result, report_tables
+from report.results import read
+from report.tables import report_tables
 
 
 def write_tokenizer(data: Folder, folder: str) -> None:
@@ -51,9 +52,7 @@ def model_card(config: Config, data: Folder, state: dict, run_dir: str) -> str:
     """What the model is, what it was made from, how, and what was measured."""
     results, path = "", os.path.join(run_dir, "eval.json")
     if is_newer(path, os.path.join(run_dir, "checkpoint.pt")):  # of this model, and not of one that was here before
-        result = read_json(path, "delete it and make it again with eval.py")
-        check_result(result, path)
-        results = "\n# Results\n\n" + report_tables([result])
+        results = "\n# Results\n\n" + report_tables(read(path, report_tables))
     method = []
     if config.init_from == "align":
         method.append(f"{config.stage1_steps:,} steps of multilingual alignment came first")
