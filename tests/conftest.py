@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runtime import log  # noqa: E402
+from runtime import errors, log  # noqa: E402
 from runtime.config import Config  # noqa: E402
 from data import prepare  # noqa: E402
 from tasks.facts import make_facts  # noqa: E402
@@ -106,8 +106,8 @@ def out_dir(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     config = replace(tiny, out_dir=str(folder), max_steps=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopSignal", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
-        patch.setattr(training, "matmul_rate", lambda hardware: 1e9)
+        patch.setattr(errors, "StopSignal", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
+        patch.setattr(log, "matmul_rate", lambda hardware: 1e9)
         for changes in (dict(method="joint"), dict(method="joint", seed=2), dict(method="prealign", init_from="align", codeswitch_ratio=0.3)):
             if changes["method"] == "prealign":
                 prealign.main(overrides(config, **changes))
