@@ -1,28 +1,24 @@
 """
-How fast it is on this machine, against the machine's own limits and against what people would use instead.
+How fast it is on this machine, against the machine's matrix products and against what people would use instead.
 
-    python data.py config/bench.py && python -m tools.bench config/bench.py           # a table, and OUT_DIR/bench.jsonl
-    python -m tools.bench config/150m.py config/1.3b.py --data_dir=DATA --out_dir=OUT # each config file is a size
+    python data.py config/bench.py && python -m tools.bench config/bench.py        # a table, and OUT_DIR/bench.jsonl
+    python -m tools.bench config/150m.py config/1.3b.py --data_dir=DATA --out_dir=OUT      # each config file is a size
 
 What matters most is measured first, and printed and written at once, so that a run may be cut short. A step has SLICE
 micro-batches, or the config's own batch if that is smaller; where a micro-batch does not fit the GPU it is halved.
-Beside ours, transformers' GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop. On a CPU
-every row has a process of its own, as a setting of ours (kept memory) would help the others too.
+Beside ours, transformers' GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop. Peak memory
+is measured on a GPU only.
 """
 
 import contextlib
 import gc
 import json
 import math
-import multiprocessing
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,21 +29,21 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+import eval as evaluation
+from corpus.folder import Folder
+from data import Sampler, prefetch
+from prealign import Alignment
+from report.results import markdown_table
 from runtime import config as configs
 from runtime import errors
-import eval as evaluation
-from data import Sampler, prefetch
 from runtime.checkpoint import make_model
 from runtime.config import Config
 from runtime.errors import UserError, is_out_of_memory
-from corpus.folder import Folder
 from runtime.hardware import Hardware, bf16_pays, matmul_rate, pinned, start, synchronize
-from prealign import Alignment
-from report.tables import markdown_table
 from train import set_up, take_step
 
-SLICE, WARM_UP = 4, 3    # micro-batches of a step, and steps before those that are measured
-MOST, SECONDS = 10, 5.0  # steps that are measured, or fewer in so much time
+SLICE, WARM_UP = 4, 3    # micro-batches of a step, and steps before the measured ones
+MOST, SECONDS = 10, 5.0  # measured steps, or fewer in so much time
 
 
 class Ours:
@@ -78,11 +74,12 @@ class Theirs:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(config.seed)
+        shape = GPT2Config(vocab_size=data.vocab_size, n_positions=config.block_size, n_embd=config.n_embd,
+                           n_layer=config.n_layer, n_head=config.n_head,
+                           resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+                           tie_word_embeddings=config.tie_embeddings)
         with hardware.device:
-            self.model: Any = GPT2LMHeadModel(GPT2Config(
-                vocab_size=data.vocab_size, n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer,
-                n_head=config.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-                bos_token_id=None, eos_token_id=None, tie_word_embeddings=config.tie_embeddings)).train()
+            self.model: Any = GPT2LMHeadModel(shape).train()
         self.hardware, self.data, self.compiled = hardware, data, compiled
         self.network = torch.compile(self.model) if compiled else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate,
@@ -94,8 +91,9 @@ class Theirs:
     def make(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         B, device = self.config.batch_size, self.hardware.device
         batch = self.sampler.batch(np.arange(step * B, (step + 1) * B))
+        # It shifts the labels itself, and leaves out -100.
         labels = torch.full_like(batch.targets, -100)
-        labels[:, 1:] = torch.where(batch.targets < 0, -100, batch.targets)[:, :-1]  # it shifts them itself
+        labels[:, 1:] = torch.where(batch.targets < 0, -100, batch.targets)[:, :-1]
         return pinned(batch.inputs, device), pinned(labels, device)
 
     def take(self, step: int, made: Any) -> None:
@@ -110,11 +108,15 @@ class Theirs:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
 def timed(model: Ours | Theirs, config: Config, hardware: Hardware, most: int, seconds: float,
           watch: contextlib.AbstractContextManager | None = None) -> tuple[int, float]:
     """
-    After WARM_UP steps, the last of which is timed: how many more were made, `most` or as many as take `seconds`, and
-    the time that they took. `watch` is entered for them. A thread makes the batches, as in train.py.
+    How many steps were made after WARM_UP others, `most` or as many as take `seconds`, and the time that they took.
+    `watch` is entered for them. A thread makes the batches, as in train.py.
     """
     first = config.stage1_steps + 1
     batches = prefetch(model.make, range(first, first + WARM_UP + most))
@@ -151,29 +153,21 @@ def evaluate(model: Ours, config: Config, hardware: Hardware) -> dict:
     return {"tokens_per_s": tokens / (time.perf_counter() - begin)}
 
 
-def covered(spans: list[tuple[float, float]]) -> float:
-    """The length of all that lies in any of the spans."""
-    total, end = 0.0, -math.inf
-    for first, last in sorted(spans):
-        total += max(0.0, last - max(first, end))
-        end = max(end, last)
-    return total
-
-
 def profile(model: Ours, config: Config, hardware: Hardware, number: int = 2, shown: int = 10) -> dict:
     """What steps spend most time on, kernels of a GPU or operators of a CPU, and the share of time without any."""
     on_gpu = hardware.device.type == "cuda"
     profiler = torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
     _, whole = timed(model, config, hardware, number, math.inf, profiler)
-    events = profiler.events()
-    if on_gpu:
-        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-        busy = covered([(e.time_range.start, e.time_range.end) for e in events])  # microseconds, as all times here
-    else:
-        busy = sum(e.self_cpu_time_total for e in events)
-    spent: dict[str, list[float]] = {}  # seconds, each time that it ran
-    for e in events:
-        spent.setdefault(e.name, []).append((e.time_range.elapsed_us() if on_gpu else e.self_cpu_time_total) / 1e6)
+    spent: dict[str, list[float]] = {}  # seconds, of each time that it ran
+    busy, end = 0.0, -math.inf          # microseconds
+    for e in sorted(profiler.events(), key=lambda e: e.time_range.start):
+        if on_gpu and (e.device_type != DeviceType.CUDA or e.is_user_annotation):
+            continue
+        microseconds = e.time_range.elapsed_us() if on_gpu else e.self_cpu_time_total
+        spent.setdefault(e.name, []).append(microseconds / 1e6)
+        # Kernels may overlap, in several streams; operators of a CPU hold others, of which only their own time counts.
+        busy += max(0.0, e.time_range.end - max(e.time_range.start, end)) if on_gpu else microseconds
+        end = max(end, e.time_range.end)
     top = sorted(spent, key=lambda name: -sum(spent[name]))[:shown]
     return {"idle_share": 1 - busy / 1e6 / whole, "kernels": [
         {"name": name, "calls_per_step": len(spent[name]) / number, "ms_per_step": 1000 * sum(spent[name]) / number,
@@ -208,79 +202,48 @@ def plan(sizes: list[str], on_gpu: bool) -> list[tuple[str, str]]:
             *((size, name) for size in sizes[1:] for name in there if name not in ("step", "profile"))]
 
 
-def peak_resident() -> int:
-    """The most bytes of main memory that this process has held since `forget_peak`, or, without /proc, ever."""
-    try:
-        with open("/proc/self/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM:")) * 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        return torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as f:
-        f.write("5")
-
-
-def free(kept: dict, hardware: Hardware) -> None:
-    """Drop the model that is kept, what was compiled for it, and the memory that torch keeps."""
-    kept.clear()
-    torch._dynamo.reset()
-    gc.collect()
-    if hardware.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def measured(size: str, config: Config, name: str, hardware: Hardware, data: Folder, kept: dict) -> dict:
     """
     A row, with the config's micro-batch or the largest half, quarter, ... of it that fits; or what went wrong. `kept`
-    has the model of the row before, which is used if it is the same, and gets this one's.
+    has the model of the row before, which is used again if it is the same, and gets this one's.
     """
+    def free() -> None:
+        kept.clear()
+        torch._dynamo.reset()
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+
     row, on_gpu = ROWS[name], hardware.device.type == "cuda"
     key = size, row.kind, row.compiled
     if key not in kept:
-        free(kept, hardware)
+        free()
     rows = min(config.batch_size, SLICE * config.micro_batch_size)
     micro, model = kept.get(key, (min(rows, config.micro_batch_size), None))
     while micro:
         part = row.change(replace(config, batch_size=rows, micro_batch_size=micro))
-        forget_peak(hardware.device)
-        before = 0 if on_gpu else peak_resident()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         try:
             model = model or row.kind(part, hardware, data, row.compiled)
             kept[key] = micro, model
             model.turn_to(part)
-            result = row.measure(model, part, hardware)
-            peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident() - before
-            return {"size": size, "row": name, "rows": rows, "micro_batch_size": micro, "compiled": model.compiled,
-                    "peak_memory": peak} | result
+            record = {"size": size, "row": name, "rows": rows, "micro_batch_size": micro, "compiled": model.compiled}
+            record |= row.measure(model, part, hardware)
+            return record | ({"peak_memory": torch.cuda.max_memory_allocated()} if on_gpu else {})
         except Exception as e:  # of whatever library: the other rows are worth having all the same
             if is_out_of_memory(e):
                 micro, error = micro // 2, "does not fit, even with one row at a time"
             else:
                 micro, error = 0, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        model = None  # here, as the exception holds what was on the GPU until its block ends
-        free(kept, hardware)
+        # Here, as the exception holds what was on the GPU until its block ends.
+        model = None
+        free()
     return {"size": size, "row": name, "error": error}
 
 
-def measured_alone(size: str, config: Config, name: str) -> dict:
-    """`measured` in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "nltk.tokenize", "transformers.models.gpt2.modeling_gpt2"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(_measured_alone, size, config, name).result()
-        except BrokenProcessPool:
-            return {"size": size, "row": name, "error": "its process has ended, perhaps for want of memory"}
-
-
-def _measured_alone(size: str, config: Config, name: str) -> dict:
-    hardware = start(config, keep_memory=ROWS[name].kind is Ours)  # a plain loop has the allocator as it comes
-    torch.ones(256, 256, dtype=hardware.dtype) @ torch.ones(256, 256, dtype=hardware.dtype)  # libraries load
-    return measured(size, config, name, hardware, Folder(config.data_dir), {})
+# ----------------------------------------------------------------------------------------------------------------------
+# The table
 
 
 def sampler_rate(config: Config, data: Folder, rows: int = 64) -> float:
@@ -314,25 +277,18 @@ def completed(record: dict, config: Config, flops: float, peak: float, step: dic
     how it stands to the last plain step of its size. Stage 1 has the entries of a whole batch beside a slice of its
     rows; so for it also the rate of a whole batch.
     """
-    more = {}
-    if "seconds_per_step" in record:
-        more["mfu"] = record["tokens_per_s"] * flops / peak
-    if more and step is not None:
-        more["by_step"] = record["tokens_per_s"] / step["tokens_per_s"]
-        slices = config.batch_size / record["rows"]
-        if record["row"] == "step of stage 1" and slices > 1:
-            seconds = record["seconds_per_step"] + (slices - 1) * step["seconds_per_step"]
-            more["whole_batch_tokens_per_s"] = config.batch_size * config.block_size / seconds
+    if "seconds_per_step" not in record or step is None:
+        return record
+    more = {"mfu": record["tokens_per_s"] * flops / peak, "by_step": record["tokens_per_s"] / step["tokens_per_s"]}
+    slices = config.batch_size / record["rows"]
+    if record["row"] == "step of stage 1" and slices > 1:
+        seconds = record["seconds_per_step"] + (slices - 1) * step["seconds_per_step"]
+        more["whole_batch_tokens_per_s"] = config.batch_size * config.block_size / seconds
     return record | more
 
 
-HEADER = ["size", "row", "tokens/s", "of the matrix rate", "by the step", "peak memory, GB", "rows, at a time"]
-WIDTHS = [5, 25, 9, 18, 11, 15, 15]
-
-
-def text(cells: list[str]) -> str:
-    padded = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, WIDTHS))]
-    return f"| {' | '.join(padded)} |"
+HEADER = (f"| {'size':5} | {'row':25} | {'tokens/s':>9} | of the matrix rate | by the step | peak memory, GB | "
+          "rows, at a time |")
 
 
 def row_text(record: dict) -> str:
@@ -342,15 +298,17 @@ def row_text(record: dict) -> str:
                 for k in record["kernels"]]
         rows.append(["none", "", "", f"{100 * record['idle_share']:.1f}%"])
         return f"\n{markdown_table([record['size'] + ', one step', 'calls', 'ms', 'of the time'], rows)}\n"
+    start = f"| {record['size']:5} | {record['row']:25} | "
     if "error" in record:
-        return f"| {record['size']:5} | {record['row']:25} | {record['error']}"
+        return start + record["error"]
+    mfu, by_step, memory = (record.get(key) for key in ("mfu", "by_step", "peak_memory"))
+    cells = [f"{record['tokens_per_s']:9,.0f}", f"{'-' if mfu is None else f'{100 * mfu:.1f}%':>18}",
+             f"{'-' if by_step is None else f'{by_step:.3f}':>11}",
+             f"{'-' if memory is None else f'{memory / 1e9:.2f}':>15}",
+             f"{record['rows']}, {record['micro_batch_size']}"]
     whole = record.get("whole_batch_tokens_per_s")
-    return text([
-        record["size"], record["row"], f"{record['tokens_per_s']:,.0f}",
-        f"{100 * record['mfu']:.1f}%" if "mfu" in record else "-",
-        f"{record['by_step']:.3f}" if "by_step" in record else "-",
-        f"{record['peak_memory'] / 1e9:.2f}", f"{record['rows']}, {record['micro_batch_size']}"]) + (
-            " compiled" * record["compiled"]) + (f" whole batch: {whole:,.0f} tokens/s" if whole else "")
+    return start + " | ".join(cells) + " |" + " compiled" * record["compiled"] + (
+        f" whole batch: {whole:,.0f} tokens/s" if whole else "")
 
 
 def main(arguments: list[str]) -> None:
@@ -361,11 +319,10 @@ def main(arguments: list[str]) -> None:
     if not sizes:
         raise UserError("expected: python -m tools.bench CONFIG ... [--knob=value ...]; config/bench.py is for a CPU")
     sizes = {size: replace(config, stage1_steps=max(1, config.stage1_steps)) for size, config in sizes.items()}
-    first, *_ = sizes.values()
+    first = next(iter(sizes.values()))
     hardware, data = start(first), Folder(first.data_dir)
-    on_gpu, failed = hardware.device.type == "cuda", []
-    kept: dict[tuple, tuple[int, Ours | Theirs]] = {}
     os.makedirs(first.out_dir, exist_ok=True)
+    failed, kept, step = [], {}, {}  # type: ignore[var-annotated]
     with open(os.path.join(first.out_dir, "bench.jsonl"), "w", encoding="utf-8") as file:
         def write(record: dict, line: str) -> None:
             print(line, flush=True)
@@ -377,20 +334,14 @@ def main(arguments: list[str]) -> None:
         write(limits | {"configs": {size: config.plain() for size, config in sizes.items()}},
               f"{limits['device']}, {limits['threads']} threads, torch {torch.__version__}, {limits['dtype']}, "
               f"{limits['ids']:,} ids\nmatrix products: {limits['matmul_flops'] / 1e9:,.0f} GFLOP/s; batches, by one "
-              f"core: {plain:,.0f} tokens/s, with codeswitching {switching:,.0f}\n\n"
-              f"{text(HEADER)}\n{text(['-' * w for w in WIDTHS])}")
-        step: dict[str, dict] = {}  # the last plain step of each size
-        for size, name in plan(list(sizes), on_gpu):
-            config = sizes[size]
-            if on_gpu:
-                record = measured(size, config, name, hardware, data, kept)
-            else:
-                record = measured_alone(size, config, name)
+              f"core: {plain:,.0f} tokens/s, with codeswitching {switching:,.0f}\n\n{HEADER}")
+        for size, name in plan(list(sizes), hardware.device.type == "cuda"):
+            record = measured(size, sizes[size], name, hardware, data, kept)
             if name == "step" and "error" not in record:
-                step[size] = record
+                step[size] = record  # the last plain step of each size
             with torch.device("meta"):
-                flops = make_model(config, data.vocab_size).flops_per_token()
-            record = completed(record, config, flops, limits["matmul_flops"], step.get(size))
+                flops = make_model(sizes[size], data.vocab_size).flops_per_token()
+            record = completed(record, sizes[size], flops, limits["matmul_flops"], step.get(size))
             write(record, row_text(record))
             if not record.get("error", "does not fit").startswith("does not fit"):
                 failed.append(f"{size} {name}")
