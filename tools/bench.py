@@ -33,7 +33,7 @@ import eval as evaluation
 from corpus.folder import Folder
 from data import Sampler, prefetch
 from prealign import Alignment
-from report.results import markdown_table
+from report.tables import markdown_table
 from runtime import config as configs
 from runtime import errors
 from runtime.checkpoint import make_model
