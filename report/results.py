@@ -29,7 +29,7 @@ class Measured(NamedTuple):
 
 
 def read(path: str, use: Callable[[list[dict]], object]) -> list[dict]:
-    """The value of a .json, or the lines of a .jsonl. Raises UserError where `use` of them misses something."""
+    """The value of a .json, or the lines of a .jsonl; a UserError where they are not such that `use` of them works."""
     try:
         with open(path, encoding="utf-8") as f:
             values = [json.loads(text) for text in (f if path.endswith(".jsonl") else [f.read()])]
@@ -50,17 +50,19 @@ def runs_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]:
         current = [file for file in (path, transfer) if os.path.exists(file) and (alone or is_newer(file, checkpoint))]
         if path in current:
             runs += read(path, use)
-            if transfer in current:
-                runs[-1]["nli"] = read(transfer, lambda values: use([runs[-1] | {"nli": values[0]}]))[0]
         elif os.path.exists(path):
             print(f"{path} is older than its run and left out; run eval.py again\n")
+        if current == [path, transfer]:
+            run = runs[-1]
+            run["nli"] = read(transfer, lambda values: use([run | {"nli": values[0]}]))[0]
     return sorted(runs, key=lambda run: (run["method"] != "joint", run["method"], run["seed"]))
 
 
 def dynamics_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]:
     """The lines of every dynamics.jsonl in OUT_DIR/dynamics or else in OUT_DIR, joint first."""
-    places = (glob.glob(os.path.join(out_dir, *under, "*", "seed*", "dynamics.jsonl")) for under in (["dynamics"], []))
-    lines = [line for path in sorted(next(filter(None, places), [])) for line in read(path, use)]
+    name = os.path.join("*", "seed*", "dynamics.jsonl")
+    paths = glob.glob(os.path.join(out_dir, "dynamics", name)) or glob.glob(os.path.join(out_dir, name))
+    lines = [line for path in sorted(paths) for line in read(path, use)]
     return sorted(lines, key=lambda line: (line["method"] != "joint", line["method"]))
 
 

@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT
 from report import __main__ as report
 from report import figures, results, tables
-from report.paper import PAPER
 from runtime.errors import UserError
 
 LAYERS = ("word embedding", "block 1", "output embedding")
@@ -151,17 +150,11 @@ def test_dynamics_are_pooled_over_the_periods_of_the_second_half():
     assert tables.dynamics_table([]) == ""
 
 
-def test_the_papers_tables_are_read_as_they_stand():
-    assert [paper.name for paper in PAPER] == [f"Table {i}" for i in (1, 2, 3, 4, 5, 6, 6, 6)]
-    assert PAPER[0].rows["only_target"]["ppl en"] is None and PAPER[3].rows["prealign"]["mixed clone"] == 0.02
-    assert PAPER[7].millions == 1300 and PAPER[7].rows["prealign"]["CLKA en->ru"] == 72.5
-
-
 def test_the_papers_numbers_stand_in_columns_of_their_own():
     runs = [make_run("joint", 1, 20, 40, 0.3), make_run("joint", 2, 22, 44, 0.4), make_run("prealign", 1, 21, 25, 0.8)]
     text = tables.report_tables(runs)
-    # There is one method of tables 2 and 4 only.
-    assert "### Table 2" not in text and "### Table 4" not in text and "### Table 6" not in text
+    # There is one method of tables 2, 4 and 5 only; and table 6 has other languages.
+    assert [line for line in text.splitlines() if line.startswith("### ")] == ["### Table 1", "### Table 3"]
     assert "Ours at 0.000768M parameters, 12.3M tokens (2026-01-02), the paper at 150M parameters, 10.1B tokens" in text
     header, joint, prealign = tables_of(text, "### Table 1")[0]
     names = ("ppl en", "ppl clone", "NLI en", "NLI clone", "CLKA en->clone")
@@ -209,6 +202,8 @@ def test_figure_4_shows_the_mean_accuracies_over_seeds():
 def test_figure_5_shows_every_layer_of_words_and_of_text():
     words, text = (lines_of(axis) for axis in figures.figure_5([], make_dynamics("joint", [0, 0, 0]))[0].axes)
     assert list(words) == [*LAYERS] and list(text) == [*LAYERS[:2], "final hidden state"]
+    assert tables_of(tables.report_tables([make_run("joint")]), "position by position")[0] == [
+        ["method", "seed", *LAYERS[:2], "final hidden state"], ["joint", "1", "0.400", "0.400", "0.400"]]
     assert words["block 1"] == [[10, 0], [20, 0.1], [30, 0.2]] and text["block 1"] == [[10, 0], [20, 0.05], [30, 0.1]]
 
 
@@ -248,11 +243,6 @@ def test_what_eval_writes_is_what_the_report_shows(out_dir, capsys):
     for run, row in zip(runs, tables_of(printed)[0][1:], strict=True):
         assert row[:2] == [run["method"], str(run["seed"])]
         assert row[3:5] == [f"{run['lm'][language]['ppl']:.1f}" for language in ("en", "clone")]
-        # A model that has read English predicts some of it, as well as its log says.
-        path = out_dir / run["method"] / f"seed{run['seed']}" / "metrics.jsonl"
-        last = json.loads(path.read_text().splitlines()[-1])
-        assert run["tokens"] == last["tokens"]
-        assert math.log(run["lm"]["en"]["ppl"]) == pytest.approx(last["loss_en"], abs=0.5)
 
 
 def test_the_command_writes_tables_notes_and_figures_and_loads_no_torch(tmp_path):
