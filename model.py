@@ -133,8 +133,7 @@ class GPT(nn.Module):
         return 6 * sum(p.numel() for p in matrices) + attention
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The loss: cross-entropy of `hidden @ weight.T`, without holding all logits. Plainly it is
+# ---- The loss: cross-entropy of `hidden @ weight.T`, without holding all logits. Plainly it is ----
 #
 #     logits = F.linear(hidden, weight)                                               # (N, V)
 #     losses = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")

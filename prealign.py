@@ -33,8 +33,7 @@ MULTIPLE = 128  # tokens: words go through the model in blocks of so many
 PIECE = 2**13   # tokens of words that go through it at once: 20 GB of activations in the 1.3B model
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The words of a step
+# ---- The words of a step ----
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
                  np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Their representations
+# ---- Their representations ----
 
 
 def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -124,8 +122,7 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The loss
+# ---- The loss ----
 
 
 class SupervisedContrastive(torch.autograd.Function):
@@ -222,8 +219,7 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     return total / max(1, positives.sum().item())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Stage 1
+# ---- Stage 1 ----
 
 
 class Alignment:

@@ -52,8 +52,7 @@ class Objective(Protocol):
 MakeObjective = Callable[[Config, Table, Hardware], Objective]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# One step
+# ---- One step ----
 
 
 @dataclass
@@ -88,6 +87,8 @@ class Training:
     scaler: torch.amp.GradScaler
     objective: Objective | None
     totals: Totals
+    step: int = 0             # steps made so far, in the numbers of the data's rows
+    tokens_before: int = 0    # that the weights had seen when the run began
 
     def batch(self, step: int) -> tuple[Batch, Any]:
         """This process's rows of a step, pinned for a GPU, and in a step that aligns the objective's batch."""
@@ -115,8 +116,8 @@ def learning_rate(step: int, config: Config) -> float:
 
 def aligns(step: int, config: Config) -> bool:
     """Whether a step has the contrastive loss beside the language-model loss."""
-    last = config.align_steps == "last" and step >= config.max_steps - config.stage1_steps
-    return config.align_steps == "all" or last
+    first = {"none": config.max_steps, "all": 0, "last": config.max_steps - config.stage1_steps}
+    return step >= first[config.align_steps]
 
 
 def rows_of(step: int, config: Config, hardware: Hardware) -> np.ndarray:
@@ -180,56 +181,72 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf)
     # float16 finds its loss scale by gradients that are not finite, and skips their steps; elsewhere they end the run.
     if not scaler.is_enabled():
-        first_bad = ~norm.isfinite() & (totals.bad_step < 0)
-        totals.bad_step.copy_(torch.where(first_bad, step, totals.bad_step))
+        totals.bad_step.copy_(torch.where(~norm.isfinite() & (totals.bad_step < 0), step, totals.bad_step))
     scaler.step(training.optimizer)
     scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The loop
+# ---- The loop ----
 
 
-def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective | None) -> int:
-    """`train` in one of its processes. Returns the exit code: 0, or the code of the signal that stopped the run."""
-    main_process = hardware.rank == 0
+def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
+           objective: MakeObjective | None) -> Training | None:
+    """The run as its checkpoint left it, or as init_from says that it begins. None when it is finished."""
     torch.manual_seed(config.seed)
     data = Folder(config.data_dir)
     check_fits(config, hardware, data)
     model = make_model(config, data.vocab_size)
-    path = os.path.join(config.run_dir, "checkpoint.pt")
     step, state = first_step, None
+    path = os.path.join(config.run_dir, "checkpoint.pt")
     if os.path.exists(path):
         state = load_checkpoint(path)
         check_matches(state, path, config, data, FIXED)
         load_weights(model, state, path)
         step = state["step"]
-    check_same_everywhere(config, step, data, hardware)
+    machine.check_same_everywhere(hardware, (step, data.fingerprint), config.run_dir, config.data_dir)
     if state is not None and step == last_step:
-        if main_process:
-            print(f"{config.run_dir} is finished ({step} steps)")
-        return 0
-
-    # A run begins with what init_from says: of stage 1 stage 2 takes the optimizer too.
+        return None
     before = state if state is not None else initial_state(model, config, data)
     training = set_up(config, hardware, data, model, objective)
-    if before is not None and (state is not None or config.init_from == "align"):
-        load_optimizer(training.optimizer, training.scaler, before)
-    # Tokens that the weights have seen, by the run they are from too.
-    tokens_per_step = config.batch_size * config.block_size
-    tokens_before = before["tokens"] - (step - first_step) * tokens_per_step if before is not None else 0
+    training.step = step
+    if before is not None:
+        # Tokens that the weights have seen, by the run they are from too.
+        training.tokens_before = before["tokens"] - (step - first_step) * config.batch_size * config.block_size
+        # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.
+        if state is not None or config.init_from == "align":
+            load_optimizer(training.optimizer, training.scaler, before)
     if state is not None:
         torch.set_rng_state(state["rng"])
-    log = Log(config, hardware, model, training.compiled, step, last_step) if main_process else None
-    del state, before  # the memory of a model and its optimizer
+    return training
 
+
+def state_of(training: Training, first_step: int, last_step: int) -> dict:
+    """What a checkpoint holds."""
+    config, data = training.config, training.sampler.data
+    tokens = training.tokens_before + (training.step - first_step) * config.batch_size * config.block_size
+    return {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),
+            "scaler": training.scaler.state_dict(), "rng": torch.get_rng_state(), "step": training.step,
+            "last_step": last_step, "tokens": tokens, "config": config.plain(),
+            "data": data.fingerprint, "vocab_size": data.vocab_size}
+
+
+def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective | None) -> int:
+    """`train` in one of its processes. Returns the exit code: 0, or the code of the signal that stopped the run."""
+    main_process = hardware.rank == 0
+    training = resume(config, first_step, last_step, hardware, objective)
+    if training is None:
+        if main_process:
+            print(f"{config.run_dir} is finished ({last_step} steps)")
+        return 0
+    path = os.path.join(config.run_dir, "checkpoint.pt")
+    log = Log(config, hardware, training.model, training.compiled, training.step, last_step) if main_process else None
     stop = errors.StopSignal()
-    batches = prefetch(training.batch, range(step, last_step))
+    batches = prefetch(training.batch, range(training.step, last_step))
     for batch, words in batches:
         predicted, stopping = share_counts(batch, stop.asked, hardware)
-        take_step(training, step, batch, words, predicted)
-        step += 1
+        take_step(training, training.step, batch, words, predicted)
+        training.step = step = training.step + 1
 
         save = step % config.checkpoint_interval == 0 or step == last_step or stopping
         snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
@@ -242,17 +259,11 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
             training.totals = Totals.zeros(len(training.sampler.streams), hardware.device)
         elif log:
             log.tick(step)
-        if main_process and (save or snapshot):
-            checkpoint = {
-                "model": model.state_dict(), "optimizer": training.optimizer.state_dict(),
-                "scaler": training.scaler.state_dict(), "rng": torch.get_rng_state(),
-                "step": step, "last_step": last_step, "tokens": tokens_before + (step - first_step) * tokens_per_step,
-                "config": config.plain(), "data": data.fingerprint, "vocab_size": data.vocab_size}
-            # Before the checkpoint: a run that is killed in between makes both again.
-            if snapshot:
-                save_snapshot(config.run_dir, checkpoint)
-            if save:
-                save_checkpoint(path, checkpoint)
+        # The snapshot first: a run that is killed in between makes both again.
+        if main_process and snapshot:
+            save_snapshot(config.run_dir, state_of(training, first_step, last_step))
+        if main_process and save:
+            save_checkpoint(path, state_of(training, first_step, last_step))
         if stopping:
             break
     batches.close()
@@ -286,8 +297,7 @@ def train(config: Config, first_step: int, last_step: int, objective: MakeObject
         raise SystemExit(exit_code)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Between processes, and what stops a run
+# ---- Between processes, and what stops a run ----
 
 
 def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
@@ -318,25 +328,13 @@ def losses_of(training: Training) -> dict[str, float]:
 
 
 def check_fits(config: Config, hardware: Hardware, data: Folder) -> None:
-    """Raises UserError when the config suits neither the number of processes nor the words of the data."""
+    """Raises UserError when the number of processes or the words of the data do not suit the config."""
     if config.batch_size % hardware.world:
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the {hardware.world} processes")
     longest = np.diff(data.table.offsets).max()
     if longest > config.block_size:
         raise UserError(f"a word of the alignment table has {longest} tokens, more than block_size="
                         f"{config.block_size}; use a larger vocab_size or block_size")
-
-
-def check_same_everywhere(config: Config, step: int, data: Folder, hardware: Hardware) -> None:
-    """Raises UserError when the processes do not see the same files."""
-    if not hardware.distributed:
-        return
-    seen: list[Any] = [None] * hardware.world
-    with machine.reaching_all_processes():
-        dist.all_gather_object(seen, (step, data.fingerprint), group=hardware.control)
-    if len(set(seen)) > 1:
-        raise UserError(f"the processes see different checkpoints in {config.run_dir} or different data in "
-                        f"{config.data_dir}; all nodes must share these folders")
 
 
 def check_finite(training: Training, step: int, save: bool, path: str) -> None:

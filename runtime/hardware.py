@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,6 +101,16 @@ def reaching_all_processes() -> Iterator[None]:
         if is_device_fault(e):
             raise
         raise UserError("another process has stopped; its own message says why") from e
+
+
+def check_same_everywhere(hardware: Hardware, seen: Any, *folders: str) -> None:
+    """Raises UserError when the processes have not `seen` the same in the folders that they must share."""
+    everywhere: list[Any] = [None] * hardware.world
+    if hardware.distributed:
+        with reaching_all_processes():
+            dist.all_gather_object(everywhere, seen, group=hardware.control)
+        if len(set(everywhere)) > 1:
+            raise UserError(f"the processes see different files in {' or '.join(folders)}; all nodes must share them")
 
 
 def synchronize(device: torch.device) -> None:
