@@ -145,7 +145,7 @@ def count_target_words(config: Config, language: str, texts: Iterable[str], entr
 
 def read_dictionaries(config: Config) -> dict[str, dictionary.Dictionary]:
     """Of every target but En-Clone, as they stand in the files."""
-    return {language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first, allowed_bad_lines=10)
+    return {language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first)
             for language in config.written[1:]}
 
 

@@ -1,38 +1,42 @@
 """
 Bilingual dictionaries, MUSE files as published or one's own, and the alignment table that is made of them.
 
-    entries = read("dictionaries/en-de.txt").entries      # {"house": ["haus", "hause"], ...}
-    entries = as_text_has_them(entries, counts, most=5)   # {"house": ["Haus", "Hause"], ...}: with German text's capitals, the most common first
-    translations("House", entries)                        # ["Haus", "Hause"]
-
 A line is a pivot word and a translation with a tab or, when both are single words, a space between them.
 """
 
 import glob
 import json
 import os
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
 import regex
 import tiktoken
 
-from runtime.config import Config
-from runtime.errors import UserError
 from corpus.readers import read_lines
 from corpus.table import make_table
 from corpus.tokenizer import encode
+from runtime.config import Config
+from runtime.errors import UserError
+from runtime.files import write_text
 
-WORD = regex.compile(r"[\p{L}\p{M}]+")  # with the marks that some scripts combine with letters, as in the tokenizer's words
-RARE = 0.05  # of the count of a word's most common translation: what is rarer is mostly another sense, or a slip of the dictionary
+# Surface form of a pivot word -> language -> translations, as they stand in text.
+Translated = dict[str, dict[str, list[str]]]
+
+# Letters with the marks that some scripts combine with them, as in the tokenizer's words.
+WORD = regex.compile(r"[\p{L}\p{M}]+")
+# A translation rarer than this share of the most common one is mostly another sense of the word, or a slip.
+RARE = 0.05
+# So many lines that are no pairs are left out of a dictionary; one with more is another kind of file.
+BAD_LINES = 10
 
 # Languages written without spaces between words: a translation spliced into running text brings none with it.
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo")
-# Characters of languages in another script than the Latin one.
-SCRIPTS = {"zh": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "th": "\u0e00-\u0e7f", "lo": "\u0e80-\u0eff", "km": "\u1780-\u17ff",
-           "my": "\u1000-\u109f", "bo": "\u0f00-\u0fff", "ko": "\uac00-\ud7af", "ar": "\u0600-\u06ff", "fa": "\u0600-\u06ff", "ur": "\u0600-\u06ff",
-           "he": "\u0590-\u05ff", "el": "\u0370-\u03ff", "hi": "\u0900-\u097f", "ru": "\u0400-\u04ff", "uk": "\u0400-\u04ff", "bg": "\u0400-\u04ff"}
+# Characters of languages in another script than the Latin one, as in a regular expression's brackets.
+SCRIPTS = {"zh": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af", "th": "\u0e00-\u0e7f",
+           "lo": "\u0e80-\u0eff", "km": "\u1780-\u17ff", "my": "\u1000-\u109f", "bo": "\u0f00-\u0fff",
+           "hi": "\u0900-\u097f", "he": "\u0590-\u05ff", "el": "\u0370-\u03ff",
+           **dict.fromkeys(("ar", "fa", "ur"), "\u0600-\u06ff"), **dict.fromkeys(("ru", "uk", "bg"), "\u0400-\u04ff")}
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,21 @@ class Dictionary:
     bad_lines: int = 0             # lines left out because they are no pairs
 
 
-def without_variant(language: str) -> str:
-    """ "zh" for "zh-hans". """
+def code_of(language: str) -> str:
+    """ "zh" for "zh-hans": the one name under which all that depends on a language is looked up. """
     return language.lower().split("-")[0]
 
 
 def is_unspaced(language: str) -> bool:
-    """Whether a language ("zh", "zh-hans", ...) is written without spaces between words."""
-    return without_variant(language) in UNSPACED
+    return code_of(language) in UNSPACED
 
 
 def script_of(language: str) -> str | None:
-    """The characters of a language's script, as in a regular expression's brackets; None where SCRIPTS has none, as for the Latin one."""
-    return SCRIPTS.get(without_variant(language))
+    return SCRIPTS.get(code_of(language))
+
+
+def capitalised(word: str) -> str:
+    return word[:1].upper() + word[1:]
 
 
 def dictionary_files(pattern: str) -> list[str]:
@@ -66,37 +72,35 @@ def dictionary_files(pattern: str) -> list[str]:
     return paths
 
 
-def read(pattern: str, target_first: bool = False, keep_identical: bool = False, allowed_bad_lines: int = 0) -> Dictionary:
+def read(pattern: str, target_first: bool = False) -> Dictionary:
     """
-    The dictionary in one or several files (a name or a glob pattern; .gz, .xz and .zst too), NFC-normalised. `target_first`: the
-    translation stands before the pivot word. Raises UserError, naming file and line, when more than `allowed_bad_lines` are no pairs.
+    The dictionary in the files that a name or glob pattern stands for. `target_first`: the translation stands before
+    the pivot word. Raises UserError, naming file and line, for more than BAD_LINES lines that are no pairs.
     """
     entries: dict[str, dict[str, None]] = {}
     bad: list[str] = []
-    pairs = identical = 0
+    identical = 0
     for path in dictionary_files(pattern):
         for number, line in read_lines(path):
             if not line.strip():
                 continue
-            line = unicodedata.normalize("NFC", line)
             pair = [part.strip() for part in line.strip("\r\n").split("\t")] if "\t" in line else line.split()
             if len(pair) != 2 or not all(pair):
-                bad.append(f"{path}:{number}: expected a word and its translation with a tab between them (or a space, when both are single words), "
-                           f"found {line.strip()[:60]!r}")
-                if len(bad) > allowed_bad_lines:
-                    raise UserError(bad[-1] if len(bad) == 1 else f"{bad[-1]}; of such lines {allowed_bad_lines} are left out, not more (--dictionary_bad_lines)")
-                continue
-            word, translation = reversed(pair) if target_first else pair
-            if word == translation and not keep_identical:
+                bad.append(f"{path}:{number}: expected a word and its translation with a tab between them (or a space, "
+                           f"when both are single words), found {line.strip()[:60]!r}")
+                if len(bad) > BAD_LINES:
+                    raise UserError(f"{bad[0]}; and {BAD_LINES} more such lines")
+            elif pair[0] == pair[1]:
                 identical += 1
-                continue
-            pairs += translation not in entries.setdefault(word, {})
-            entries[word][translation] = None
-    if not pairs:
-        raise UserError(f"dictionary: there is no pair of different words in {pattern}")
+            else:
+                word, translation = reversed(pair) if target_first else pair
+                entries.setdefault(word, {})[translation] = None
+    if not entries:
+        raise UserError(bad[0] if bad else f"dictionary: there is no pair of different words in {pattern}")
     if bad:
         print(f"left out {len(bad)} lines, the first: {bad[0]}")
-    return Dictionary({word: list(those) for word, those in entries.items()}, pairs, identical, len(bad))
+    pairs = sum(map(len, entries.values()))
+    return Dictionary({word: list(found) for word, found in entries.items()}, pairs, identical, len(bad))
 
 
 def count_words(texts: list[str]) -> Counter:
@@ -109,8 +113,8 @@ def count_words(texts: list[str]) -> Counter:
 
 def count_known(texts: list[str], known: frozenset[str]) -> Counter:
     """
-    How often each of the `known` words stands in texts without spaces between words, which are cut into them from left to right, the
-    longest that fits first.
+    How often each of the `known` words stands in texts without spaces, which are cut from left to right into the
+    longest known word that fits, or else one character.
     """
     longest: dict[str, int] = {}  # of the words with this first character
     for word in known:
@@ -127,52 +131,46 @@ def count_known(texts: list[str], known: frozenset[str]) -> Counter:
     return counts
 
 
-def capitalised(word: str) -> str:
-    return word[:1].upper() + word[1:]
-
-
 def as_text_has_them(entries: dict[str, list[str]], counts: Counter, most: int = 0) -> dict[str, list[str]]:
     """
-    Translations in the case in which the target's text has them more often, as dictionaries are often all in lower case: "haus" becomes
-    "Haus" when that stands in it more often than "haus" does. The `most` (0: all) that are most common there, the most common first,
-    without those that are rarer than RARE times the first; of several words, the rarest one counts.
+    Translations in the case in which the target's text, counted in `counts`, has them more often: dictionaries are
+    often all in lower case. The `most` (0: all) most common ones, the most common first, without the RARE ones.
     """
     def in_case(translation: str) -> str:
         return max(translation, capitalised(translation), key=counts.__getitem__)
 
     def count(translation: str) -> int:
+        # Of several words the rarest one counts.
         return counts[translation] or min((counts[word] for word in WORD.findall(translation)), default=0)
 
     kept = {}
-    for word, those in entries.items():
-        common = sorted(dict.fromkeys(map(in_case, those)), key=count, reverse=True)
+    for word, found in entries.items():
+        common = sorted(dict.fromkeys(map(in_case, found)), key=count, reverse=True)
         kept[word] = [t for t in common if count(t) >= RARE * count(common[0])][:most or None]
     return kept
 
 
 def entry_of(word: str, entries: dict[str, list[str]]) -> str:
-    """What a word is looked up as: as it stands, or else in lower case."""
+    """The form under which a word is looked up: as it stands, or else in lower case."""
     return word if word in entries else word.lower()
 
 
 def translations(word: str, entries: dict[str, list[str]]) -> list[str]:
-    """The translations of a word as it stands, or else of the word in lower case, which then get the word's capitals."""
+    """The translations of a word as it stands, or else of its lower case, which then get the capitals of the word."""
     key = entry_of(word, entries)
     found = entries.get(key, [])
     if key == word or len(word) == 1:  # "A", "I": capital for other reasons
         return found
-    if word.isupper():
-        return [translation.upper() for translation in found]
-    return [capitalised(translation) for translation in found]
+    return [t.upper() if word.isupper() else capitalised(t) for t in found]
 
 
 def as_in_text(translation: str, surface: str, language: str) -> str:
-    """The translation as it stands in running text in place of `surface`: with the space before it, where the language has one."""
+    """The translation as it stands in text in place of `surface`: with its space, where the language has spaces."""
     return " " + translation if surface.startswith(" ") and not is_unspaced(language) else translation
 
 
-def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary], config: Config) -> dict[str, dict[str, list[str]]]:
-    """For every surface form that has any: its translations by language, as they stand in running text. En-Clone has them all."""
+def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary], config: Config) -> Translated:
+    """For every surface form that has any: its translations, as they stand in running text. En-Clone has them all."""
     table = {}
     for surface in surfaces:
         found = {}
@@ -180,99 +178,97 @@ def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary],
             if language == "clone":
                 found[language] = [surface]
             else:
-                those = translations(surface.removeprefix(" "), dictionaries[language].entries)
-                found[language] = list(dict.fromkeys(as_in_text(t, surface, language) for t in those))
+                words = translations(surface.removeprefix(" "), dictionaries[language].entries)
+                found[language] = list(dict.fromkeys(as_in_text(word, surface, language) for word in words))
         if any(found.values()):
             table[surface] = found
     return table
 
 
-def keep_short(translated: dict[str, dict[str, list[str]]], encoding: tiktoken.Encoding, most: int) -> dict[str, dict[str, list[str]]]:
+def keep_short(translated: Translated, encoding: tiktoken.Encoding, most: int) -> Translated:
     """
-    The table without translations of more than `most` tokens (0: with all of them) and without entries that then have none.
-    En-Clone's words are kept whole: each of their tokens means one token of the pivot's. Raises UserError when nothing is left.
+    The table without translations of more than `most` tokens (0: with all) and without entries that then have none.
+    En-Clone's words are kept whole: each of their tokens means one of the pivot's. Raises UserError when nothing is
+    left.
     """
-    if not most:
-        return translated
-    short = {surface: {language: those if language == "clone" else [t for t in those if len(encode(encoding, t)) <= most] for language, those in found.items()}
-             for surface, found in translated.items()}
-    kept = {surface: found for surface, found in short.items() if any(found.values())}
+    def fits(translation: str, language: str) -> bool:
+        return not most or language == "clone" or len(encode(encoding, translation)) <= most
+
+    short = {surface: {language: [t for t in found if fits(t, language)] for language, found in by_language.items()}
+             for surface, by_language in translated.items()}
+    kept = {surface: by_language for surface, by_language in short.items() if any(by_language.values())}
     if not kept:
-        raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger vocab_size")
+        raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger "
+                        "vocab_size")
     return kept
 
 
 COLUMNS = ("entry", "frequency", "pivot", "language", "translation")
 
 
-def write_table_tsv(path: str, translated: dict[str, dict[str, list[str]]], counts: Counter) -> None:
-    """The table for people: a line for each translation, words quoted as in JSON, so that leading spaces and line ends show."""
-    with open(path, "w", encoding="utf-8") as f:
-        f.write("\t".join(COLUMNS) + "\n")
-        for k, (surface, found) in enumerate(translated.items(), 1):
-            for language, those in found.items():
-                for translation in those:
-                    f.write(f"{k}\t{counts[surface]}\t{json.dumps(surface, ensure_ascii=False)}\t{language}\t{json.dumps(translation, ensure_ascii=False)}\n")
-
-
-def write_table(translated: dict[str, dict[str, list[str]]], counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int], folder: str) -> None:
-    """table.npz and table.tsv. In En-Clone a word's translation is its own token ids + V."""
-    words = [[[encode(encoding, surface)]] + [[encode(encoding, t) + offsets[language] for t in those] for language, those in found.items()]
-             for surface, found in translated.items()]
-    make_table(words, [counts[surface] for surface in translated], tuple(offsets)).save(os.path.join(folder, "table.npz"))
-    write_table_tsv(os.path.join(folder, "table.tsv"), translated, counts)
-
-
-def read_table_tsv(path: str, config: Config) -> dict[str, dict[str, list[str]]]:
+def write_table(translated: Translated, counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int],
+                folder: str) -> None:
     """
-    A table that write_table_tsv wrote and a person may have edited: translations by language for every surface form, in the order
-    of the lines. Entry and frequency are not looked at: they are made anew. Raises UserError, naming the line, for what is not such a table.
+    table.npz, in which En-Clone's translations are a word's own token ids + V, and table.tsv for people: a line for
+    each translation, words quoted as in JSON, so that leading spaces and line ends show.
     """
-    translated: dict[str, dict[str, list[str]]] = {}
+    words, lines = [], ["\t".join(COLUMNS) + "\n"]
+    for k, (surface, by_language) in enumerate(translated.items(), 1):
+        words.append([[encode(encoding, surface)]])
+        for language, found in by_language.items():
+            words[-1].append([encode(encoding, translation) + offsets[language] for translation in found])
+            for translation in found:
+                pivot, target = (json.dumps(word, ensure_ascii=False) for word in (surface, translation))
+                lines.append(f"{k}\t{counts[surface]}\t{pivot}\t{language}\t{target}\n")
+    frequency = [counts[surface] for surface in translated]
+    make_table(words, frequency, tuple(offsets)).save(os.path.join(folder, "table.npz"))
+    write_text(os.path.join(folder, "table.tsv"), "".join(lines))
+
+
+def read_table_tsv(path: str, config: Config) -> Translated:
+    """A table.tsv that a person may have edited; entry and frequency do not count. UserError for a wrong line."""
+    translated: Translated = {}
     for number, line in read_lines(path):
-        if not line.strip():
-            continue
         fields = line.rstrip("\r\n").split("\t")
-        if number == 1 and tuple(fields) == COLUMNS:
+        if not line.strip() or tuple(fields) == COLUMNS:
             continue
         try:
             _, _, surface, language, translation = fields
             surface, translation = json.loads(surface), json.loads(translation)
+            words_given = all(isinstance(word, str) and word for word in (surface, translation))
+            valid = words_given and language in config.targets
         except ValueError:
-            surface = translation = language = ""
-        if not isinstance(surface, str) or not isinstance(translation, str) or not surface or not translation:
-            raise UserError(f"{path}:{number}: expected {', '.join(COLUMNS)} with tabs between them, both words quoted as in JSON, found {line.strip()[:80]!r}")
-        if language not in config.targets:
-            raise UserError(f"{path}:{number}: a translation into {language!r}, which is not among the targets {', '.join(config.targets)}")
-        if language == "clone" and translation != surface:
-            raise UserError(f"{path}:{number}: in En-Clone every word is its own translation, found {translation!r} for {surface!r}")
-        those = translated.setdefault(surface, {target: [] for target in config.targets})[language]
-        if translation not in those:
-            those.append(translation)
+            valid = False
+        # In En-Clone every word is its own translation.
+        if not valid or language == "clone" and translation != surface:
+            raise UserError(f"{path}:{number}: expected {', '.join(COLUMNS)} with tabs between them, both words quoted "
+                            f"as in JSON, and a language of targets ({', '.join(config.targets)}); "
+                            f"found {line.strip()[:80]!r}")
+        found = translated.setdefault(surface, {target: [] for target in config.targets})[language]
+        if translation not in found:
+            found.append(translation)
     if not translated:
         raise UserError(f"{path}: there is no translation in this table")
     return translated
 
 
-def pairs_in(translated: dict[str, dict[str, list[str]]], language: str, entries: dict[str, list[str]]) -> set[tuple[str, str]]:
-    """The pairs of a dictionary that stand in the table, with any capitals."""
-    pairs = set()
-    for surface, found in translated.items():
+def pairs_in(translated: Translated, language: str, entries: dict[str, list[str]]) -> int:
+    """How many of a dictionary's pairs stand in the table, with any capitals."""
+    pairs: set[tuple[str, str]] = set()
+    for surface, by_language in translated.items():
         word = surface.removeprefix(" ")
         key = entry_of(word, entries)
-        for translation, form in zip(entries.get(key, []), translations(word, entries)):
-            if as_in_text(form, surface, language) in found[language]:
-                pairs.add((key, translation))
-    return pairs
+        forms = (as_in_text(form, surface, language) for form in translations(word, entries))
+        pairs.update((key, t) for t, form in zip(entries.get(key, []), forms) if form in by_language[language])
+    return len(pairs)
 
 
-def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, dict[str, list[str]]], counts: Counter, dictionaries: dict[str, Dictionary],
+def coverage(translated: Translated, complete: Translated, counts: Counter, dictionaries: dict[str, Dictionary],
              languages: tuple[str, ...]) -> dict[str, dict]:
     """
-    By language the share of the pivot's running words (with a letter in them) that have an entry. With a dictionary, that share
-    without the look-up in lower case too, and of the dictionary's pairs how many are in the table `translated`, how many are left out as
-    others of the same word are more common, how many as too long (they are in the `complete` table), and how many as their pivot word
-    is in no entry.
+    By language the share of the pivot's running words (with a letter in them) that have an entry. With a dictionary,
+    also that share without the look-up in lower case, and where the dictionary's pairs went: `complete` is the table
+    before long translations were left out of it.
     """
     running = {surface: count for surface, count in counts.items() if any(c.isalpha() for c in surface)}
     words = max(1, sum(running.values()))
@@ -282,10 +278,12 @@ def coverage(translated: dict[str, dict[str, list[str]]], complete: dict[str, di
         result[language] = {"running_words": sum(running[s] for s in entries) / words}
         if (book := dictionaries.get(language)) is None:
             continue
-        in_table, in_complete = len(pairs_in(translated, language, book.entries)), len(pairs_in(complete, language, book.entries))
+        as_they_stand = sum(running[s] for s in entries if s.removeprefix(" ") in book.entries)
+        in_table, in_complete = (pairs_in(table, language, book.entries) for table in (translated, complete))
         kept = sum(map(len, book.entries.values()))
         result[language] |= {
-            "running_words_as_they_stand": sum(running[s] for s in entries if s.removeprefix(" ") in book.entries) / words,
-            "pairs": book.pairs, "pairs_in_the_table": in_table, "rarer_pairs_left_out": book.pairs - kept,
-            "longer_pairs_left_out": in_complete - in_table, "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical, "bad_lines": book.bad_lines}
+            "running_words_as_they_stand": as_they_stand / words, "pairs": book.pairs, "pairs_in_the_table": in_table,
+            "rarer_pairs_left_out": book.pairs - kept, "longer_pairs_left_out": in_complete - in_table,
+            "pairs_of_no_entry": kept - in_complete, "identical_pairs_left_out": book.identical,
+            "bad_lines": book.bad_lines}
     return result

@@ -1,7 +1,6 @@
-"""The tokenizer: always a tiktoken.Encoding, one that tiktoken knows by name or one trained here and saved in its format."""
+"""The tokenizer: a tiktoken.Encoding, one that tiktoken knows by name or one trained here and saved in its format."""
 
 import base64
-import binascii
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,10 +12,10 @@ from runtime.files import write_text
 END_OF_TEXT = "<|endoftext|>"
 
 # Pre-tokenisation of a vocabulary trained here: pieces end where NLTK's words end (don't = do + n't, every punctuation
-# mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, as in GPT-2.
-# The marks of scripts that combine them with letters (\p{M}) belong to the word.
-PATTERN = (r" ?[\p{L}\p{M}]+(?=n't(?![\p{L}\p{M}]))|n't(?![\p{L}\p{M}])|'(?:s|m|d|ll|ve|re)(?![\p{L}\p{M}])| ?[\p{L}\p{M}]+| ?\p{N}{1,3}"
-           r"| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{M}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+")
+# mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, as in
+# GPT-2. The marks of scripts that combine them with letters (\p{M}) belong to the word.
+PATTERN = (r" ?[\p{L}\p{M}]+(?=n't(?![\p{L}\p{M}]))|n't(?![\p{L}\p{M}])|'(?:s|m|d|ll|ve|re)(?![\p{L}\p{M}])"
+           r"| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{M}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:
@@ -33,28 +32,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:
 
 def load_tokenizer(name: str, path: str) -> tiktoken.Encoding:
     """The tiktoken encoding `name`, or for "train" the one saved at `path`. Raises UserError when it cannot be had."""
-    if name != "train":
-        if name not in tiktoken.list_encoding_names():
-            raise UserError(f"tokenizer: there is no tiktoken encoding named {name!r}; there are {', '.join(tiktoken.list_encoding_names())}, "
-                            "or \"train\" to make a vocabulary from the corpus")
+    if name == "train":
         try:
-            return tiktoken.get_encoding(name)
-        except Exception as e:  # tiktoken raises whatever its HTTP library raises
-            raise UserError(f"tokenizer {name}: its vocabulary file cannot be downloaded ({type(e).__name__}); set TIKTOKEN_CACHE_DIR to a "
-                            "folder that has it, or use --tokenizer=train to make a vocabulary from the corpus") from e
-    ranks = {}
+            with open(path, "rb") as f:
+                ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, f)}
+            return tiktoken.Encoding("trained", pat_str=PATTERN, mergeable_ranks=ranks,
+                                     special_tokens={END_OF_TEXT: len(ranks)})
+        except (OSError, ValueError) as e:
+            raise UserError(f"{path}: not a tiktoken vocabulary ({e}); run data.py again") from e
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise UserError(f'tokenizer: expected "train", to make a vocabulary from the corpus, or an encoding of '
+                        f"tiktoken ({', '.join(known)}), found {name!r}")
     try:
-        with open(path, "rb") as f:
-            for line in f:
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
-        if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
-            raise ValueError("ranks are not 0, 1, 2, ... or a byte is missing")
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror}); run data.py again") from e
-    except (ValueError, binascii.Error) as e:
-        raise UserError(f"{path}: not a tiktoken vocabulary ({e}); delete its folder and run data.py again") from e
-    return tiktoken.Encoding("trained", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+        return tiktoken.get_encoding(name)
+    except Exception as e:  # tiktoken raises whatever its HTTP library raises
+        raise UserError(f"tokenizer {name}: its vocabulary cannot be downloaded ({type(e).__name__}); set "
+                        "TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=train to make one from "
+                        "the corpus") from e
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:

@@ -152,14 +152,9 @@ def test_tokenizers_that_cannot_be_had(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [
     lambda lines: [],
-    lambda lines: lines[:200],
-    lambda lines: lines[:300] + lines[301:],      # a rank is missing
-    lambda lines: lines[:300] + [lines[299]] + lines[301:],
     lambda lines: lines[:300] + [b"\xff\n"] + lines[301:],
     lambda lines: lines[:300] + [b"YWI= x\n"] + lines[301:],
-    lambda lines: lines[:300] + [b"!!!= 300\n"] + lines[301:],
-    lambda lines: lines[1:256] + lines[256:] + [b"YWFhYWFhYWFh 0\n"],  # a byte that no token stands for
-], ids=["empty", "few", "gap", "twice", "not text", "no rank", "not base64", "a byte short"])
+], ids=["empty", "not text", "no rank"])
 def test_a_damaged_vocabulary_is_refused(tmp_path, tiny, damage):
     path = tmp_path / "tokenizer.tiktoken"
     lines = Path(tiny.data_dir, "tokenizer.tiktoken").read_bytes().splitlines(keepends=True)
