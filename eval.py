@@ -1,421 +1,395 @@
 """
-What a trained model can do: perplexity, knowledge across languages (CLKA), similarity of aligned words, mixed script.
+What a trained model can do: the three metrics of the paper (section 4.2), and how similar aligned words are.
+
+    language_model  LM: perplexity of held-out text
+    clka            CLKA: facts stated in one language, asked in another
+    transfer        ZS-CLT: fine-tuned on English inference, tested in every language
 
     python eval.py config/demo.py config/method/prealign.py          # -> out/demo/prealign/seed1/eval.json
-    python eval.py xnli config/demo.py config/method/prealign.py     # zero-shot transfer (finetune.py) -> xnli.json beside it
-    python eval.py dynamics CONFIG ...                               # CLKA and similarity at a run's snapshots -> dynamics.jsonl
+    python eval.py xnli CONFIG ...                                   # ZS-CLT -> xnli.json beside it
     python eval.py sample CONFIG ... --prompt="The" --sample_count=3 # how the model goes on
-    python eval.py report out/demo                                   # every run found there, in one table (report.py)
+    python eval.py report OUT_DIR, python eval.py dynamics CONFIG ... # python -m report, python -m tools.dynamics
 
-All but the fine-tuning is computed in float32. One function turns hidden states into log-likelihoods: token_log_likelihoods.
+All but the fine-tuning is computed in float32.
 """
 
+import copy
 import datetime
-import glob
-import json
+import importlib
 import math
 import os
-import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from corpus.folder import Folder, text_language
+from corpus.tokenizer import encode, token_byte_lengths
+from model import ANY_SHAPE, GPT, linear_cross_entropy
+from prealign import draw_keys, padded, word_representations
+from report.results import TOKEN_KINDS, wilson
+from report.tables import report_tables
 from runtime import config as configs
 from runtime import errors
-from runtime.checkpoint import FIXED, check_matches, load_trained
+from runtime.checkpoint import FIXED, check_matches, load_trained, make_golden, make_model
 from runtime.config import Config
 from runtime.errors import UserError
-from corpus.readers import documents
-from corpus.folder import Folder, text_language
-from corpus.dictionary import script_of
-from runtime.files import is_newer, write_json, write_text
-from finetune import padded_batch, transfer
-from runtime.hardware import open_device, start
-from tasks.facts import LANGUAGES, Fact, statement, facts_of
-from model import GPT, linear_cross_entropy
-from prealign import draw_keys, padded, word_representations
-from report.__main__ import main as report
-from report.results import TOKEN_KINDS, read, wilson
-from report.tables import dynamics_table, report_tables
-from corpus.tokenizer import encode, token_byte_lengths
+from runtime.files import is_newer, read_json, write_json
+from runtime.hardware import Hardware, open_device, start
+from tasks import nli
+from tasks.analysis import components, decoder, mixed_script, samples, text_tokens, token_kinds, vocabulary_ids
+from tasks.facts import LANGUAGES, Fact, facts_of, statement
+from train import learning_rate
+
+COMPONENT_WORDS = 300
 
 
-def token_log_likelihoods(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> torch.Tensor:
+def by_length(rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
+    """The indices of rows in batches, the shortest rows first, so that little of a batch is padding."""
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    return np.split(order, range(batch_size, len(rows), batch_size))
+
+
+def padded_rows(rows: Sequence[np.ndarray], fill: int, device: torch.device) -> torch.Tensor:
+    """Token ids (B, T) int64 of rows of unequal length, filled up behind with `fill`."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=fill).to(device)
+
+
+# ---- LM: perplexity -------------------------------------------------------------------------------------------------
+
+
+def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """
-    log p(target) in nats, float32, of every position; 0 where the target is -1.
-
-    hidden (B, T, C) as model(inputs) gives it, targets (B, T). With `vocabulary` = (first id, id after the last) the
-    softmax is over those ids only: the probability given that the language is known.
-    """
-    weight = model.lm_head.weight
-    if vocabulary is not None:
-        first, end = vocabulary
-        weight, targets = weight[first:end], torch.where(targets >= 0, targets - first, -1)
-    return -linear_cross_entropy(hidden, weight, targets)[1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Perplexity
-
-
-def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """
-    Inputs and targets (B, block_size) that predict every token of a text but the first exactly once, each (but in the first
-    window) from at least half a block of context. Windows start half a block apart; -1 marks what another one predicts.
+    Inputs and targets (B, block_size) that predict every token of a text but the first exactly once, in order, each
+    (but in the first window) from at least half a block of context. Windows start half a block apart; -1 marks targets
+    of the window before, or none.
     """
     stride = max(1, block_size // 2)
     starts = np.arange(0, max(1, len(tokens) - 1 - (block_size - stride)), stride)
-    for i in range(0, len(starts), batch_size):
-        at = starts[i:i + batch_size, None] + np.arange(block_size + 1)  # (B, block_size + 1)
-        row = np.where(at < len(tokens), tokens[np.minimum(at, len(tokens) - 1)], 0).astype(np.int64)
-        inputs, targets = row[:, :-1], row[:, 1:].copy()
-        targets[at[:, 1:] >= len(tokens)] = -1
-        targets[(starts[i:i + batch_size, None] > 0) & (np.arange(block_size) < block_size - stride)] = -1
-        yield inputs, targets
-
-
-def language_model(model: GPT, data: Folder, language: str, config: Config) -> dict:
-    """
-    `perplexity` of the first eval_tokens held-out tokens (all if 0). For the pivot and En-Clone also perplexity by kind of token
-    (token_kinds).
-    """
-    tokens = data.tokens(language, "val")
-    tokens = tokens[:config.eval_tokens or len(tokens)]
-    return perplexity(model, data, language, tokens, config, token_kinds(data)[:len(tokens)] if language in (data.pivot, "clone") else None)
-
-
-def other_text(model: GPT, data: Folder, language: str, config: Config) -> dict:
-    """`perplexity` of the first eval_tokens tokens (all if 0) of the language's part of eval_text."""
-    source = config.eval_text.replace("{language}", text_language(language, data.pivot))
-    tokens, room = [np.array([data.end_of_text])], config.eval_tokens or math.inf
-    for text in documents(source):
-        tokens.append(np.append(encode(data.encoding, text), data.end_of_text))
-        room -= len(tokens[-1])
-        if room <= 0:
-            break
-    ids = np.concatenate(tokens)[:config.eval_tokens or None]
-    return perplexity(model, data, language, ids + data.offsets[language], config)
+    for first in np.split(starts[:, None], range(batch_size, len(starts), batch_size)):
+        at = first + np.arange(block_size + 1)  # (B, block_size + 1)
+        rows = torch.from_numpy(tokens[np.minimum(at, len(tokens) - 1)].astype(np.int64))
+        done = (first > 0) & (np.arange(block_size) < block_size - stride)
+        yield rows[:, :-1], rows[:, 1:].masked_fill(torch.from_numpy(done | (at[:, 1:] >= len(tokens))), -1)
 
 
 @torch.no_grad()
-def perplexity(model: GPT, data: Folder, language: str, tokens: np.ndarray, config: Config, kinds: np.ndarray | None = None) -> dict:
+def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, config: Config,
+               kinds: np.ndarray | None = None) -> dict:
     """
-    Of a text, tokens (n,): perplexity (per token), bits per byte, and perplexity with the softmax over the language's own ids; with
-    `kinds` (n,), an index into TOKEN_KINDS for each token, also perplexity by kind.
+    Of a text's tokens (n,): perplexity (per token), bits per byte, and perplexity with the softmax over the language's
+    own ids, as if the language were known. With `kinds` (n,), an index into TOKEN_KINDS, also perplexity by kind.
     """
     if len(tokens) < 2:
-        raise UserError(f"{data.dir}: {len(tokens)} tokens in {language!r} to measure perplexity on, nothing to predict; use a larger val_fraction or eval_tokens")
-    first = data.offsets[language]
-    device = model.wte.weight.device
-    by_kind, kinds = kinds is not None, np.zeros(len(tokens), dtype=np.int64) if kinds is None else kinds
-    own_nats = 0.0
-    nats, count = np.zeros(len(TOKEN_KINDS)), np.zeros(len(TOKEN_KINDS), dtype=np.int64)  # of each kind
+        raise UserError(f"{folder.dir}: expected at least 2 tokens in {language!r} to measure perplexity on, found "
+                        f"{len(tokens)}; use a larger val_fraction or eval_tokens")
+    device, weight, behind = model.wte.weight.device, model.lm_head.weight, vocabulary_ids(folder)
+    number_in_language = torch.from_numpy(behind).to(device)
+    own_weight = weight[torch.from_numpy(folder.ids_of(language)).to(device)]  # (V, C)
+    losses, own_losses = [], []
     total = math.ceil((len(tokens) - 1) / max(1, config.block_size // 2) / config.eval_batch_size)
-    batches = zip(windows(tokens, config.block_size, config.eval_batch_size), windows(kinds, config.block_size, config.eval_batch_size))
-    for (inputs, targets), (_, kind) in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
-        predicted, targets = targets >= 0, torch.from_numpy(targets).to(device)
-        hidden = model(torch.from_numpy(inputs).to(device))
-        likelihoods = token_log_likelihoods(model, hidden, targets)
-        own = likelihoods if data.V == data.vocab_size else token_log_likelihoods(model, hidden, targets, (first, first + data.V))
-        own_nats -= own.double().sum().item()
-        losses = -likelihoods.double().cpu().numpy()
-        nats += np.bincount(kind[predicted], losses[predicted], minlength=len(TOKEN_KINDS))
-        count += np.bincount(kind[predicted], minlength=len(TOKEN_KINDS))
-    n_bytes = int(token_byte_lengths(data.encoding)[tokens[1:].astype(np.int64) - first].sum())
-    result = {"ppl": math.exp(nats.sum() / count.sum()), "bpb": nats.sum() / math.log(2) / n_bytes,
-              "ppl_in_language": math.exp(own_nats / count.sum()), "tokens": int(count.sum())}
-    if by_kind:
-        result["kinds"] = {kind: {"ppl": math.exp(n / c), "tokens": int(c)} for kind, n, c in zip(TOKEN_KINDS, nats, count) if c}
+    batches = windows(tokens, config.block_size, config.eval_batch_size)
+    for inputs, targets in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
+        hidden, targets = model(inputs.to(device)), targets.to(device)  # (B, T, C), (B, T)
+        predicted = targets >= 0
+        losses.append(linear_cross_entropy(hidden, weight, targets)[1][predicted].cpu())
+        # Where all languages share their ids, the two softmaxes are one.
+        if len(own_weight) < len(weight):
+            own = torch.where(predicted, number_in_language[targets], -1)
+            own_losses.append(linear_cross_entropy(hidden, own_weight, own)[1][predicted].cpu())
+    nats, own_nats = (torch.cat(parts).double().numpy() for parts in (losses, own_losses or losses))  # each (n - 1,)
+    n_bytes = int(token_byte_lengths(folder.encoding)[behind[tokens[1:]]].sum())
+    result = {"ppl": math.exp(nats.mean()), "bpb": nats.sum() / math.log(2) / n_bytes,
+              "ppl_in_language": math.exp(own_nats.mean()), "tokens": len(nats)}
+    if kinds is not None:
+        of_kind = {name: nats[kinds[1:] == kind] for kind, name in enumerate(TOKEN_KINDS)}
+        result["kinds"] = {k: {"ppl": math.exp(x.mean()), "tokens": len(x)} for k, x in of_kind.items() if len(x)}
     return result
 
 
-def token_kinds(data: Folder) -> np.ndarray:
-    """
-    An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an entry in this
-    quarter of the table, the most frequent first; part of a word without one; neither. The same for every run, so that
-    what a run with a part of the table had seen in stage 1 and what not (the paper's Fig. 6) are compared on the same tokens.
-    """
-    align = np.abs(data.align("val"))
-    wordlike = np.zeros(data.V, dtype=bool)
-    for token in data.encoding.token_byte_values():
-        wordlike[data.encoding.encode_single_token(token)] = re.search(rb"[0-9A-Za-z\x80-\xff]", token) is not None
-    cuts = [len(data.table.top(share)) for share in (0.25, 0.5, 0.75)]
-    return np.where(align > 0, np.searchsorted(cuts, align), np.where(wordlike[data.tokens(data.pivot, "val")], 4, 5))
+def language_model(model: GPT, folder: Folder, language: str, config: Config) -> dict:
+    """`perplexity` of the first eval_tokens held-out tokens (all if 0); for the pivot and En-Clone also by kind."""
+    tokens = folder.tokens(language, "val")
+    tokens = tokens[:config.eval_tokens or len(tokens)]
+    kinds = token_kinds(folder)[:len(tokens)] if language in (folder.pivot, "clone") else None
+    return perplexity(model, folder, language, tokens, config, kinds)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# CLKA
+# ---- CLKA: cross-lingual knowledge application ----------------------------------------------------------------------
 
 
 @torch.no_grad()
-def clka_in(model: GPT, data: Folder, facts: list[Fact], language: str, config: Config) -> dict:
+def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config: Config) -> dict:
     """
-    CLKA (paper, section 4.1): the share of facts whose true statement is more likely, as a whole sentence, than the three
-    with another object of the same relation. Chance is 1/4; a tie counts as wrong.
+    The share of facts whose true statement is more likely, as a whole sentence, than the three with another object of
+    the same relation. Chance is 1/4; a tie counts as wrong.
+
+    The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so that
+    a model that ignores the subject is right in one of four (tasks/facts.py).
     """
-    offset, device = data.offsets[language], model.wte.weight.device
-    sentences = [statement(fact, text_language(language, data.pivot), object_) for fact in facts for object_ in (fact.object, *fact.distractors)]
-    rows = [np.concatenate([[data.end_of_text], encode(data.encoding, sentence)]) + offset for sentence in sentences]
-    longest = max(map(len, rows))
-    if longest > config.block_size + 1:
-        raise UserError(f"CLKA: a statement has {longest - 1} tokens, more than block_size={config.block_size}; a larger vocab_size makes it shorter")
-    likelihoods = torch.empty(len(rows))
-    order = np.argsort([len(row) for row in rows], kind="stable")  # rows of one length in a batch
-    for i in tqdm(range(0, len(rows), config.eval_batch_size), desc=f"clka {language}", disable=None):
-        group = order[i:i + config.eval_batch_size]
-        ids, _ = padded_batch([rows[row] for row in group], device, fill=-1)
+    sentences = [statement(fact, text_language(language, folder.pivot), object_)
+                 for fact in facts for object_ in (fact.object, *fact.distractors)]
+    rows = [folder.to_language(np.append(folder.end_of_text, encode(folder.encoding, s)), language) for s in sentences]
+    if (longest := max(map(len, rows)) - 1) > config.block_size:
+        raise UserError(f"CLKA: expected statements of at most block_size={config.block_size} tokens, found one of "
+                        f"{longest}; a larger vocab_size makes it shorter")
+    scores = torch.empty(len(rows))
+    for batch in tqdm(by_length(rows, config.eval_batch_size), desc=f"clka {language}", disable=None):
+        ids = padded_rows([rows[i] for i in batch], -1, model.wte.weight.device)
         hidden = model(ids[:, :-1].clamp(min=0))
-        likelihoods[group] = token_log_likelihoods(model, hidden, ids[:, 1:]).sum(1).cpu()
-    scores = likelihoods.view(len(facts), 4)  # the true one first
-    correct = int((scores[:, :1] > scores[:, 1:]).all(1).sum())
+        scores[batch] = -linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])[1].sum(1).cpu()
+    # The true one of a fact's four comes first.
+    correct = int((scores.view(-1, 4)[:, :1] > scores.view(-1, 4)[:, 1:]).all(1).sum())
     return {"accuracy": correct / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(correct, len(facts))}
 
 
-def clka(model: GPT, data: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
-    """`clka_in` for every language of training and every language of the test that has templates, by "TRAINING->TEST"."""
-    stated = {language: [fact for fact in facts if fact.language == language] for language in data.languages}
-    return {f"{training}->{test}": clka_in(model, data, those, test, config)
-            for training, those in stated.items() if those for test in data.languages if text_language(test, data.pivot) in LANGUAGES}
+def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
+    """`clka_in` for every language of training and every language that has templates, by "TRAINING->TEST"."""
+    stated = {language: [fact for fact in facts if fact.language == language] for language in folder.languages}
+    tested = [language for language in folder.languages if text_language(language, folder.pivot) in LANGUAGES]
+    return {f"{training}->{test}": clka_in(model, folder, of_language, test, config)
+            for training, of_language in stated.items() if of_language for test in tested}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Similarity
+# ---- ZS-CLT: zero-shot cross-lingual transfer -----------------------------------------------------------------------
 
 
-def layer_names(config: Config) -> list[str]:
-    return ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
+class Classifier(nn.Module):
+    """The GPT with a linear layer on the final hidden state of the last token, which has seen the whole pair."""
+
+    def __init__(self, model: GPT, labels: int):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(model.wte.embedding_dim, labels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
+        """Rows of token ids, B of them: logits (B, labels)."""
+        # Attention is causal, so the padding behind a row does not reach its tokens.
+        hidden = self.model(padded_rows(rows, 0, self.head.weight.device))  # (B, T, C)
+        return self.head(hidden[range(len(rows)), [len(row) - 1 for row in rows]])
+
+
+def encode_pairs(pairs: list[nli.Pair], folder: Folder, language: str, block_size: int) -> tuple[list, np.ndarray]:
+    """Each pair as end-of-text, premise, end-of-text, hypothesis, end-of-text (or the end of that), and the labels."""
+    eot, rows = [folder.end_of_text], []
+    for pair in pairs:
+        premise, hypothesis = encode(folder.encoding, pair.premise), encode(folder.encoding, pair.hypothesis)
+        row = folder.to_language(np.concatenate([eot, premise, eot, hypothesis, eot]), language)
+        rows.append(row[-block_size:])
+    return rows, np.array([pair.label for pair in pairs])
 
 
 @torch.no_grad()
-def similarity(model: GPT, data: Folder, config: Config) -> list[dict]:
+def accuracy(classifier: Classifier, rows: list[np.ndarray], labels: np.ndarray, batch_size: int) -> float:
+    """The share of rows whose label is predicted, in float32."""
+    correct = 0
+    for batch in by_length(rows, batch_size):
+        correct += (classifier([rows[i] for i in batch]).argmax(1).cpu().numpy() == labels[batch]).sum()
+    return float(correct / len(rows))
+
+
+def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.ndarray], classes: int, config: Config,
+              hardware: Hardware, seed: int) -> tuple[Classifier, float]:
+    """A classifier fine-tuned on rows and labels, as after the epoch that did best on dev, and its accuracy there."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    rows, labels = train[0], torch.from_numpy(train[1]).to(hardware.device)
+    classifier = Classifier(copy.deepcopy(model), classes).to(hardware.device)
+    groups = [*classifier.model.parameter_groups(config.weight_decay),
+              {"params": classifier.head.parameters(), "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, config.nli_learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    # Float16 would need its gradients scaled; so short a training can do without it.
+    autocast = torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.dtype == torch.bfloat16)
+    per_epoch = math.ceil(len(rows) / config.nli_batch_size)
+    steps = per_epoch * config.nli_epochs
+    # One schedule for every method, also for post-alignment, whose training has two.
+    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=steps, align_steps="none")
+    best, best_weights = -1.0, {}
+    for step in tqdm(range(steps), desc=f"fine-tuning, seed {seed}", disable=None):
+        if step % per_epoch == 0:
+            batches = np.array_split(rng.permutation(len(rows)), per_epoch)
+        batch = batches[step % per_epoch]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, schedule)
+        with autocast, sdpa_kernel(ANY_SHAPE):
+            logits = classifier.train()([rows[i] for i in batch])
+        F.cross_entropy(logits.float(), labels[batch]).backward()
+        nn.utils.clip_grad_norm_(classifier.parameters(), config.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % per_epoch == 0:
+            score = accuracy(classifier.eval(), *dev, config.eval_batch_size)
+            if score > best:
+                best, best_weights = score, copy.deepcopy(classifier.state_dict())
+    classifier.load_state_dict(best_weights)
+    return classifier, best
+
+
+def transfer(config: Config) -> dict:
+    """All that xnli.json says of a finished run: accuracies of nli_seeds fine-tunings on the pivot, per language."""
+    folder, hardware = Folder(config.data_dir), start(config)
+    model, _ = load_run(config, folder, hardware.device)
+    labels, train, dev, tests = nli.load(config, folder.languages)
+    train_rows, dev_rows = (encode_pairs(pairs, folder, folder.pivot, config.block_size) for pairs in (train, dev))
+    test_rows = {l: encode_pairs(pairs, folder, l, config.block_size) for l, pairs in tests.items()}
+    dev_accuracies: list[float] = []
+    accuracies: dict[str, list[float]] = {l: [] for l in tests}
+    for seed in range(1, config.nli_seeds + 1):
+        classifier, score = fine_tune(model, train_rows, dev_rows, len(labels), config, hardware, seed)
+        dev_accuracies.append(score)
+        for l, rows in test_rows.items():
+            accuracies[l].append(accuracy(classifier, *rows, config.eval_batch_size))
+    return {"train": config.nli_train, "test": config.nli_test, "pairs": len(train), "labels": list(labels),
+            "dev": dev_accuracies, "languages": {l: {"accuracies": accuracies[l], "n": len(tests[l])} for l in tests}}
+
+
+# ---- Similarity of aligned words ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence[int], count: int) -> torch.Tensor:
+    """
+    Representations (L + 2, len(languages), n, C) of the first word, in each of these languages, of n <= `count` entries
+    that have one. Entries are drawn by frequency as in stage 1, but are the same for every run.
+    """
+    table, columns = folder.table, np.array(languages)[:, None]
+    L = len(table.languages)
+    drawn = np.argsort(draw_keys(table, replace(config, seed=0), step=2**62))
+    entries = drawn[(np.diff(table.groups)[drawn * L + columns] > 0).all(0)][:count]
+    words = table.groups[entries * L + columns]  # (len(languages), n)
+    if not words.size:
+        return torch.empty(config.n_layer + 2, len(words), 0, config.n_embd)
+    ids, length = padded(table, words.ravel())
+    return word_representations(model, torch.from_numpy(ids), torch.from_numpy(length)).unflatten(1, words.shape)
+
+
+@torch.no_grad()
+def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
     """
     Mean cosine between a pivot word and its first translation, per target and layer.
 
-    `words`: words encoded alone, as stage 1 sees them, drawn by frequency like stage 1's but with a seed of their own.
+    `words`: words encoded alone, as stage 1 sees them. `random`: a word and the translation of another, for scale.
     `text` (En-Clone): held-out text and its clone, position by position; its last layer is the final hidden state.
-    `random`: words alone with the translation of another word, for scale.
     """
-    table, rows = data.table, []
-    L = len(table.languages)
-    drawn = np.argsort(draw_keys(table, replace(config, seed=0), step=2**62))  # the same words for every run
-    for l, language in enumerate(table.languages[1:], 1):
-        translated = np.diff(table.groups)[drawn * L + l] > 0
-        entries = drawn[translated][:config.eval_words]
-        if not len(entries):
+    names = ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
+    rows = []
+    for l, language in enumerate(folder.table.languages[1:], 1):
+        pivot, target = word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)  # each (L + 2, n, C)
+        if not pivot.shape[1]:
             continue
-        sides = []
-        for side in (0, l):
-            ids, length = padded(table, table.groups[entries * L + side])  # the first word of each entry in this language
-            sides.append(word_representations(model, torch.from_numpy(ids), torch.from_numpy(length)))
-        alone = F.cosine_similarity(sides[0], sides[1], dim=-1).mean(1)  # (L + 2,)
-        other = F.cosine_similarity(sides[0], sides[1].roll(1, dims=1), dim=-1).mean(1)
-        text = running_text(model, data, language, config) if language == "clone" else [None] * len(alone)
-        rows += [{"language": language, "layer": name, "words": float(a), "random": float(o), "text": t}
-                 for name, a, o, t in zip(layer_names(config), alone, other, text)]
+        aligned = F.cosine_similarity(pivot, target, dim=-1).mean(1)
+        unrelated = F.cosine_similarity(pivot, target.roll(1, dims=1), dim=-1).mean(1)
+        text = running_text(model, folder, language, config) if language == "clone" else [None] * len(names)
+        rows += [{"language": language, "layer": name, "words": a.item(), "random": u.item(), "text": t}
+                 for name, a, u, t in zip(names, aligned, unrelated, text)]
     return rows
 
 
-@torch.no_grad()
-def running_text(model: GPT, data: Folder, language: str, config: Config) -> list[float]:
-    """Mean cosine of each layer between held-out text and its clone, position by position; the final hidden state last."""
-    T, device = config.block_size, model.wte.weight.device
-    tokens = data.tokens(data.pivot, "val")
-    number = max(1, min(32, len(tokens) // T))
-    ids = torch.from_numpy(tokens[:number * T].astype(np.int64)).view(-1, min(T, len(tokens))).to(device)
+def running_text(model: GPT, folder: Folder, language: str, config: Config) -> list[float]:
+    """Mean cosine of each layer between held-out text and its clone, by position; the final hidden state last."""
+    tokens = folder.tokens(folder.pivot, "val").astype(np.int64)
+    T = min(config.block_size, len(tokens))
+    rows = tokens[:min(32, len(tokens) // T) * T].reshape(-1, T)
     sides = []
-    for x in (ids, ids + data.offsets[language]):
-        layers = model.layers(x)
-        sides.append(layers + [model.ln_f(layers[-1])])
-    return [float(F.cosine_similarity(a, b, dim=-1).mean()) for a, b in zip(*sides)]
+    for ids in (rows, folder.to_language(rows, language)):
+        layers = model.layers(torch.from_numpy(ids).to(model.wte.weight.device))
+        sides.append([*layers, model.ln_f(layers[-1])])
+    return [F.cosine_similarity(a, b, dim=-1).mean().item() for a, b in zip(*sides)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Mixed script
-
-@torch.no_grad()
-def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """`count` more tokens for each row of ids (B, T), each drawn from softmax(logits / temperature) -> (B, count) int64."""
-    T = ids.shape[1]
-    for _ in range(count):
-        logits = F.linear(model(ids[:, -model.block_size:])[:, -1], model.lm_head.weight)  # (B, V)
-        ids = torch.cat([ids, torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)], dim=1)
-    return ids[:, T:]
-
-
-def decoder(data: Folder) -> Callable[[np.ndarray], str]:
-    """The text of token ids (n,), without those of En-Clone and those that stand for nothing, as some encodings have."""
-    known = np.zeros(data.vocab_size, dtype=bool)
-    known[:data.V] = token_byte_lengths(data.encoding) > 0
-    known[data.end_of_text] = True
-    return lambda ids: data.encoding.decode(ids[known[ids]].tolist())
+def states(model: GPT, folder: Folder, config: Config) -> dict[str, GPT]:
+    """The models whose words are drawn: what a run began with (if it can be made again), had after stage 1, has now."""
+    # Runs with a part of the table or without all of the languages are not drawn.
+    if config.align_coverage < 1 or config.only or min(config.mix.get(l, 0) for l in folder.languages) <= 0:
+        return {}
+    result, begins_as = {"after pretraining": model}, config.init_from
+    if config.init_from == "align":
+        result["after stage 1"], state = load_trained(config.stage1_dir, folder)
+        begins_as = state["config"]["init_from"]
+    if begins_as in ("scratch", "golden"):
+        torch.manual_seed(config.seed)
+        result["at initialisation"] = make_model(config, folder.vocab_size)
+        if begins_as == "golden":
+            make_golden(result["at initialisation"], folder)
+    return dict(reversed(result.items()))
 
 
-def is_in(language: str, data: Folder) -> Callable[[np.ndarray], bool]:
-    """
-    Whether token ids (n,) of a pivot text's continuation have anything of a target in them: any token of En-Clone; any character
-    of the target's script; for a target in the pivot's script, any whole word that in the table only the target has and that does
-    not stand in held-out pivot text either (a dictionary without "he" would make English German).
-    """
-    if language == "clone":
-        return lambda ids: bool((ids >= data.offsets["clone"]).any())
-
-    text = decoder(data)
-    if (script := script_of(language)) is not None:
-        return lambda ids: re.search(f"[{script}]", text(ids)) is not None
-    table, l = data.table, data.languages.index(language)
-
-    def words(which: int) -> set[str]:
-        return {text(table.word(w)).strip().lower() for entry in range(len(table)) for w in table.words(entry, which)}
-
-    whole_word = re.compile(r"(?<=\s)[^\W\d_]+(?=\W)")  # the first and the last may be cut
-    only_there = words(l) - words(0) - {word.lower() for word in whole_word.findall(text(data.tokens(data.pivot, "val")))}
-    return lambda ids: any(word.lower() in only_there for word in whole_word.findall(text(ids)))
+# ---- A run ----------------------------------------------------------------------------------------------------------
 
 
-def mixed_script(model: GPT, data: Folder, config: Config) -> dict:
-    """The share of sampled continuations of held-out English text with anything of a target language in it (the paper's Table 4)."""
-    device, text = model.wte.weight.device, data.tokens(data.pivot, "val")
-    length = min(config.sample_prompt, len(text))
-    starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
-    prompts = torch.from_numpy(text[starts[:, None] + np.arange(length)].astype(np.int64)).to(device)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    rows = [row for batch in tqdm(prompts.split(config.eval_batch_size), desc="sampling", disable=None)
-            for row in sample(model, batch, config.sample_tokens, config.sample_temperature, generator).cpu().numpy()]
-    result = {}
-    for language in data.languages[1:]:
-        mixed = sum(map(is_in(language, data), rows))
-        result[language] = {"share": mixed / len(rows), "n": len(rows), "interval": wilson(mixed, len(rows))}
-    return result
-
-
-def continuations(config: Config) -> list[str]:
-    """sample_count texts with which a finished run goes on from `prompt`; ids of En-Clone are shown as the words that they clone."""
-    data, device = Folder(config.data_dir), open_device(config)
-    model, _ = load_run(config, data, device)
-    ids = np.concatenate([[data.end_of_text], encode(data.encoding, config.prompt)])
-    generator = torch.Generator(device).manual_seed(config.seed)
-    prompts = torch.from_numpy(np.tile(ids, (config.sample_count, 1))).to(device)
-    text = decoder(data)
-    return [text(row % data.V) for batch in prompts.split(config.eval_batch_size)
-            for row in sample(model, batch, config.sample_tokens, config.sample_temperature, generator).cpu().numpy()]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One run
-
-
-def load_run(config: Config, data: Folder, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
-    """The model of this config's finished run, and its checkpoint. Raises UserError when the run is not what the config says."""
-    model, state = load_trained(config.run_dir, data, device)
-    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, data, FIXED)
+def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
+    """The model of this config's finished run, and its checkpoint. Raises UserError when they do not match."""
+    model, state = load_trained(config.run_dir, folder, device)
+    check_matches(state, os.path.join(config.run_dir, "checkpoint.pt"), config, folder, FIXED)
     return model, state
 
 
 def evaluate(config: Config) -> dict:
-    """Measure a finished run and write eval.json into its folder."""
-    data = Folder(config.data_dir)
-    model, state = load_run(config, data, open_device(config))
-    result = {
-        "method": config.method, "seed": config.seed,
-        "tokens": state["tokens"], "config": config.plain(),
-        "lm": {language: language_model(model, data, language, config) for language in data.languages},
-        "text": {language: other_text(model, data, language, config) for language in data.languages} if config.eval_text else {},
-        "clka": clka(model, data, facts_of(data.settings), config),
-        "similarity": similarity(model, data, config),
-        "mixed": mixed_script(model, data, config) if not config.only and config.mix.get(data.pivot, 0) > 0 else {},  # of those that write English
-        "date": datetime.date.today().isoformat(),
-    }
-    write_json(os.path.join(config.run_dir, "eval.json"), result)
-    return result
+    """All that eval.json says of a finished run."""
+    folder = Folder(config.data_dir)
+    model, state = load_run(config, folder, open_device(config))
+    all_languages, texts = range(len(folder.languages)), folder.languages if config.eval_text else ()
+    embeddings = {name: word_vectors(of_state, folder, config, all_languages, COMPONENT_WORDS)[0]
+                  for name, of_state in states(model, folder, config).items()}
+    return {"method": config.method, "seed": config.seed, "tokens": state["tokens"],
+            "lm": {l: language_model(model, folder, l, config) for l in folder.languages},
+            "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
+            "clka": clka(model, folder, facts_of(folder.settings), config),
+            "similarity": similarity(model, folder, config),
+            "components": {name: components(vectors, folder.languages) for name, vectors in embeddings.items()},
+            "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
 
 
-def evaluate_transfer(config: Config) -> dict:
-    """Fine-tune a finished run on natural language inference, test it in every language, and write xnli.json into its folder."""
-    data = Folder(config.data_dir)
-    hardware = start(config)
-    model, _ = load_run(config, data, hardware.device)
-    result = transfer(model, data, config, hardware) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
-    write_json(os.path.join(config.run_dir, "xnli.json"), result)
-    return result
+def continuations(config: Config) -> list[str]:
+    """sample_count texts with which a finished run goes on from `prompt`; En-Clone is shown as the words it clones."""
+    folder = Folder(config.data_dir)
+    prompt = np.append(folder.end_of_text, encode(folder.encoding, config.prompt))
+    model, _ = load_run(config, folder, open_device(config))
+    rows = samples(model, np.tile(prompt, (config.sample_count, 1)), config)
+    return [decoder(folder)(row) for row in vocabulary_ids(folder)[rows]]
 
 
-def dynamics(config: Config) -> list[dict]:
-    """
-    Measure a finished run at each of its snapshots, those of its stage 1 first, and write dynamics.jsonl into its folder:
-    similarity (the paper's Fig. 5), and CLKA by frequency on the facts of the period that ended last (Fig. 4).
-    """
-    data, device = Folder(config.data_dir), open_device(config)
-    load_run(config, data)  # or raises
-    path = os.path.join(config.run_dir, "dynamics.jsonl")
-    if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        records = read(path, dynamics_table)
-        if records and all(r.get("eval_words") == config.eval_words for r in records):
-            print(f"{path} is up to date")
-            return records
-    folders = [config.run_dir] if config.init_from != "align" else [config.stage1_dir, config.run_dir]
-    snapshots = [(folder, os.path.relpath(file, folder)) for folder in folders for file in sorted(glob.glob(os.path.join(folder, "snapshots", "*.pt")))]
-    if not snapshots:
-        raise UserError(f"{config.run_dir} has no snapshots; delete its folder and train it with --snapshot_interval=250 or so")
-    periods = data.settings.fact_periods
-    records = []
-    for folder, snapshot in tqdm(snapshots, desc="snapshots", disable=None):
-        model, state = load_trained(folder, data, device, snapshot)
-        ended = (state["step"] - config.stage1_steps) * periods // (config.max_steps - config.stage1_steps)
-        facts = [fact for fact in facts_of(data.settings) if fact.period == ended - 1]
-        frequencies = sorted({fact.frequency for fact in facts})
-        records.append({
-            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"], "eval_words": config.eval_words,
-            "similarity": similarity(model, data, config),
-            "period": ended, "clka": {n: clka(model, data, [fact for fact in facts if fact.frequency == n], config) for n in frequencies}})
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-    return records
-
-
-def transfer_lines(result: dict) -> str:
-    """What evaluate_transfer has measured, a line for each language."""
-    plain = result["config"]
-    return "\n".join(f"{plain['method']} seed {plain['seed']}: NLI {language} {100 * statistics.mean(numbers['accuracies']):.1f}% of {numbers['n']} pairs"
-                     for language, numbers in result["languages"].items())
-
-
-def told(config: Config, name: str, knobs: tuple[str, ...], make: Callable[[Config], dict], tell: Callable[[dict], str]) -> str:
-    """
-    tell(result) of what an earlier evaluation left at `name` in the run's folder, if it is newer than the run and was made with the same
-    values of `knobs`, or else of make(config). Raises UserError when that file is not what eval.py writes.
-    """
+def reuse_or_measure(name: str, config: Config, knobs: Sequence[str], measure: Callable[[Config], dict]) -> dict:
+    """The result `name` in the run's folder: as it is if newer than the run and of the same `knobs`, else measured."""
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        (result,), plain = read(path, lambda values: tell(values[0]) + values[0]["config"]["method"]), config.plain()
-        known = Config().plain() | result["config"]  # a knob that is newer than the file had its default then
-        if all(known[knob] == plain[knob] for knob in knobs):
+        result = read_json(path, "delete it and make it again with eval.py")
+        # A knob that is newer than the file had its default then.
+        then, now = Config().plain() | result["config"], config.plain()
+        if all(then[knob] == now[knob] for knob in knobs):
             print(f"{path} is up to date")
-            return tell(result)
-    return tell(make(config))
+            return result
+    result = measure(config) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
+    write_json(path, result)
+    return result
 
 
 def main(arguments: list[str]) -> None:
-    verb = arguments[0] if arguments[:1] in (["report"], ["xnli"], ["dynamics"], ["sample"]) else None
-    if verb == "report":
-        return report(arguments[1:])
+    elsewhere = {"report": "report.__main__", "dynamics": "tools.dynamics"}
+    verb = arguments[0] if arguments[:1] and arguments[0] in ("xnli", "sample", *elsewhere) else ""
+    if verb in elsewhere:
+        return importlib.import_module(elsewhere[verb]).main(arguments[1:])
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "sample":
         for text in continuations(config):
             print(f"{config.prompt}|{text}\n")
     elif verb == "xnli":
         knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith("nli_")))
-        print(told(config, "xnli.json", knobs, evaluate_transfer, transfer_lines))
-    elif verb == "dynamics":
-        for record in dynamics(config):
-            shares = [f"{pair} {n}x {100 * numbers['accuracy']:.0f}%" for n, pairs in record["clka"].items() for pair, numbers in pairs.items()]
-            print(f"step {record['step']}, period {record['period']}: {', '.join(shares) or 'no facts yet'}")
+        result = reuse_or_measure("xnli.json", config, knobs, transfer)
+        for language, numbers in result["languages"].items():
+            percent = 100 * statistics.mean(numbers["accuracies"])
+            print(f"{config.method} seed {config.seed}: NLI {language} {percent:.1f}% of {numbers['n']} pairs")
     else:
-        knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size"))
-        print(told(config, "eval.json", knobs, evaluate, lambda result: report_tables([result])))
+        measured = (k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size")
+        print(report_tables([reuse_or_measure("eval.json", config, (*FIXED, *measured), evaluate)]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from corpus import readers as corpus
+from corpus.folder import text_language
+from corpus.readers import read_lines
+from runtime.config import Config
 from runtime.errors import UserError
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -50,27 +52,26 @@ def read(path: str, language: str | None = None, several: bool = False) -> tuple
     The pairs of a tab-separated file with a header, or of a .jsonl file, compressed or not; and the names of its labels:
     LABELS, or ("0", "1") as in PAWS-X.
 
-    `language` keeps the rows whose column `language` says so; a file without that column is taken to be in it, unless it is
-    said to be of `several`. Pairs without a gold label ("-") are left out, as their publishers advise. Raises UserError, naming the
-    line, for anything else.
+    `language` keeps the rows whose column `language` says so. A file without that column is in that language, unless
+    it must hold `several`. Pairs without a gold label ("-") are left out, as their publishers advise.
     """
     pairs: list[Pair] = []
     labels: tuple[str, ...] = ()
-    languages = set()
+    languages: set[str] = set()
     for number, row in _rows(path):
         where = f"{path}:{number}"
         if several and "language" not in row:
-            raise UserError(f"{where}: the file does not say which pairs are in {language!r}: it has no column \"language\"; for a file for each language "
-                            "put {language} into its name")
-        if language is not None and "language" in row:
-            languages.add(row["language"])
-            if row["language"] != language:
-                continue
-        premise, hypothesis, label = (next((row[name] for name in names if isinstance(row.get(name), (str, int))), None)
-                                      for names in (PREMISE, HYPOTHESIS, LABEL))
+            raise UserError(f"{where}: expected a column \"language\" that says which pairs are in {language!r}, found "
+                            f"{', '.join(row)}; for a file for each language put {{language}} into its name")
+        languages.add(str(row.get("language", language)))
+        if language is not None and row.get("language", language) != language:
+            continue
+        premise, hypothesis, label = (
+            next((row[name] for name in names if isinstance(row.get(name), str | int)), None)
+            for names in (PREMISE, HYPOTHESIS, LABEL))
         if not isinstance(premise, str) or not isinstance(hypothesis, str) or label is None:
-            raise UserError(f"{where}: expected a premise ({', '.join(PREMISE)}), a hypothesis ({', '.join(HYPOTHESIS)}) and a label "
-                            f"({', '.join(LABEL)}), found {', '.join(map(str, row))}")
+            raise UserError(f"{where}: expected a premise ({', '.join(PREMISE)}), a hypothesis "
+                            f"({', '.join(HYPOTHESIS)}) and a label ({', '.join(LABEL)}), found {', '.join(row)}")
         if label == "-":
             continue
         label = SPELLINGS.get(str(label).lower(), str(label).lower())
@@ -79,15 +80,15 @@ def read(path: str, language: str | None = None, several: bool = False) -> tuple
             raise UserError(f"{where}: expected one of the labels {', '.join(labels)}, found {label!r}")
         pairs.append(Pair(premise, hypothesis, labels.index(label)))
     if not pairs:
-        has = f"; its languages are {', '.join(sorted(map(str, languages)))}" if languages else ""
-        raise UserError(f"{path}: no labelled pairs{f' in {language!r}' if language else ''}{has}")
+        raise UserError(f"{path}: no labelled pairs in {language or 'it'}; "
+                        f"its languages are {', '.join(sorted(languages)) or 'none'}")
     return pairs, labels
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict]]:
     """The rows of a file by column name, with their line numbers."""
     header = None
-    for number, line in corpus.read_lines(path):
+    for number, line in read_lines(path):
         line = line.rstrip("\r\n")
         if not line:
             continue
@@ -104,8 +105,32 @@ def _rows(path: str) -> Iterator[tuple[int, dict]]:
         else:
             fields = line.split("\t")
             if len(fields) != len(header):
-                raise UserError(f"{path}:{number}: expected {len(header)} tab-separated fields as in the header, found {len(fields)}")
+                raise UserError(f"{path}:{number}: expected {len(header)} tab-separated fields as in the header, "
+                                f"found {len(fields)}")
             yield number, dict(zip(header, fields))
+
+
+def load(config: Config, languages: Sequence[str]) -> tuple[tuple[str, ...], list[Pair], list[Pair], dict[str, list[Pair]]]:
+    """The names of the labels, the training and the dev pairs in the pivot, and the test pairs of each language."""
+    texts = {language: text_language(language, config.pivot) for language in languages}
+    several = len(set(texts.values())) > 1
+
+    def pairs_of(split: str, text: str, several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
+        source = getattr(config, f"nli_{split}")
+        if source != "builtin":
+            return read(source.replace("{language}", text), text, several and "{language}" not in source)
+        if text != config.pivot:
+            raise UserError(f"nli_{split}: the built-in pairs are in English, expected a file for {text!r}, such as "
+                            "xnli.test.tsv")
+        return builtin(split, config.nli_builtin if split == "train" else max(1, config.nli_builtin // 10)), LABELS
+
+    (train, labels), dev = pairs_of("train", config.pivot), pairs_of("dev", config.pivot)
+    tests = {text: pairs_of("test", text, several) for text in dict.fromkeys(texts.values())}
+    for name, (_, found) in {"dev": dev, **tests}.items():
+        if found != labels:
+            raise UserError(f"the {name} pairs: expected the labels of the training pairs ({', '.join(labels)}), found "
+                            f"{', '.join(found)}")
+    return labels, train, dev[0], {language: tests[text][0] for language, text in texts.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,71 +1,12 @@
-"""Natural language inference: the published formats, and the built-in set's labels, balance and splits."""
+"""The built-in inference pairs: labels, balance and splits."""
 
-import gzip
 import itertools
-import json
-import lzma
 from collections import Counter
 
-import pytest
 import torch
 
 from tasks import nli
-from runtime.errors import UserError
-from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, VERBS, Pair, Statement, builtin, label, read
-
-# ---- published files ----
-
-XNLI = "language\tgold_label\tsentence1\tsentence2\tgenre\nde\tneutral\tEin Hund.\tEin Tier.\tx\nen\tcontradiction\tA dog.\tNo dog.\tx\nen\tentailment\tA \"dog.\tAn animal.\tx\n"
-
-
-def write(path, text):
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opener(path, "wt", encoding="utf-8") as f:
-        f.write(text)
-    return str(path)
-
-
-@pytest.mark.parametrize("name", ["xnli.dev.tsv", "xnli.dev.tsv.gz", "xnli.dev.tsv.xz"])
-def test_xnli(tmp_path, name):
-    path = write(tmp_path / name, XNLI)
-    assert read(path, "en") == ([Pair("A dog.", "No dog.", 2), Pair('A "dog.', "An animal.", 0)], LABELS)
-    assert read(path, "de")[0] == [Pair("Ein Hund.", "Ein Tier.", 1)]
-    with pytest.raises(UserError, match="no labelled pairs in 'fr'; its languages are de, en"):
-        read(path, "fr")
-
-
-def test_the_other_formats(tmp_path):
-    multinli = write(tmp_path / "multinli.train.en.tsv", "premise\thypo\tlabel\na b\tc\tcontradictory\r\nd\te\tneutral\n")
-    assert read(multinli, "en")[0] == [Pair("a b", "c", 2), Pair("d", "e", 1)]
-    sick = write(tmp_path / "SICK_train.txt", "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n1\ta\tb\t4.5\tENTAILMENT\n")
-    assert read(sick)[0] == [Pair("a", "b", 0)]
-    paws = write(tmp_path / "dev_2k.tsv", "id\tsentence1\tsentence2\tlabel\n1\ta\tb\t0\n2\tc\td\t1\n")
-    assert read(paws, "de") == ([Pair("a", "b", 0), Pair("c", "d", 1)], ("0", "1"))
-    rows = [{"gold_label": "-", "sentence1": "x", "sentence2": "y"}, {"gold_label": "entailment", "sentence1": "x", "sentence2": "y"}]
-    snli = write(tmp_path / "snli.jsonl.gz", "\n".join(map(json.dumps, rows)))
-    assert read(snli)[0] == [Pair("x", "y", 0)]
-
-
-@pytest.mark.parametrize("name, text, message", [
-    ("a.tsv", "premise\thypothesis\tlabel\nx\ty\tmaybe\n", r"a.tsv:2: expected one of the labels entailment, neutral, contradiction, found 'maybe'"),
-    ("a.tsv", "premise\thypothesis\tlabel\nx\ty\n", "a.tsv:2: expected 3 tab-separated fields as in the header, found 2"),
-    ("a.tsv", "text\tlabel\nx\tneutral\n", r"a.tsv:2: expected a premise .* found text, label"),
-    ("a.tsv", "premise\thypothesis\tlabel\n", "no labelled pairs"),
-    ("a.tsv", "", "no labelled pairs"),
-    ("a.tsv", "premise\thypothesis\tlabel\nx\ty\t0\nx\ty\tneutral\n", "a.tsv:3: expected one of the labels 0, 1, found 'neutral'"),
-    ("a.jsonl", "{\n", "a.jsonl:1: not JSON"),
-    ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object"),
-    ("a.jsonl", '{"premise": 3, "hypothesis": "x", "label": "neutral"}\n', "a.jsonl:1: expected a premise"),
-])
-def test_bad_files(tmp_path, name, text, message):
-    with pytest.raises(UserError, match=message):
-        read(write(tmp_path / name, text))
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        read(str(tmp_path / "none.tsv"))
-
+from tasks.nli import OBJECTS, QUANTIFIERS, SUBJECTS, VERBS, Statement, builtin, label
 
 # ---- the built-in set ----
 
@@ -161,11 +102,3 @@ def test_the_hypothesis_alone_says_nothing():
     assert accuracy(lambda p: bag(p.hypothesis)) < 0.4
     assert accuracy(lambda p: bag(p.premise)) < 0.5
     assert accuracy(lambda p: torch.cat([bag(p.premise), bag(p.hypothesis)])) < 0.5
-
-
-def test_a_file_that_does_not_say_what_language_a_pair_is_in_is_not_of_several(tmp_path):
-    path = tmp_path / "test_2k.tsv"
-    path.write_text("id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n", encoding="utf-8")
-    assert read(str(path), "de")[0] == [Pair("a", "b", 1)]
-    with pytest.raises(UserError, match=r"test_2k.tsv:2: the file does not say which pairs are in 'de'.* put \{language\} into its name"):
-        read(str(path), "de", several=True)

@@ -1,0 +1,130 @@
+"""
+What is looked at beside the paper's three metrics: samples and mixed script (Table 4), kinds of token (Fig. 6), and
+principal components for a picture of words.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from corpus.dictionary import script_of
+from corpus.folder import Folder, text_language
+from corpus.readers import documents
+from corpus.tokenizer import encode, token_byte_lengths
+from model import GPT
+from report.results import TOKEN_KINDS, wilson
+from runtime.config import Config
+
+
+def vocabulary_ids(folder: Folder) -> np.ndarray:
+    """The vocabulary's id (vocab_size,) behind every id: itself, but for En-Clone's ids that of their English twin."""
+    ids = np.arange(folder.vocab_size)
+    for language in folder.languages:
+        ids[folder.ids_of(language)] = np.arange(folder.V)
+    return ids
+
+
+@torch.no_grad()
+def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """`count` more tokens for each row of ids (B, T), each drawn from softmax(logits / temperature): (B, count)."""
+    T = ids.shape[1]
+    for _ in range(count):
+        logits = F.linear(model(ids[:, -model.block_size:])[:, -1], model.lm_head.weight)  # (B, vocab_size)
+        p = (logits.float() / temperature).softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator)], dim=1)
+    return ids[:, T:]
+
+
+def samples(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
+    """sample_tokens more tokens for each prompt (R, T): (R, sample_tokens) int64, the same for the same seed."""
+    device = model.wte.weight.device
+    generator = torch.Generator(device).manual_seed(config.seed)
+    batches = torch.from_numpy(prompts.astype(np.int64)).to(device).split(config.eval_batch_size)
+    rows = [sample(model, batch, config.sample_tokens, config.sample_temperature, generator)
+            for batch in tqdm(batches, desc="sampling", disable=None)]
+    return torch.cat(rows).cpu().numpy()
+
+
+def decoder(folder: Folder) -> Callable[[np.ndarray], str]:
+    """The text of token ids (n,), without En-Clone's and without ids that stand for nothing, as some encodings have."""
+    known = np.zeros(folder.vocab_size, dtype=bool)
+    known[:folder.V] = token_byte_lengths(folder.encoding) > 0
+    known[folder.end_of_text] = True
+    return lambda ids: folder.encoding.decode(ids[known[ids]].tolist())
+
+
+def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
+    """
+    Whether token ids (n,) of a continuation of pivot text have anything of a target in them: any token of En-Clone; any
+    character of the target's script; for a target in the pivot's script, any whole word that in the table only the
+    target has and that does not stand in held-out pivot text (a dictionary without "he" would make English German).
+    """
+    if language == "clone":
+        own = np.setdiff1d(folder.ids_of("clone"), folder.ids_of(folder.pivot))
+        return lambda ids: bool(np.isin(ids, own).any())
+
+    text = decoder(folder)
+    if (script := script_of(language)) is not None:
+        return lambda ids: re.search(f"[{script}]", text(ids)) is not None
+    table, l = folder.table, folder.languages.index(language)
+
+    def words(which: int) -> set[str]:
+        return {text(table.word(w)).strip().lower() for k in range(len(table)) for w in table.words(k, which)}
+
+    # The first word and the last may be cut.
+    whole_word = re.compile(r"(?<=\s)[^\W\d_]+(?=\W)")
+    held_out = {word.lower() for word in whole_word.findall(text(folder.tokens(folder.pivot, "val")))}
+    only_there = words(l) - words(0) - held_out
+    return lambda ids: any(word.lower() in only_there for word in whole_word.findall(text(ids)))
+
+
+def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
+    """The share of continuations of held-out pivot text with anything of a target language in them (Table 4)."""
+    text = folder.tokens(folder.pivot, "val")
+    length = min(config.sample_prompt, len(text))
+    starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
+    rows = samples(model, text[starts[:, None] + np.arange(length)], config)
+    result = {}
+    for language in folder.languages[1:]:
+        mixed = sum(map(is_in(language, folder), rows))
+        result[language] = {"share": mixed / len(rows), "n": len(rows), "interval": wilson(mixed, len(rows))}
+    return result
+
+
+def text_tokens(folder: Folder, language: str, config: Config) -> np.ndarray:
+    """The first eval_tokens token ids (n,) of the language's part of eval_text (all if 0)."""
+    parts, room = [np.array([folder.end_of_text])], config.eval_tokens or math.inf
+    for text in documents(config.eval_text.replace("{language}", text_language(language, folder.pivot))):
+        parts.append(np.append(encode(folder.encoding, text), folder.end_of_text))
+        room -= len(parts[-1])
+        if room <= 0:
+            break
+    return folder.to_language(np.concatenate(parts)[:config.eval_tokens or None], language)
+
+
+def token_kinds(folder: Folder) -> np.ndarray:
+    """
+    An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an
+    entry in this quarter of the table, the most frequent first; part of a word without one; neither. The kinds are the
+    same for every run, so that runs with a part of the table are compared on the same tokens (Fig. 6).
+    """
+    align = np.abs(folder.align("val"))
+    wordlike = np.zeros(folder.V, dtype=bool)
+    for token in folder.encoding.token_byte_values():
+        wordlike[folder.encoding.encode_single_token(token)] = re.search(rb"[0-9A-Za-z\x80-\xff]", token) is not None
+    cuts = [len(folder.table.top(share)) for share in (0.25, 0.5, 0.75)]
+    without_entry = np.where(wordlike[folder.tokens(folder.pivot, "val")], len(TOKEN_KINDS) - 2, len(TOKEN_KINDS) - 1)
+    return np.where(align > 0, np.searchsorted(cuts, align), without_entry)
+
+
+def components(vectors: torch.Tensor, languages: Sequence[str]) -> dict[str, list]:
+    """Vectors (len(languages), n, C) of words in the two directions of largest variance: {language: [[x, y], ...]}."""
+    centred = vectors.flatten(0, 1) - vectors.flatten(0, 1).mean(0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # (2, C)
+    points = (centred @ directions.T).unflatten(0, vectors.shape[:2])  # (len(languages), n, 2)
+    return {language: of_language.cpu().numpy().round(4).tolist() for language, of_language in zip(languages, points)}
