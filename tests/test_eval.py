@@ -140,9 +140,7 @@ def test_perplexity_by_kind_adds_up_to_the_whole(tiny, data):
 def read_a_while(tiny, data, tmp_path_factory) -> GPT:
     """A model that has seen enough text to use what stands before a token."""
     config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("while")), max_steps=200, learning_rate=3e-3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopSignal", lambda: SimpleNamespace(asked=False))
-        training.main(overrides(config))
+    training.main(overrides(config))
     return load_trained(config.run_dir, data)[0]
 
 
