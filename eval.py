@@ -34,21 +34,19 @@ from corpus.folder import Folder, text_language
 from corpus.tokenizer import encode, token_byte_lengths
 from model import ANY_SHAPE, GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report.results import TOKEN_KINDS, wilson
+from report.results import TOKEN_KINDS, read, wilson
 from report.tables import report_tables
 from runtime import config as configs
 from runtime import errors
 from runtime.checkpoint import FIXED, check_matches, load_trained, make_golden, make_model
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import is_newer, read_json, write_json
+from runtime.files import is_newer, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
-from tasks.analysis import components, decoder, mixed_script, samples, text_tokens, token_kinds, vocabulary_ids
+from tasks.analysis import components, continuations, mixed_script, text_tokens, token_kinds, vocabulary_ids
 from tasks.facts import LANGUAGES, Fact, facts_of, statement
 from train import learning_rate
-
-COMPONENT_WORDS = 300
 
 
 def by_length(rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
@@ -129,10 +127,9 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config: Config) -> dict:
     """
     The share of facts whose true statement is more likely, as a whole sentence, than the three with another object of
-    the same relation. Chance is 1/4; a tie counts as wrong.
-
-    The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so that
-    a model that ignores the subject is right in one of four (tasks/facts.py).
+    the same relation. Chance is 1/4; a tie counts as wrong. The paper leaves open how objects
+    and distractors are drawn: here in fours that have the same four choices, so that a model that ignores the subject
+    is right in one of four (tasks/facts.py).
     """
     sentences = [statement(fact, text_language(language, folder.pivot), object_)
                  for fact in facts for object_ in (fact.object, *fact.distractors)]
@@ -234,7 +231,7 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
 
 
 def transfer(config: Config) -> dict:
-    """All that xnli.json says of a finished run: accuracies of nli_seeds fine-tunings on the pivot, per language."""
+    """Accuracies, per language, of nli_seeds fine-tunings of a finished run on pairs in the pivot."""
     folder, hardware = Folder(config.data_dir), start(config)
     model, _ = load_run(config, folder, hardware.device)
     labels, train, dev, tests = nli.load(config, folder.languages)
@@ -256,12 +253,10 @@ def transfer(config: Config) -> dict:
 
 @torch.no_grad()
 def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence[int], count: int) -> torch.Tensor:
-    """
-    Representations (L + 2, len(languages), n, C) of the first word, in each of these languages, of n <= `count` entries
-    that have one. Entries are drawn by frequency as in stage 1, but are the same for every run.
-    """
+    """Representations (L + 2, len(languages), n, C) of the first word of n <= `count` entries in these languages."""
     table, columns = folder.table, np.array(languages)[:, None]
     L = len(table.languages)
+    # By frequency as in stage 1, but the same for every run.
     drawn = np.argsort(draw_keys(table, replace(config, seed=0), step=2**62))
     entries = drawn[(np.diff(table.groups)[drawn * L + columns] > 0).all(0)][:count]
     words = table.groups[entries * L + columns]  # (len(languages), n)
@@ -274,10 +269,9 @@ def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence
 @torch.no_grad()
 def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
     """
-    Mean cosine between a pivot word and its first translation, per target and layer.
-
-    `words`: words encoded alone, as stage 1 sees them. `random`: a word and the translation of another, for scale.
-    `text` (En-Clone): held-out text and its clone, position by position; its last layer is the final hidden state.
+    Mean cosine between a pivot word and its first translation, per target and layer. `words`: words encoded alone, as
+    stage 1 sees them. `random`: with the translation of another word, for scale. `text` (En-Clone): held-out text and
+    its clone, position by position; its last layer is the final hidden state.
     """
     names = ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
     rows = []
@@ -332,44 +326,47 @@ def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu")
     return model, state
 
 
-def evaluate(config: Config) -> dict:
-    """All that eval.json says of a finished run."""
+def measure(config: Config) -> dict:
+    """All but transfer, of a finished run."""
     folder = Folder(config.data_dir)
     model, state = load_run(config, folder, open_device(config))
     all_languages, texts = range(len(folder.languages)), folder.languages if config.eval_text else ()
-    embeddings = {name: word_vectors(of_state, folder, config, all_languages, COMPONENT_WORDS)[0]
-                  for name, of_state in states(model, folder, config).items()}
+    drawn = {name: word_vectors(of_state, folder, config, all_languages, count=300)[0]
+             for name, of_state in states(model, folder, config).items()}
     return {"method": config.method, "seed": config.seed, "tokens": state["tokens"],
             "lm": {l: language_model(model, folder, l, config) for l in folder.languages},
             "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
             "clka": clka(model, folder, facts_of(folder.settings), config),
             "similarity": similarity(model, folder, config),
-            "components": {name: components(vectors, folder.languages) for name, vectors in embeddings.items()},
+            "components": {name: components(vectors, folder.languages) for name, vectors in drawn.items()},
             "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
 
 
-def continuations(config: Config) -> list[str]:
-    """sample_count texts with which a finished run goes on from `prompt`; En-Clone is shown as the words it clones."""
-    folder = Folder(config.data_dir)
-    prompt = np.append(folder.end_of_text, encode(folder.encoding, config.prompt))
-    model, _ = load_run(config, folder, open_device(config))
-    rows = samples(model, np.tile(prompt, (config.sample_count, 1)), config)
-    return [decoder(folder)(row) for row in vocabulary_ids(folder)[rows]]
-
-
-def reuse_or_measure(name: str, config: Config, knobs: Sequence[str], measure: Callable[[Config], dict]) -> dict:
+def reuse_or_measure(name: str, config: Config, knobs: Sequence[str], measured: Callable[[Config], dict]) -> dict:
     """The result `name` in the run's folder: as it is if newer than the run and of the same `knobs`, else measured."""
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        result = read_json(path, "delete it and make it again with eval.py")
+        (result,) = read(path, lambda values: values[0]["config"])
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
         if all(then[knob] == now[knob] for knob in knobs):
             print(f"{path} is up to date")
             return result
-    result = measure(config) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
+    result = measured(config) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
     write_json(path, result)
     return result
+
+
+def evaluate(config: Config) -> dict:
+    """What eval.json says of a finished run: `measure`, or as it was measured before."""
+    knobs = (k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size")
+    return reuse_or_measure("eval.json", config, (*FIXED, *knobs), measure)
+
+
+def evaluate_transfer(config: Config) -> dict:
+    """What xnli.json says of a finished run: `transfer`, or as it was measured before."""
+    knobs = (k for k in configs.FIELDS if k.startswith("nli_"))
+    return reuse_or_measure("xnli.json", config, (*FIXED, *knobs), transfer)
 
 
 def main(arguments: list[str]) -> None:
@@ -379,17 +376,16 @@ def main(arguments: list[str]) -> None:
         return importlib.import_module(elsewhere[verb]).main(arguments[1:])
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "sample":
-        for text in continuations(config):
+        folder = Folder(config.data_dir)
+        model, _ = load_run(config, folder, open_device(config))
+        for text in continuations(model, folder, config):
             print(f"{config.prompt}|{text}\n")
     elif verb == "xnli":
-        knobs = (*FIXED, *(k for k in configs.FIELDS if k.startswith("nli_")))
-        result = reuse_or_measure("xnli.json", config, knobs, transfer)
-        for language, numbers in result["languages"].items():
+        for language, numbers in evaluate_transfer(config)["languages"].items():
             percent = 100 * statistics.mean(numbers["accuracies"])
             print(f"{config.method} seed {config.seed}: NLI {language} {percent:.1f}% of {numbers['n']} pairs")
     else:
-        measured = (k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size")
-        print(report_tables([reuse_or_measure("eval.json", config, (*FIXED, *measured), evaluate)]))
+        print(report_tables([evaluate(config)]))
 
 
 if __name__ == "__main__":

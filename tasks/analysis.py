@@ -58,6 +58,13 @@ def decoder(folder: Folder) -> Callable[[np.ndarray], str]:
     return lambda ids: folder.encoding.decode(ids[known[ids]].tolist())
 
 
+def continuations(model: GPT, folder: Folder, config: Config) -> list[str]:
+    """sample_count texts with which a model goes on from `prompt`; En-Clone is shown as the words it clones."""
+    prompt = np.append(folder.end_of_text, encode(folder.encoding, config.prompt))
+    rows = samples(model, np.tile(prompt, (config.sample_count, 1)), config)
+    return [decoder(folder)(row) for row in vocabulary_ids(folder)[rows]]
+
+
 def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
     """
     Whether token ids (n,) of a continuation of pivot text have anything of a target in them: any token of En-Clone; any

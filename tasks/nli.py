@@ -120,8 +120,7 @@ def load(config: Config, languages: Sequence[str]) -> tuple[tuple[str, ...], lis
         if source != "builtin":
             return read(source.replace("{language}", text), text, several and "{language}" not in source)
         if text != config.pivot:
-            raise UserError(f"nli_{split}: the built-in pairs are in English, expected a file for {text!r}, such as "
-                            "xnli.test.tsv")
+            raise UserError(f"nli_{split}=builtin is in English only; for {text!r} give a file, such as xnli.test.tsv")
         return builtin(split, config.nli_builtin if split == "train" else max(1, config.nli_builtin // 10)), LABELS
 
     (train, labels), dev = pairs_of("train", config.pivot), pairs_of("dev", config.pivot)

@@ -26,7 +26,7 @@ from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
-from tasks.analysis import text_tokens
+from tasks.analysis import continuations, text_tokens
 from tasks.facts import Fact, facts_of, make_facts, statement
 from tasks.nli import LABELS, Pair
 from train import learning_rate
@@ -375,7 +375,7 @@ def test_transfer_of_a_run(tiny, tmp_path, capsys):
 
 def test_evaluation_of_a_run(tiny, data, out_dir):
     config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="joint", seed=2)
-    result = evaluate(config)
+    result = evaluation.measure(config)
     written = json.loads((out_dir / "joint" / "seed2" / "eval.json").read_text())
     assert {key: written[key] for key in result} == json.loads(json.dumps(result))
     assert written["config"] == config.plain()
@@ -386,7 +386,7 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
                               for language in ("en", "clone")}
     assert result["similarity"] == similarity(model, data, config)
     text = replace(config, eval_text=tiny.source)
-    assert evaluate(text)["text"] == {
+    assert evaluation.measure(text)["text"] == {
         language: evaluation.perplexity(model, data, language, text_tokens(data, language, text), text)
         for language in ("en", "clone")}
 
@@ -413,7 +413,7 @@ def test_components_of_a_run(tiny, data, out_dir):
     """Against the leading eigenvectors of the covariance of the mean embeddings of words."""
     config = replace(tiny, out_dir=str(out_dir), max_steps=12)
     joint, config = config, replace(config, method="prealign", init_from="align", codeswitch_ratio=0.3)
-    got = evaluate(config)["components"]
+    got = evaluation.measure(config)["components"]
     assert list(got) == ["at initialisation", "after stage 1", "after pretraining"]
     torch.manual_seed(config.seed)
     first = make_model(config, data.vocab_size)
@@ -426,7 +426,7 @@ def test_components_of_a_run(tiny, data, out_dir):
         expected = (vectors - vectors.mean(0)) @ directions[:, :-3:-1]
         # A direction has no sign.
         np.testing.assert_allclose(np.abs(points.reshape(-1, 2)), np.abs(expected), atol=1e-3)
-    assert list(evaluate(joint)["components"]) == ["at initialisation", "after pretraining"]
+    assert list(evaluation.measure(joint)["components"]) == ["at initialisation", "after pretraining"]
     model, _ = load_trained(config.run_dir, data)
     for without in (dict(align_coverage=0.5), dict(only="clone"), dict(mix={"en": 1.0})):
         assert evaluation.states(model, data, replace(config, **without)) == {}
@@ -455,7 +455,9 @@ def test_continuations_of_a_prompt(tiny, out_dir, capsys):
     evaluation.main(["sample", *overrides(config)])
     printed = capsys.readouterr().out
     assert printed.count("Lo ba|") == 3
-    assert printed[:-2].split("\n\n") == [f"Lo ba|{text}" for text in evaluation.continuations(config)]
+    data = Folder(tiny.data_dir)
+    model, _ = load_trained(config.run_dir, data)
+    assert printed[:-2].split("\n\n") == [f"Lo ba|{text}" for text in continuations(model, data, config)]
 
 
 def test_a_run_that_is_missing_or_unfinished_is_an_error(tiny, out_dir, tmp_path):
