@@ -1,318 +1,238 @@
 """
-A dictionary from a language model: the pivot's words translated by any OpenAI-compatible chat endpoint (paper, section 3.1).
+A dictionary from a language model: the pivot's words translated by an OpenAI-compatible endpoint (paper, section 3.1).
 
-    export OPENAI_API_KEY=...
-    python -m tools.translate config/mine.py --dry_run=true       # how many words, how many requests, what it may cost
+    pip install openai && export OPENAI_API_KEY=...
+    python -m tools.translate config/mine.py --dry_run=true       # how many words and requests, what it may cost
     python -m tools.translate config/mine.py                      # asks, and writes the files that `dictionary` names
 
-Asks for the words that the alignment table can use: those of the corpus seen more than min_count times, most frequent first. Every
-answer is appended to DICTIONARY.jsonl at once, so that the same command goes on where it stopped and asks only for what is missing.
+Asks for the words that the alignment table can use: those seen more than min_count times, the most frequent first.
+Every answer is appended to DICTIONARY.jsonl at once: the same command goes on, and asks only for what is missing.
 """
 
-import contextlib
-import http.client
 import json
 import os
-import random
 import re
 import threading
-import time
 import unicodedata
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from corpus.build import count_pivot_surfaces, documents
+from corpus.words import seen_words
 from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
-from corpus.build import count_pivot_surfaces, documents
-from runtime.files import only_user, write_text
-from corpus.words import seen_words
+from runtime.files import exclusive, write_text
 
-LANGUAGE_NAMES = {"ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "de": "German", "el": "Greek", "es": "Spanish", "fr": "French", "he": "Hebrew",
-                  "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian",
-                  "sw": "Swahili", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese (simplified characters)"}
-ATTEMPTS = 6        # of one request, when the endpoint is busy, failing or silent
-ROUNDS = 3          # in which words whose answers could not be used are asked for again
-LONGEST = 80        # characters of a translation
-REFUSALS = 3        # of requests, none answered so far (or failures one after the other, or first answers without use), until it is given up
-LONGEST_PAUSE = 600.0     # seconds, whatever the endpoint asks for
-ENGLISH_CHARACTERS_PER_TOKEN = 4  # for the estimate before
+WORDS = 20                  # of a request, fewer when answers are cut short
+ROUNDS = 3                  # in which what has no usable answer is asked for again, in shorter requests
+ATTEMPTS, TIMEOUT = 7, 120  # of a request, by the openai package, and seconds of each
+FAILURES = 3                # of requests, one after the other, until the endpoint is given up
+LONGEST = 80                # characters of a translation
+NO_CHAT = (LookupError, AttributeError, TypeError, ValueError)   # what reading an answer of another kind raises
+PAIR = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*(\[[^\[\]]*\])')   # "word": ["translation", ...]
 
 
-def prompt(words: list[str], pivot: str, language: str, k: int) -> list[dict[str, str]]:
-    source, target = (LANGUAGE_NAMES.get(name, {"en": "English"}.get(name, name)) for name in (pivot, language))
-    return [
-        {"role": "system", "content": f"You write a bilingual dictionary from {source} to {target}."},
-        {"role": "user", "content":
-            f"For each {source} word of this JSON list give its {k} most common translations into {target}, the most common first; fewer when there are not "
-            f"so many. Each is one word, or a short phrase where {target} needs one, in the form in which it stands in ordinary text, without explanations. "
-            f"Names get the form that {target} uses for them. Answer with one JSON object only: every word of the list, exactly as written here, to the list "
-            f"of its translations.\n{json.dumps(words, ensure_ascii=False)}"}]
+def prompt(words: list[str], language: str, config: Config) -> list[dict[str, str]]:
+    return [{"role": "system", "content": "You write a bilingual dictionary. Languages are named by their ISO codes."},
+            {"role": "user", "content":
+                f"For each word of this JSON list, of language {config.pivot!r}, give its {config.llm_translations} "
+                f"most common translations into language {language!r}, the most common first; fewer when there are not so "
+                "many. Each is one word, or a short phrase where that language needs one, as it stands in ordinary "
+                "text, without explanations. Names get the form that it uses. Answer with one JSON object only: every "
+                "word of the list, exactly as written here, to the list of its translations.\n"
+                + json.dumps(words, ensure_ascii=False)}]
 
 
-def is_text(string: str) -> bool:
-    """Whether there is no control character, line end or half a character in it; joiners, which some scripts need, are text."""
-    return not any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") for c in string)
+def usable(translations: Any, k: int) -> list[str]:
+    """1 to k different short strings without control characters, or [] when they are not that."""
+    if not isinstance(translations, list) or not all(isinstance(text, str) for text in translations):
+        return []
+    texts = list(dict.fromkeys(text.strip() for text in translations))
+    has_control = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for text in texts for c in text)
+    return [] if has_control or len(texts) > k or not all(0 < len(text) <= LONGEST for text in texts) else texts
 
 
 def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
-    """The words whose translations the answer gives as asked: 1 to k different short strings. Others are left out."""
-    answer = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer.strip())
-    try:
-        found = json.loads(answer)
-    except (ValueError, RecursionError):
-        return {}
-    result = {}
-    for word in words:
-        those = found.get(word) if isinstance(found, dict) else None
-        if not isinstance(those, list) or not all(isinstance(t, str) for t in those):
-            continue
-        those = list(dict.fromkeys(t.strip() for t in those))
-        if 1 <= len(those) <= k and all(0 < len(t) <= LONGEST and is_text(t) for t in those):
-            result[word] = those
-    return result
-
-
-class Refusal(UserError):
-    """The endpoint said no to one request."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    tokens_in: int
-    tokens_out: int
-
-
-class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is a refusal: the key is for the endpoint that was named, and for no other."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_endpoint = urllib.request.build_opener(NoRedirects)
-
-
-def ask(messages: list[dict[str, str]], config: Config, key: str, stop: threading.Event) -> Answer:
-    """
-    One request, repeated after a growing pause while the endpoint is busy (429), failing (5xx), silent or not reached. Raises
-    UserError when it refuses, or after ATTEMPTS. The key is in no message.
-    """
-    body = json.dumps({"model": config.llm_model, "messages": messages}).encode()
-    request = urllib.request.Request(config.llm_url.rstrip("/") + "/chat/completions", body,
-                                     {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
-    for attempt in range(1, ATTEMPTS + 1):
-        pause = 2 ** attempt * config.llm_backoff * (0.5 + random.random())
+    """The words with usable translations in an answer, whatever thinking or prose stands around, or is cut off."""
+    found, answer = {}, re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL).rpartition("</think>")[2]
+    for pair in PAIR.findall(answer):
         try:
-            deadline = time.monotonic() + config.llm_timeout  # of the whole answer; the timeout below is of each part
-            received = b""
-            with _endpoint.open(request, timeout=config.llm_timeout) as response:
-                while part := response.read1(2**16):
-                    received += part
-                    if time.monotonic() > deadline:
-                        raise TimeoutError("an answer that does not end")
-            reply = json.loads(received)
-            content, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
-            # None is what a refusal or a filter gives: no usable answer
-            return Answer(content if isinstance(content, str) else "", int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-        except urllib.error.HTTPError as e:
-            problem = f"status {e.code}"
-            if e.code not in (408, 429) and e.code < 500:
-                detail = ""
-                with contextlib.suppress(OSError, http.client.HTTPException):
-                    detail = e.read(300).decode(errors="replace")
-                detail = detail.replace(key, "***") if key else detail
-                raise Refusal(f"{config.llm_url} refused the request ({problem}): {detail.strip()}", e.code) from None
-            if (after := e.headers.get("Retry-After", "")).isdigit():
-                pause = max(pause, min(int(after), LONGEST_PAUSE))
-        except (OSError, http.client.HTTPException) as e:  # not reached, silent, cut off
-            problem = str(getattr(e, "reason", e)) or type(e).__name__
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            problem = "an answer that is not a chat completion"
-        if attempt < ATTEMPTS and stop.wait(pause):
-            break
-    raise UserError(f"{config.llm_url}: {problem}, {attempt} times; what was answered is kept: run the same command again")
+            word, translations = map(json.loads, pair)
+        except ValueError:
+            continue
+        if word in words and (texts := usable(translations, k)):
+            found[word] = texts
+    return found
 
 
-class Cache:
-    """
-    Every usable answer ever given, one line each: {"word", "language", "model", "k", "translations"}, where k were asked for. A line cut
-    off by a crash is dropped, and what was asked for with a smaller k is not known.
-    """
-
-    def __init__(self, path: str, language: str, k: int):
-        self.path, self.language = path, language
-        self.known: dict[str, list[str]] = {}
-        whole = 0
-        if os.path.exists(path):
-            with open(path, "rb") as f:
-                for number, line in enumerate(f, 1):
-                    try:
-                        row = json.loads(line)
-                        if line.endswith(b"\n"):
-                            if row["language"] != language:
-                                raise UserError(f"{path}:{number}: an answer in {row['language']!r}, expected {language!r}; give each language a dictionary of its own")
-                            if row["k"] >= k:
-                                self.known |= parse(json.dumps({row["word"]: row["translations"][:k]}), [row["word"]], k)
-                            whole += len(line)
-                            continue
-                    except (ValueError, LookupError, TypeError, RecursionError):
-                        pass
-                    if line.endswith(b"\n"):
-                        raise UserError(f"{path}:{number}: not an answer of translate.py, found {line[:60]!r}; mend or delete the line")
-        self.whole = whole
-        self.file: BinaryIO | None = None
-
-    def add(self, translations: dict[str, list[str]], model: str, k: int) -> None:
-        if self.file is None:
-            self.file = open(self.path, "ab")
-            self.file.truncate(self.whole)
-        for word, those in translations.items():
-            self.known[word] = those
-            line = json.dumps({"word": word, "language": self.language, "model": model, "k": k, "translations": those}, ensure_ascii=False)
-            self.file.write(line.encode() + b"\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def groups(words: list[str], size: int) -> Iterator[list[str]]:
-    return (words[i:i + size] for i in range(0, len(words), size))
+def read_answers(path: str, language: str, k: int) -> dict[str, list[str]]:
+    """The translations, at most k, of each word that at least k were asked for of. Drops what a crash has cut off."""
+    known: dict[str, list[str]] = {}
+    if not os.path.exists(path):
+        return known
+    with open(path, "r+b") as f:
+        data = f.read()
+        f.truncate(data.rfind(b"\n") + 1)
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            texts = usable(row["translations"][:k], k)
+            if row["language"] != language or not isinstance(row["word"], str) or not texts:
+                raise ValueError
+            if row["k"] >= k:
+                known[row["word"]] = texts
+        except (ValueError, LookupError, TypeError, RecursionError) as e:
+            raise UserError(f"{path}:{number}: expected an answer in {language!r} as translate.py writes it, found "
+                            f"{line[:80]!r}; mend or delete the line, or name another --dictionary") from e
+    return known
 
 
 def words_to_ask(config: Config) -> list[str]:
     """
-    The corpus's words with a letter in them that are seen more than min_count times, most frequent first; in lower case, where that
-    is as frequent: "House" as "house", and "Polish" as it stands.
+    The corpus's words with a letter that are seen more than min_count times, most frequent first; in lower case, where
+    that is as frequent: "House" as "house", and "Polish" as it stands.
     """
-    counts = seen_words(count_pivot_surfaces(config, documents(config, config.pivot, f"words {config.pivot}"), []), config.min_count)
+    texts = documents(config, config.pivot, f"words {config.pivot}")
+    counts = seen_words(count_pivot_surfaces(config, texts, []), config.min_count)
     words = [word for word, _ in counts.most_common() if any(c.isalpha() for c in word)]
     return list(dict.fromkeys(word.lower() if counts[word.lower()] >= counts[word] else word for word in words))
 
 
-def cost(tokens_in: float, tokens_out: float, config: Config) -> str:
-    text = f"{tokens_in:,.0f} tokens in, {tokens_out:,.0f} out"
-    if config.llm_price_in or config.llm_price_out:
-        text += f", ${(tokens_in * config.llm_price_in + tokens_out * config.llm_price_out) / 1e6:,.2f}"
-    return text
+def cost(used: Counter, config: Config) -> str:
+    dollars = (used["in"] * config.llm_price_in + used["out"] * config.llm_price_out) / 1e6
+    return f"{used['in']:,.0f} tokens in, {used['out']:,.0f} out" + f", ${dollars:,.2f}" * (dollars > 0)
 
 
-@dataclass
-class Used:
-    """What the answers have cost so far."""
+def connect(config: Config, key: str) -> Any:
+    """The openai package's client: it asks again after 429, 5xx and timeouts, when Retry-After says."""
+    try:
+        import openai
+    except ImportError as e:
+        raise UserError("to ask a language model, install the openai package: pip install openai") from e
+    # No proxy knows what listens on this machine, and a redirect would take the key elsewhere.
+    local = urlsplit(config.llm_url).hostname in ("localhost", "127.0.0.1", "::1")
+    return openai.OpenAI(api_key=key, base_url=config.llm_url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1,
+                         http_client=openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local))
 
-    tokens_in: int = 0
-    tokens_out: int = 0
 
-
-def translate(words: list[str], language: str, config: Config, key: str, cache: Cache, used: Used) -> list[str]:
-    """Ask for all words, several requests at a time; answers go to the cache. Returns the words that have no usable one."""
-    answered = refused = failed = 0
-    stop = threading.Event()
-    missing = [word for word in words if word not in cache.known]
-    waiting: dict[Future, list[str]] = {}
-
-    def take(future: Future, group: list[str]) -> None:
-        nonlocal answered, refused, failed
-        try:
-            answer = future.result()
-        except UserError as e:  # it may be for these words alone
-            if isinstance(e, Refusal):
-                refused += 1
-                for_all = e.status not in (400, 422) or not (answered or cache.known or refused < REFUSALS)
-            else:
-                failed += 1
-                for_all = not answered or failed == REFUSALS
-            if for_all:
-                raise
-            tqdm.write(f"{e}; left out for now: {', '.join(group[:3])}{', ...' * (len(group) > 3)}")
-            return
-        answered += 1
-        failed = 0
-        found = parse(answer.text, group, config.llm_translations)
-        cache.add(found, config.llm_model, config.llm_translations)
-        used.tokens_in += answer.tokens_in
-        used.tokens_out += answer.tokens_out
-        bar.update(len(found))
-        if not cache.known and answered == REFUSALS:
-            raise UserError(f"{config.llm_url}: the first {answered} answers of {config.llm_model} cannot be used; expected one JSON object with the words, "
-                            f"found {answer.text.strip()[:80]!r}; use another model")
-
-    with ThreadPoolExecutor(config.llm_requests) as pool, tqdm(total=len(missing), desc=f"words {language}", unit="word", disable=None) as bar:
-        try:
-            for round_ in range(ROUNDS):  # the later ones with fewer words at a time: what is bad in one answer spoils less
-                todo = groups(missing, max(1, config.llm_words // 4 ** round_))
-                while True:
-                    while len(waiting) < 2 * config.llm_requests and (group := next(todo, None)) is not None:
-                        waiting[pool.submit(ask, prompt(group, config.pivot, language, config.llm_translations), config, key, stop)] = group
-                    if not waiting:
-                        break
-                    for future in wait(waiting, return_when=FIRST_COMPLETED)[0]:
-                        take(future, waiting.pop(future))
-                missing = [word for word in missing if word not in cache.known]
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)  # requests under way are paid for, so their answers are waited for
-            for future, group in waiting.items():
-                if not future.cancelled():
-                    with contextlib.suppress(UserError):
-                        take(future, group)
+def ask(client: Any, words: list[str], language: str, config: Config) -> tuple[str, bool, Counter]:
+    """The answer's text, whether it is cut short, and the tokens used."""
+    import openai
+    url = str(client.base_url)
+    try:
+        reply = client.chat.completions.create(model=config.llm_model, messages=prompt(words, language, config))
+        choice, usage = reply.choices[0], reply.usage
+        text, is_cut = choice.message.content or "", choice.finish_reason == "length"
+    except (openai.NotFoundError, *NO_CHAT):
+        # A base URL that leads nowhere may lack its /v1.
+        if "/v1" in url:
             raise
-    return missing
+        client.base_url = url.rstrip("/") + "/v1"
+        return ask(client, words, language, config)
+    tokens = {"in": getattr(usage, "prompt_tokens", 0), "out": getattr(usage, "completion_tokens", 0)}
+    return text, is_cut, Counter({name: count or 0 for name, count in tokens.items()})
 
 
-def write_dictionary(path: str, words: list[str], known: dict[str, list[str]]) -> None:
-    write_text(path, "".join(f"{word}\t{translation}\n" for word in words for translation in known.get(word, ())))
+class Translation:
+    """Words and their translations into one language, asked for in several requests at a time."""
+
+    def __init__(self, language: str, config: Config):
+        self.language, self.config, self.used, self.lock = language, config, Counter(), threading.Lock()
+        self.path, self.k = config.dictionary_of(language) + ".jsonl", config.llm_translations
+        self.known, self.failures, self.size = read_answers(self.path, language, self.k), 0, WORDS
+        self.bar = tqdm(desc=f"words {language}", unit="word", disable=None)
+
+    def request(self, client: Any, words: list[str]) -> tuple[str, bool]:
+        """In a thread: ask, and keep what is answered at once."""
+        text, is_cut, tokens = ask(client, words, self.language, self.config)
+        found = parse(text, words, self.k)
+        rows = [{"word": word, "language": self.language, "model": self.config.llm_model, "k": self.k,
+                 "translations": texts} for word, texts in found.items()]
+        with self.lock, open(self.path, "a", encoding="utf-8") as f:
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self.known.update(found)
+            self.used.update(tokens)
+            self.bar.update(len(found))
+        return text, is_cut
+
+    def judge(self, future: Future, words: list[str], key: str) -> None:
+        """Raises UserError when an answer, or its absence, says that there is no use in asking on."""
+        import openai
+        status, is_cut = 200, False
+        try:
+            text, is_cut = future.result()
+            reason = f"no usable answer: {text}"
+        except (openai.OpenAIError, *NO_CHAT) as e:
+            status, response = getattr(e, "status_code", 0), getattr(e, "response", None)
+            reason = f"status {status}: {response.text}" if response is not None else f"{e.__cause__ or e}"
+        reason = f"{self.config.llm_url}, {self.config.llm_model}: {' '.join(reason.replace(key, '***').split())[:300]}"
+        if is_cut:
+            self.size = max(1, min(self.size, len(words) // 2))
+        if status == 200 and (self.known or is_cut and len(words) > 1):
+            self.failures = 0
+        # A content filter says 400 or 422 of some words; that counts while there are no others.
+        elif status not in (400, 413, 422) or not self.known:
+            self.failures += 1
+        if self.failures == FAILURES or 300 <= status < 500 and status not in (400, 408, 409, 413, 422, 429):
+            raise UserError(f"{reason}; what was answered is kept: the same command goes on")
+        if status != 200:
+            tqdm.write(f"{reason}; left out for now: {', '.join(words[:3])} ...")
+
+    def run(self, client: Any, words: list[str]) -> None:
+        """Ask for the words that are not known, in ROUNDS rounds."""
+        # Leaving the pool waits for requests under way, which are paid for: their answers are kept whatever happens.
+        with ThreadPoolExecutor(self.config.llm_requests) as pool, self.bar:
+            for _ in range(ROUNDS):
+                todo: deque[str] = deque(word for word in words if word not in self.known)
+                running: dict[Future, list[str]] = {}
+                while todo or running:
+                    while todo and len(running) < self.config.llm_requests:
+                        group = [todo.popleft() for _ in range(min(self.size, len(todo)))]
+                        running[pool.submit(self.request, client, group)] = group
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        self.judge(future, running.pop(future), client.api_key)
+                self.size = max(1, self.size // 4)
 
 
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
-    targets = config.written[1:]
-    if not targets or "{language}" not in config.dictionary or any(c in config.dictionary for c in "*?["):
-        raise UserError("translate.py writes the file that `dictionary` names, for every target but En-Clone: it must have {language} in it and no "
-                        f"pattern; found {config.dictionary!r} and targets {', '.join(config.targets)}")
+    if not config.written[1:] or "{language}" not in config.dictionary or any(c in config.dictionary for c in "*?["):
+        raise UserError("translate.py writes the file that `dictionary` names for every target but En-Clone: expected "
+                        f"{{language}} in it and no pattern; found {config.dictionary!r} and {', '.join(config.targets)}")
     key = os.environ.get(config.llm_key, "").strip()
     if not key and not config.dry_run:
-        raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, if it needs none), or name another with --llm_key")
-    words = words_to_ask(config)
-    failed = []
-    for language in targets:
+        raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, "
+                        "if it needs none), or name another with --llm_key")
+    client, words = None if config.dry_run else connect(config, key), words_to_ask(config)
+    for language in config.written[1:]:
         path = config.dictionary_of(language)
         if os.path.exists(path) and not os.path.exists(path + ".jsonl"):
-            raise UserError(f"{path} is there and not made by translate.py, which would replace it; give another name with --dictionary")
-        with only_user(path + ".jsonl"), contextlib.closing(Cache(path + ".jsonl", language, config.llm_translations)) as cache:
-            missing = [word for word in words if word not in cache.known]
-            requests = list(groups(missing, config.llm_words))
-            characters = sum(len(message["content"]) for group in requests for message in prompt(group, config.pivot, language, config.llm_translations))
-            # Of an answer: the word, and k translations of its length in letters, each of which may be a token in another script.
-            out = sum(len(word) / ENGLISH_CHARACTERS_PER_TOKEN + config.llm_translations * (len(word) / 2 + 2) for word in missing)
-            print(f"{language}: {len(words):,} words, {len(missing):,} to ask for in {len(requests):,} requests; estimated "
-                  f"{cost(characters / ENGLISH_CHARACTERS_PER_TOKEN, out, config)}")
+            raise UserError(f"{path} is there and not made by translate.py, which would replace it; use another name")
+        with exclusive(path + ".jsonl"):
+            translation = Translation(language, config)
+            missing = [word for word in words if word not in translation.known]
+            groups = [missing[i:i + WORDS] for i in range(0, len(missing), WORDS)]
+            # English has some 4 characters a token; in other scripts a letter may be half a token.
+            asked = sum(len(message["content"]) for group in groups for message in prompt(group, language, config)) / 4
+            answer = sum(len(word) / 4 + config.llm_translations * (len(word) / 2 + 2) for word in missing)
+            print(f"{language}: {len(words):,} words, {len(missing):,} to ask for in {len(groups):,} requests; "
+                  f"estimated {cost(Counter({'in': asked, 'out': answer}), config)}")
             if config.dry_run:
                 continue
-            used = Used()
             try:
-                failed += [f"{word} ({language})" for word in translate(words, language, config, key, cache, used)]
-                write_dictionary(path, words, cache.known)
+                translation.run(client, words)
             finally:
-                print(f"{path}: {sum(word in cache.known for word in words):,} words; used {cost(used.tokens_in, used.tokens_out, config)}")
-    if failed:
-        print(f"without a usable answer after {ROUNDS} rounds: {len(failed):,} words: {', '.join(failed[:20])}{' ...' if len(failed) > 20 else ''}; "
-              "the dictionary is written without them, the same command asks for them again")
+                known, left = translation.known, [word for word in words if word not in translation.known]
+                if known:
+                    write_text(path, "".join(f"{word}\t{text}\n" for word in words for text in known.get(word, ())))
+                print(f"{path}: {len(words) - len(left):,} words; used {cost(translation.used, config)}; without a usable "
+                      f"answer, and asked for again by the same command: {len(left):,} {', '.join(left[:20])}")
 
 
 if __name__ == "__main__":
