@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import fuzz
+import kill
 import prealign
 import train as training
 from conftest import make_text, overrides
@@ -512,3 +514,63 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
     # The same again is read from the file, and with another knob it is measured again.
     assert dynamics.dynamics(config) == json.loads(json.dumps(records))
     assert dynamics.dynamics(replace(config, eval_words=10))[1]["similarity"] != records[1]["similarity"]
+
+
+# ---- damaged files and killed runs ----
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory) -> tuple[dict[str, fuzz.Format], str]:
+    pytest.importorskip("transformers")
+    folder = str(tmp_path_factory.mktemp("fuzz"))
+    return fuzz.formats(folder), folder
+
+
+@pytest.mark.slow
+def test_damaged_files_are_read_or_refused_in_one_line(formats):
+    for name, form in formats[0].items():
+        outcomes = fuzz.fuzz(form, name, formats[1], 40, seed=1)
+        assert set(outcomes) == {"read", "refused"}, (name, outcomes)
+
+
+def test_a_reader_that_fails_in_another_way_is_found(tmp_path, monkeypatch):
+    """Other exceptions, hangs, messages of two lines; and a checkpoint that is read as another."""
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+
+    def lines(path):
+        raise UserError("one\ntwo")
+
+    readers = {"ZeroDivisionError": lambda path: 1 / 0, "TooLong": lambda path: time.sleep(5), "not one line": lines}
+    for reason, reader in readers.items():
+        form = fuzz.Format("a.txt", b"whole", lambda path: Path(path).read_bytes() == b"whole" or reader(path))
+        assert fuzz.outcome(form, tmp_path / "a.txt", True).startswith("FileNotFoundError")
+        (tmp_path / "a.txt").write_bytes(b"another")
+        assert fuzz.outcome(form, tmp_path / "a.txt", True).startswith(reason)
+    form = fuzz.Format("checkpoint.pt", b"whole", lambda path: Path(path).read_bytes())
+    outcomes = fuzz.fuzz(form, "checkpoint", str(tmp_path), 9)
+    assert outcomes["read as another"] > 5 and len(list(tmp_path.glob("checkpoint.[0-9]*"))) == outcomes["read as another"]
+
+
+def test_what_differs_after_a_kill_is_found(tmp_path):
+    weights, moments = {"w": torch.ones(3)}, {"state": {0: {"exp_avg": torch.ones(3)}}}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        torch.save({"model": weights, "step": 3, "optimizer": moments}, tmp_path / name / "checkpoint.pt")
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"loss": 2.0, "mfu": ord(name)}) + "\n")
+        (tmp_path / name / "eval.json").write_text(json.dumps({"lm": 2.0, "date": name}))
+        (tmp_path / name / "en.bin").write_bytes(b"12")
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert kill.differences(a, b) == []
+    moments["state"][0]["exp_avg"][1] += 1e-6
+    torch.save({"model": weights, "step": 3, "optimizer": moments}, b / "checkpoint.pt")
+    (b / "metrics.jsonl").write_text(json.dumps({"loss": 2.0 + 1e-9, "mfu": 7}) + "\n")
+    (b / "en.bin").write_bytes(b"13")
+    (b / "more").write_text("")
+    assert kill.differences(a, b) == ["checkpoint.pt", "en.bin", "metrics.jsonl", "more"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_nothing_had_happened(tiny, tmp_path, capsys):
+    arguments = overrides(tiny, max_steps=400, fact_count=0, snapshot_interval=100)
+    arguments = [a for a in arguments if not a.startswith(("--data_dir", "--out_dir", "--checkpoint_interval"))]
+    assert kill.main([*arguments, "--kills=5", f"--folder={tmp_path / 'kill'}"]) == 0
+    assert "the same to the bit" in capsys.readouterr().out
