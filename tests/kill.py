@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=lambda name: Path(name).absolute(), default=Path("out/kill").absolute())
     options, knobs = parser.parse_known_args(arguments)
     if options.folder.exists():
-        sys.exit(f"{options.folder} is there: delete it or name another --folder, as what is finished would not run again")
+        sys.exit(f"{options.folder} is there, and what is finished would not run again: delete it")
     rng, seconds, kills, further = random.Random(options.seed), {}, 0, 0
     for name in ("whole", "killed"):
         folder = options.folder / name

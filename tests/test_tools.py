@@ -402,16 +402,6 @@ def test_an_encoding_with_unused_ids_is_exported_with_its_own(tiny, tmp_path):
     assert tokenizer.eos_token_id == data.end_of_text and tokenizer(TEXT)["input_ids"] == encode(own, TEXT).tolist()
 
 
-def test_weights_have_gpt2s_names_and_shapes():
-    model = GPT(50, 8, 2, 2, 16)
-    weights = gpt2.gpt2_weights(model)
-    assert weights["transformer.h.1.attn.c_attn.weight"].shape == (16, 48)
-    assert weights["transformer.h.0.mlp.c_proj.weight"].shape == (64, 16)
-    assert torch.equal(weights["transformer.h.0.mlp.c_fc.weight"], model.blocks[0].mlp.fc.weight.T)
-    weights["transformer.h.0.mlp.c_fc.weight"][3, 5] = 7
-    assert model.blocks[0].mlp.fc.weight[5, 3] == 7
-
-
 def hf_folder(path: Path, model: GPT, **config) -> str:
     """A folder as transformers writes it, with other values in its config.json."""
     transformers = pytest.importorskip("transformers")
@@ -541,13 +531,10 @@ def test_a_reader_that_fails_in_another_way_is_found(tmp_path, monkeypatch):
 
     readers = {"ZeroDivisionError": lambda path: 1 / 0, "TooLong": lambda path: time.sleep(5), "not one line": lines}
     for reason, reader in readers.items():
-        form = fuzz.Format("a.txt", b"whole", lambda path: Path(path).read_bytes() == b"whole" or reader(path))
-        assert fuzz.outcome(form, tmp_path / "a.txt", True).startswith("FileNotFoundError")
-        (tmp_path / "a.txt").write_bytes(b"another")
-        assert fuzz.outcome(form, tmp_path / "a.txt", True).startswith(reason)
+        assert fuzz.outcome(fuzz.Format("a.txt", b"", reader), tmp_path / "a.txt", None).startswith(reason)
     form = fuzz.Format("checkpoint.pt", b"whole", lambda path: Path(path).read_bytes())
     outcomes = fuzz.fuzz(form, "checkpoint", str(tmp_path), 9)
-    assert outcomes["read as another"] > 5 and len(list(tmp_path.glob("checkpoint.[0-9]*"))) == outcomes["read as another"]
+    assert len(list(tmp_path.glob("checkpoint.[0-9]*"))) == outcomes["read as another"] > 5
 
 
 def test_what_differs_after_a_kill_is_found(tmp_path):

@@ -15,7 +15,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,19 +34,19 @@ ROUNDS = 3                  # in which what has no usable answer is asked for ag
 ATTEMPTS, TIMEOUT = 7, 120  # of a request, by the openai package, and seconds of each
 FAILURES = 3                # of requests, one after the other, until the endpoint is given up
 LONGEST = 80                # characters of a translation
-NO_CHAT = (LookupError, AttributeError, TypeError, ValueError)   # what reading an answer of another kind raises
 PAIR = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*(\[[^\[\]]*\])')   # "word": ["translation", ...]
+NO_CHAT = (LookupError, AttributeError, TypeError, ValueError)    # what reading another kind of answer raises
 
 
 def prompt(words: list[str], language: str, config: Config) -> list[dict[str, str]]:
     return [{"role": "system", "content": "You write a bilingual dictionary. Languages are named by their ISO codes."},
-            {"role": "user", "content":
+            {"role": "user", "content": (
                 f"For each word of this JSON list, of language {config.pivot!r}, give its {config.llm_translations} "
-                f"most common translations into language {language!r}, the most common first; fewer when there are not so "
-                "many. Each is one word, or a short phrase where that language needs one, as it stands in ordinary "
+                f"most common translations into language {language!r}, the most common first; fewer when there are not "
+                "so many. Each is one word, or a short phrase where that language needs one, as it stands in ordinary "
                 "text, without explanations. Names get the form that it uses. Answer with one JSON object only: every "
                 "word of the list, exactly as written here, to the list of its translations.\n"
-                + json.dumps(words, ensure_ascii=False)}]
+                + json.dumps(words, ensure_ascii=False))}]
 
 
 def usable(translations: Any, k: int) -> list[str]:
@@ -143,60 +143,58 @@ class Translation:
     """Words and their translations into one language, asked for in several requests at a time."""
 
     def __init__(self, language: str, config: Config):
-        self.language, self.config, self.used, self.lock = language, config, Counter(), threading.Lock()
-        self.path, self.k = config.dictionary_of(language) + ".jsonl", config.llm_translations
-        self.known, self.failures, self.size = read_answers(self.path, language, self.k), 0, WORDS
-        self.bar = tqdm(desc=f"words {language}", unit="word", disable=None)
+        self.language, self.config, self.path = language, config, config.dictionary_of(language) + ".jsonl"
+        self.known = read_answers(self.path, language, config.llm_translations)
+        self.used, self.failures, self.size, self.lock = Counter(), 0, WORDS, threading.Lock()
 
-    def request(self, client: Any, words: list[str]) -> tuple[str, bool]:
-        """In a thread: ask, and keep what is answered at once."""
-        text, is_cut, tokens = ask(client, words, self.language, self.config)
-        found = parse(text, words, self.k)
-        rows = [{"word": word, "language": self.language, "model": self.config.llm_model, "k": self.k,
-                 "translations": texts} for word, texts in found.items()]
+    def request(self, client: Any, words: list[str]) -> tuple[int, bool, str]:
+        """Ask, and keep what is answered: the status (0 for none), whether it is cut short, and the text."""
+        import openai
+        try:
+            text, is_cut, tokens = ask(client, words, self.language, self.config)
+        except openai.APIStatusError as e:
+            return e.status_code, False, f"status {e.status_code}: {e.response.text}"
+        except (openai.OpenAIError, *NO_CHAT) as e:
+            return 0, False, str(e.__cause__ or e)
+        found = parse(text, words, self.config.llm_translations)
         with self.lock, open(self.path, "a", encoding="utf-8") as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for word, texts in found.items():
+                row = {"word": word, "language": self.language, "model": self.config.llm_model,
+                       "k": self.config.llm_translations, "translations": texts}
+                f.write(json.dumps(row, ensure_ascii=False) + "\n")
             self.known.update(found)
             self.used.update(tokens)
-            self.bar.update(len(found))
-        return text, is_cut
+        return 200, is_cut, f"no usable answer: {text}"
 
-    def judge(self, future: Future, words: list[str], key: str) -> None:
-        """Raises UserError when an answer, or its absence, says that there is no use in asking on."""
-        import openai
-        status, is_cut = 200, False
-        try:
-            text, is_cut = future.result()
-            reason = f"no usable answer: {text}"
-        except (openai.OpenAIError, *NO_CHAT) as e:
-            status, response = getattr(e, "status_code", 0), getattr(e, "response", None)
-            reason = f"status {status}: {response.text}" if response is not None else f"{e.__cause__ or e}"
-        reason = f"{self.config.llm_url}, {self.config.llm_model}: {' '.join(reason.replace(key, '***').split())[:300]}"
-        if is_cut:
-            self.size = max(1, min(self.size, len(words) // 2))
-        if status == 200 and (self.known or is_cut and len(words) > 1):
+    def judge(self, status: int, is_cut: bool, text: str, words: list[str], key: str) -> None:
+        """Raises UserError when such an answer says that there is no use in asking on."""
+        if is_cut and len(words) > 1:
+            self.size = min(self.size, len(words) // 2)
+        elif status == 200 and self.known:
             self.failures = 0
-        # A content filter says 400 or 422 of some words; that counts while there are no others.
+        # A content filter says 400 or 422 of some words; it counts while there are no others.
         elif status not in (400, 413, 422) or not self.known:
             self.failures += 1
-        if self.failures == FAILURES or 300 <= status < 500 and status not in (400, 408, 409, 413, 422, 429):
-            raise UserError(f"{reason}; what was answered is kept: the same command goes on")
+        text = f"{self.config.llm_url}, {self.config.llm_model}: {' '.join(text.replace(key, '***').split())[:300]}"
+        if self.failures == FAILURES or 300 <= status < 400 or status in (401, 402, 403, 404, 405):
+            raise UserError(f"{text}; what was answered is kept: the same command goes on")
         if status != 200:
-            tqdm.write(f"{reason}; left out for now: {', '.join(words[:3])} ...")
+            tqdm.write(f"{text}; left out for now: {', '.join(words[:3])} ...")
 
     def run(self, client: Any, words: list[str]) -> None:
         """Ask for the words that are not known, in ROUNDS rounds."""
+        bar = tqdm(total=len(words), initial=len(self.known), desc=f"words {self.language}", unit="word", disable=None)
         # Leaving the pool waits for requests under way, which are paid for: their answers are kept whatever happens.
-        with ThreadPoolExecutor(self.config.llm_requests) as pool, self.bar:
+        with ThreadPoolExecutor(self.config.llm_requests) as pool, bar:
             for _ in range(ROUNDS):
-                todo: deque[str] = deque(word for word in words if word not in self.known)
-                running: dict[Future, list[str]] = {}
+                todo, running = deque(word for word in words if word not in self.known), {}
                 while todo or running:
                     while todo and len(running) < self.config.llm_requests:
                         group = [todo.popleft() for _ in range(min(self.size, len(todo)))]
                         running[pool.submit(self.request, client, group)] = group
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        self.judge(future, running.pop(future), client.api_key)
+                        self.judge(*future.result(), running.pop(future), client.api_key)
+                    bar.update(len(self.known) - bar.n)
                 self.size = max(1, self.size // 4)
 
 
@@ -204,7 +202,7 @@ def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
     if not config.written[1:] or "{language}" not in config.dictionary or any(c in config.dictionary for c in "*?["):
         raise UserError("translate.py writes the file that `dictionary` names for every target but En-Clone: expected "
-                        f"{{language}} in it and no pattern; found {config.dictionary!r} and {', '.join(config.targets)}")
+                        f"{{language}} in it and no pattern; found {config.dictionary!r} and {config.targets}")
     key = os.environ.get(config.llm_key, "").strip()
     if not key and not config.dry_run:
         raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, "
@@ -231,8 +229,8 @@ def main(arguments: list[str]) -> None:
                 known, left = translation.known, [word for word in words if word not in translation.known]
                 if known:
                     write_text(path, "".join(f"{word}\t{text}\n" for word in words for text in known.get(word, ())))
-                print(f"{path}: {len(words) - len(left):,} words; used {cost(translation.used, config)}; without a usable "
-                      f"answer, and asked for again by the same command: {len(left):,} {', '.join(left[:20])}")
+                print(f"{path}: {len(words) - len(left):,} words; used {cost(translation.used, config)}; without a "
+                      f"usable answer, and asked for again by the same command: {len(left):,} {', '.join(left[:20])}")
 
 
 if __name__ == "__main__":
