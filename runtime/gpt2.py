@@ -1,5 +1,7 @@
 """Our weights by GPT-2's names in transformers, of the same architecture: a model for other tools, or from them."""
 
+from typing import Any
+
 import torch
 
 from model import GPT
@@ -46,8 +48,9 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
             raise ValueError(", ".join(different))
         # A config of our own, as other keys of theirs could ask transformers for other code.
         config = GPT2Config(**ours | {key: theirs[key] for key in larger})
-        source, info = GPT2LMHeadModel.from_pretrained(folder, config=config, local_files_only=True, weights_only=True,
-                                                       output_loading_info=True)
+        from_pretrained: Any = GPT2LMHeadModel.from_pretrained
+        source, info = from_pretrained(folder, config=config, local_files_only=True, weights_only=True,
+                                       output_loading_info=True)
         found = source.float().state_dict()
         if info["missing_keys"] or not all(value.isfinite().all() for value in found.values()):
             raise ValueError(f"weights that are not finite, or missing: {sorted(info['missing_keys'])}")

@@ -49,11 +49,6 @@ def steps(folder: Path) -> int:
     return sum(torch.load(path, weights_only=True, mmap=True)["step"] for path in folder.rglob("checkpoint.pt"))
 
 
-def finish(verb: str, process: subprocess.Popen) -> None:
-    if code := process.wait():
-        sys.exit(f"{verb} ended with {code}; run it by hand to see why: {' '.join(process.args)}")
-
-
 def content(path: Path) -> object:
     """What must be the same of a file: not times, dates and the folder's own name."""
     if path.suffix == ".pt":
@@ -91,14 +86,19 @@ def main(arguments: list[str]) -> int:
             if name == "killed":
                 # In proportion to the time that each takes, at any moment from its start on.
                 share = max(1, round(options.kills * seconds[verb] / sum(seconds.values())))
-                for _ in range(share):
+                for number in range(share):
                     before = steps(folder)
                     time.sleep(rng.uniform(0.2, min(seconds[verb], 4 + 2 * seconds[verb] / share)))
+                    # Every other kill of a training waits for a checkpoint, so that there is something to go on from.
+                    while (number % 2 == 0 and verb in ("prealign.py", "train.py") and process.poll() is None
+                           and steps(folder) == before):
+                        time.sleep(0.05)
                     if process.poll() is not None or not kill(process, rng, processes):
                         break
                     kills, further = kills + 1, further + (steps(folder) > before)
                     process = process if processes > 1 else start(verb, own, processes)
-            finish(verb, process)
+            if process.wait():
+                sys.exit(f"failed; run it by hand to see why: {' '.join(process.args)}")
             seconds.setdefault(verb, time.monotonic() - begin)
     different = differences(options.folder / "whole", options.folder / "killed")
     print(f"{kills} kills, {further} of them after new checkpoints: {', '.join(different) or 'the same to the bit'}")

@@ -15,7 +15,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -145,7 +145,8 @@ class Translation:
     def __init__(self, language: str, config: Config):
         self.language, self.config, self.path = language, config, config.dictionary_of(language) + ".jsonl"
         self.known = read_answers(self.path, language, config.llm_translations)
-        self.used, self.failures, self.size, self.lock = Counter(), 0, WORDS, threading.Lock()
+        self.used: Counter[str] = Counter()
+        self.failures, self.size, self.lock = 0, WORDS, threading.Lock()
 
     def request(self, client: Any, words: list[str]) -> tuple[int, bool, str]:
         """Ask, and keep what is answered: the status (0 for none), whether it is cut short, and the text."""
@@ -166,8 +167,9 @@ class Translation:
             self.used.update(tokens)
         return 200, is_cut, f"no usable answer: {text}"
 
-    def judge(self, status: int, is_cut: bool, text: str, words: list[str], key: str) -> None:
-        """Raises UserError when such an answer says that there is no use in asking on."""
+    def judge(self, answer: tuple[int, bool, str], words: list[str], key: str) -> None:
+        """Raises UserError when a request's answer says that there is no use in asking on."""
+        status, is_cut, text = answer
         if is_cut and len(words) > 1:
             self.size = min(self.size, len(words) // 2)
         elif status == 200 and self.known:
@@ -187,13 +189,14 @@ class Translation:
         # Leaving the pool waits for requests under way, which are paid for: their answers are kept whatever happens.
         with ThreadPoolExecutor(self.config.llm_requests) as pool, bar:
             for _ in range(ROUNDS):
-                todo, running = deque(word for word in words if word not in self.known), {}
+                todo: deque[str] = deque(word for word in words if word not in self.known)
+                running: dict[Future, list[str]] = {}
                 while todo or running:
                     while todo and len(running) < self.config.llm_requests:
                         group = [todo.popleft() for _ in range(min(self.size, len(todo)))]
                         running[pool.submit(self.request, client, group)] = group
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        self.judge(*future.result(), running.pop(future), client.api_key)
+                        self.judge(future.result(), running.pop(future), client.api_key)
                     bar.update(len(self.known) - bar.n)
                 self.size = max(1, self.size // 4)
 
