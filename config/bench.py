@@ -1,6 +1,6 @@
-"""What bench.py measures on a CPU: 12M parameters, a vocabulary of 32k (16k of them En-Clone's), 8 x 256 tokens a step."""
+"""What tools/bench.py measures on a CPU: 12M parameters, 32k ids (half of them En-Clone's), 8 x 256 tokens a step."""
 
-data_dir = "data/bench"
+data_dir = "bins/bench"
 out_dir = "out/bench"
 
 vocab_size = 16384

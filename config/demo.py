@@ -1,8 +1,10 @@
 """
 English to En-Clone on a laptop: about a quarter of an hour on two cores, no GPU, no download.
 
-Scaled down from the paper: 0.8M parameters (without embeddings) for 150M, 5.7M tokens for 10.1B. What changes with the scale, and why:
-  mix                 1.25% of En-Clone among the rows that are not facts, which is 49,000 tokens: facts, stated often, are a third of all.
+Scaled down from the paper: 0.8M parameters (without embeddings) for 150M, 5.7M tokens for 10.1B. What changes with the
+scale, and why:
+  mix                 1.25% of En-Clone among the rows that are not facts, which is 49,000 tokens: facts, stated often,
+                      are a third of all.
   stage1_steps        11% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 6 to 12 times as wide.
@@ -11,7 +13,7 @@ Scaled down from the paper: 0.8M parameters (without embeddings) for 150M, 5.7M 
   beta2               a long memory for the gradients of rare tokens, which most of En-Clone's are.
 """
 
-data_dir = "data/demo"
+data_dir = "bins/demo"
 out_dir = "out/demo"
 
 source = "builtin"

@@ -4,7 +4,7 @@ English to En-Clone on one GPU: 25M parameters (without embeddings), 262M tokens
 Put English text into texts/en/ (about 50M words make one epoch).
 """
 
-data_dir = "data/small"
+data_dir = "bins/small"
 out_dir = "out/small"
 
 source = "texts/en"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table and figure, at one scale. Table 6 only where its text is: see the README, "Every table and figure".
+# Every table and figure, at one scale. Table 6 only where its text is (docs/reproduce.md).
 #     bash runs/all.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

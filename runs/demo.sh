@@ -20,8 +20,9 @@ echo
 python -m report "$OUT_DIR"
 cat <<END
 
-Everything is in $OUT_DIR: report.md with figures, report.json, and for every run METHOD/seedN/ with run.json (config, versions),
-metrics.jsonl (the curves), checkpoint.pt and eval.json. The data is in data_dir (data/demo); table.tsv is its alignment table.
+Everything is in $OUT_DIR: report.md with figures, report.json, and for every run METHOD/seedN/ with run.json (config,
+versions), metrics.jsonl (the curves), checkpoint.pt and eval.json. The data is in data_dir (bins/demo); table.tsv is
+its alignment table.
 Next:
     SEEDS="1 2 3" bash runs/demo.sh $*          # three seeds, mean and standard deviation
     .venv/bin/python train.py config/demo.py config/method/prealign.py $* --method=my_idea --codeswitch_ratio=0.2

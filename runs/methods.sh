@@ -1,6 +1,7 @@
-# Sourced by table*.sh and figures.sh, which are called with a scale (the name of a file in config/, demo unless given; "paper" is
-# 150m) and any --knob=value, which goes to every command. What is finished is skipped, so a script can be interrupted and started
-# again. SEEDS="1 2 3" repeats; LAUNCH="torchrun ..." trains on several GPUs.
+# Sourced by table*.sh and figures.sh, which are called with a scale (demo unless given) and any --knob=value, for every
+# command. A scale is the name of a file in config/, or of one in config/size/, on top of config/paper.py. What
+# is finished is skipped, so a script can be interrupted and started again. SEEDS="1 2 3" repeats;
+# LAUNCH="torchrun ..." trains on several GPUs.
 #     methods NAME ...     train and evaluate methods of config/method
 #     transfer NAME ...    fine-tune them on inference and test that in every language
 #     dynamics NAME ...    train them on facts that come period by period (config/dynamics), and measure along the way
@@ -8,23 +9,38 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 SCALE=${1:-demo}
 [ $# -gt 0 ] && shift
-[ "$SCALE" = paper ] && SCALE=150m
-CONFIG=config/$SCALE.py
-if [ ! -f "$CONFIG" ]; then
-    kind=
-    if [[ $SCALE == table6_* ]]; then kind=table6_; fi
-    scales=$(cd config && ls -- "$kind"*.py | sed "s/\.py$//; s/^$kind//" | grep -v -e ^table6 -e ^bench | paste -sd' ' -)
-    echo "error: there is no $CONFIG; the first argument is a scale: paper $scales" >&2
-    exit 1
-fi
+BASE=$SCALE
+if [ -f "config/size/$SCALE.py" ]; then BASE=paper; fi
 LAUNCH=${LAUNCH:-python}
 SEEDS=${SEEDS:-1}
 KNOBS=("$@")
-ARGUMENTS=("$CONFIG" ${KNOBS[@]+"${KNOBS[@]}"})
+
+configs() {  # configs [EXPERIMENT]: sets CONFIGS, the scale's config, what the experiment changes in it, and the size
+    local file
+    CONFIGS=("config/$BASE.py" ${1:+"config/$1/$BASE.py"})
+    for file in "${CONFIGS[@]}"; do
+        if [ ! -f "$file" ]; then
+            echo "error: there is no $file; the first argument is a scale: $(scales "${1:-}")" >&2
+            exit 1
+        fi
+    done
+    if [ "$BASE" != "$SCALE" ]; then CONFIGS+=("config/size/$SCALE.py"); fi
+}
+
+scales() {  # scales [EXPERIMENT]: the scales that there are
+    ls "config/${1:-.}"/*.py config/size/*.py | xargs -n 1 basename -s .py | grep -v bench | paste -sd ' ' -
+}
 
 knob() {  # knob NAME ARGUMENT ...: its value where a command has these arguments
-    python -c 'from runtime import config, errors; errors.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
+    python -c 'from runtime import config, errors
+errors.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
 }
+
+configs "${EXPERIMENT:-}"
+ARGUMENTS=("${CONFIGS[@]}")
+# A size has a folder of its own, unless --out_dir names one.
+if [ "$BASE" != "$SCALE" ]; then ARGUMENTS+=(--out_dir="$(knob out_dir "${CONFIGS[@]}")_$SCALE"); fi
+ARGUMENTS+=(${KNOBS[@]+"${KNOBS[@]}"})
 OUT=$(knob out_dir "${ARGUMENTS[@]}")
 DATA=$(knob data_dir "${ARGUMENTS[@]}")
 
@@ -58,11 +74,8 @@ methods() {
 transfer() { each evaluate_transfer "$@"; }
 
 dynamics() {
-    if [ ! -f "config/dynamics/$SCALE.py" ]; then
-        echo "error: there is no config/dynamics/$SCALE.py, which says what facts come when at this scale" >&2
-        exit 1
-    fi
-    local ARGUMENTS=("$CONFIG" "config/dynamics/$SCALE.py" ${KNOBS[@]+"${KNOBS[@]}"} --out_dir="$OUT/dynamics" --data_dir="${DATA}_dynamics")
+    configs dynamics
+    local ARGUMENTS=("${CONFIGS[@]}" ${KNOBS[@]+"${KNOBS[@]}"} --out_dir="$OUT/dynamics" --data_dir="${DATA}_dynamics")
     python data.py "${ARGUMENTS[@]}"
     each train "$@"
     each evaluate_dynamics "$@"

@@ -1,7 +1,11 @@
-# Sourced by the other scripts, or run alone: a virtual environment in .venv with requirements.txt, made once, and remade when that changes.
+# Sourced by the other scripts, or run alone: a virtual environment in .venv with requirements.txt, made once, and made
+# anew when that changes.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $("$PYTHON" --version); set PYTHON=/path/to/python3.11" >&2; exit 1; }
+if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: Python 3.11 or newer is needed, found $("$PYTHON" --version); set PYTHON=/path/to/python3.11" >&2
+    exit 1
+fi
 if ! cmp -s requirements.txt .venv/installed.txt; then
     echo "installing requirements.txt into .venv"
     "$PYTHON" -m venv .venv

@@ -25,7 +25,7 @@ from runtime.errors import UserError
 @dataclass(frozen=True)
 class Config:
     # where things are
-    data_dir: str = "data/demo"         # made by data.py, read by everything else
+    data_dir: str = "bins/demo"         # made by data.py, read by everything else
     out_dir: str = "out/demo"           # runs go to OUT_DIR/METHOD/seedSEED
     method: str = "joint"               # name of the run's folder and of its row in the report
     seed: int = 1                       # of weights, row order, codeswitching and word sampling

@@ -1,9 +1,9 @@
 """
-On top of config/demo.py: seven periods of 250 steps after stage 1, each with facts of its own, in English and in En-Clone.
+On top of config/demo.py: seven periods of 250 steps after stage 1, each with facts of its own, in English and En-Clone.
 
-Stage 1 ends with the first snapshot. With these facts 37% of what is read is stated facts, half of them in En-Clone: far more En-Clone
-than the tables' runs read. Eight facts of each frequency and language in a period: with four periods or more together, differences of
-25% can be told from chance.
+Stage 1 ends with the first snapshot. With these facts 37% of what is read is stated facts, half of them in En-Clone:
+far more En-Clone than the tables' runs read. Eight facts of each frequency and language in a period: over four periods
+or more together, differences of 25% are more than chance.
 """
 
 max_steps = 2000

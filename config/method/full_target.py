@@ -1,4 +1,7 @@
-"""Full target, the bound of En-Clone's perplexity: all tokens of the budget are En-Clone's. It learns no facts, stated in English."""
+"""
+Full target (Table 1), the bound of En-Clone's perplexity: all tokens of the budget are En-Clone's. It learns no facts,
+as they are stated in English.
+"""
 
 method = "full_target"
 init_from = "scratch"

@@ -1,4 +1,4 @@
-"""The authors' released variant: PreAlign, but the replaced word's first token is predicted in the translation's place."""
+"""The authors' released variant: PreAlign, but the replaced word's first token is predicted for it."""
 
 method = "original_codeswitch"
 init_from = "align"

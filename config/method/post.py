@@ -1,4 +1,4 @@
-"""Post-alignment (Table 2): joint training, then the contrastive loss beside it for as many steps as stage 1 has, at the end."""
+"""Post-alignment (Table 2): joint training, with the contrastive loss in the last steps, as many as stage 1 has."""
 
 method = "post"
 init_from = "scratch"

@@ -1,4 +1,4 @@
-"""PreAlign: from stage 1's weights, with input-only codeswitching (paper, sections 3.2 and 3.3)."""
+"""PreAlign: from stage 1's weights, with input-only codeswitching (paper, sections 3.1 and 3.2)."""
 
 method = "prealign"
 init_from = "align"

@@ -1,18 +1,20 @@
 """
-English to German, Chinese, Russian and Arabic at once, on two CPU cores: about 6 minutes for each method.
+On top of config/demo.py: English to German, Chinese, Russian and Arabic at once, in some minutes for each method.
 
 Reads the folders texts/LANGUAGE (en, de, zh, ru, ar) and dictionaries/en-LANGUAGE.txt (MUSE).
 Beside the languages and the number of steps, what differs from config/demo.py, and why:
   vocab_size, tokenizer_share  for five languages, so that as many translations as can be are one token in each.
-  translation_tokens  only those are aligned: of a longer one every token is pulled to the word's meaning, and in a model this small
-                  the tokens that many words share do not recover from it (results/table6_demo has the experiment).
+  translation_tokens  only those are aligned: of a longer one every token is pulled to the word's meaning, and in a
+                  model this small the tokens that many words share do not recover from it (results/table6_demo has the
+                  experiment).
   min_count, align_entries  what stage 1 has the steps for: some 5,000 words, each about 20 times.
   codeswitch_ratio  the paper's 5%.
-  tie_embeddings  off: as one matrix, words that mean the same are also predicted alike, in whichever language, and four targets pay for that.
+  tie_embeddings  off: as one matrix, words that mean the same are also predicted alike, in whichever language, and four
+                  targets pay for that.
 The rest has not been tuned.
 """
 
-data_dir = "data/table6_demo"
+data_dir = "bins/table6_demo"
 out_dir = "out/table6_demo"
 
 source = "texts/{language}"
@@ -27,22 +29,9 @@ fact_count = 96
 fact_frequencies = 300
 
 mix = {"en": 0.92, "de": 0.02, "zh": 0.02, "ru": 0.02, "ar": 0.02}
-batch_size = 8
-block_size = 256
 codeswitch_ratio = 0.05
-
-n_layer = 4
-n_head = 4
-n_embd = 128
 tie_embeddings = False
-init_std = 0.05
-embedding_init_std = 0.1
-
 max_steps = 1200
-learning_rate = 2e-3
-beta2 = 0.999
-warmup_ratio = 0.02
-
 stage1_steps = 200
 align_weight = 0.5
 align_entries = 512

@@ -1,4 +1,7 @@
-"""On top of config/1.3b.py: 36 periods of 250 steps after stage 1, each with facts of its own, in English and in En-Clone."""
+"""
+On top of config/paper.py: 36 periods of 250 steps after stage 1, each with facts of its own, in English and in
+En-Clone.
+"""
 
 max_steps = 9500
 fact_periods = 36
