@@ -20,7 +20,7 @@ an H100 for each method; no GPU run has been made with it. Where it differs from
   eval_tokens, sample_count, checkpoint_interval  what takes seconds and not a minute.
 """
 
-data_dir = "data/gpu"
+data_dir = "bins/gpu"
 out_dir = "out/gpu/runs"
 
 source = "texts/en"

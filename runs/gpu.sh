@@ -32,7 +32,7 @@ if ! [[ $limit =~ ^[0-9]+$ ]]; then
 fi
 mkdir -p "$out"
 # What data.py and the runs write is not for $out: on a GPU large and gone on with, else thrown away with the rest.
-data=data/gpu work=out/gpu
+data=bins/gpu work=out/gpu
 [ "$device" = cuda ] || { data=$out/toy work=$out/toy; }
 export PYTHONUNBUFFERED=1
 
@@ -106,7 +106,7 @@ speed() {
     if [ "$device" = cuda ]; then
         # GPT-2's vocabulary would have to be downloaded; the cost is that of the number of ids.
         knobs=(--vocab_size=50257 --budget='{"en": "5M"}')
-        bench=(config/150m.py config/1.3b.py config/400m.py --dtype=bf16)
+        bench=(config/paper.py config/size/1.3b.py config/size/400m.py --dtype=bf16)
     else
         knobs=(--vocab_size=512 --min_count=3 --workers=1)
         bench=(config/bench.py --n_layer=2 --n_embd=32 --n_head=2 --batch_size=4 --micro_batch_size=2 --block_size=32

@@ -2,7 +2,7 @@
 How fast it is on this machine, against the machine's matrix products and against what people would use instead.
 
     python data.py config/bench.py && python -m tools.bench config/bench.py        # a table, and OUT_DIR/bench.jsonl
-    python -m tools.bench config/150m.py config/1.3b.py --data_dir=DATA --out_dir=OUT      # each config file is a size
+    python -m tools.bench config/paper.py config/size/1.3b.py       # each further file is a size on top of the first
 
 What matters most is measured first, and printed and written at once, so that a run may be cut short. A step has SLICE
 micro-batches, or the config's own batch if that is smaller; where a micro-batch does not fit the GPU it is halved.
@@ -314,8 +314,8 @@ def row_text(record: dict) -> str:
 def main(arguments: list[str]) -> None:
     knobs = [a for a in arguments if a.startswith("--")]
     configs.load(knobs, __doc__)
-    sizes = {os.path.basename(path).removesuffix(".py"): configs.load([path, *knobs])
-             for path in arguments if not path.startswith("--")}
+    files = [a for a in arguments if not a.startswith("--")]
+    sizes = {os.path.basename(path).removesuffix(".py"): configs.load([files[0], path, *knobs]) for path in files}
     if not sizes:
         raise UserError("expected: python -m tools.bench CONFIG ... [--knob=value ...]; config/bench.py is for a CPU")
     sizes = {size: replace(config, stage1_steps=max(1, config.stage1_steps)) for size, config in sizes.items()}
