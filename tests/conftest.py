@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from weakref import finalize
 
 import pytest
@@ -16,14 +15,17 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runtime import errors, log  # noqa: E402
-from runtime.config import Config  # noqa: E402
+import eval as evaluation  # noqa: E402
+import prealign  # noqa: E402
+import train  # noqa: E402
 from data import prepare  # noqa: E402
+from runtime import log  # noqa: E402
+from runtime.config import Config  # noqa: E402
 from tasks.facts import make_facts  # noqa: E402
 
 
 def make_text(documents: int = 60, seed: int = 0) -> str:
-    """Small English-like text: a few hundred words by Zipf's law, quotes, contractions, numbers, capitals, line ends."""
+    """English-like text: a few hundred words by Zipf's law, quotes, contractions, numbers, capitals, line ends."""
     rng = random.Random(seed)
     syllables = ["ba", "der", "in", "lo", "mer", "ta", "ost", "u", "ri", "ken", "so", "al"]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(300)]
@@ -32,33 +34,35 @@ def make_text(documents: int = 60, seed: int = 0) -> str:
     def sentence() -> str:
         s = rng.choices(words, weights, k=rng.randint(4, 12))
         s[0] = s[0].capitalize()
-        extra = rng.choice(["", ", " + s[1], f" {rng.randint(1, 3000)}", " don't", " (" + s[1] + ")", ' "' + s[2] + '"', " it's"])
+        extra = rng.choice(["", f", {s[1]}", f" {rng.randint(1, 3000)}", " don't", f" ({s[1]})", f' "{s[2]}"', " it's"])
         return " ".join(s) + extra + rng.choice(".?!")
 
-    def document() -> str:
-        return "\n".join(" ".join(sentence() for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 4)))
+    # Documents of up to 4 lines of up to 5 sentences.
+    return "\n\n".join("\n".join(" ".join(sentence() for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 4)))
+                       for _ in range(documents))
 
-    return "\n\n".join(document() for _ in range(documents))
 
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def no_measuring():
     """Runs do not measure the machine, which takes a second each."""
-    monkeypatch.setattr(log, "matmul_rate", lambda hardware: 1e9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "matmul_rate", lambda hardware: 1e9)
+        yield
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Config:
-    """A prepared data folder and a config for runs of a few seconds; tests use replace(tiny, ...) and an out_dir of their own."""
+    """A prepared folder and the config of a run of seconds. Tests use replace(tiny, ...) with another out_dir."""
     folder = tmp_path_factory.mktemp("tiny")
     # The facts' names stand in the text too, or they would be a token for every letter, and too long for a row.
     names = [name for fact in make_facts(8, (3,), 0) for name in (*fact.subject.split(), fact.object)]
     (folder / "text.txt").write_text(make_text() + 6 * ("\n\n" + " ".join(names) + "."), encoding="utf-8")
     config = Config(
-        data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"), vocab_size=400, min_count=3,
-        val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,), mix={"en": 0.75, "clone": 0.25}, batch_size=8,
-        codeswitch_ratio=0.0, micro_batch_size=4, block_size=32, n_layer=2, n_head=2, n_embd=32, embedding_init_std=0.1, max_steps=40, stage1_steps=4,
-        align_entries=16, device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_words=50)
+        data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"),
+        vocab_size=400, min_count=3, val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,),
+        mix={"en": 0.75, "clone": 0.25}, batch_size=8, micro_batch_size=4, block_size=32, codeswitch_ratio=0.0,
+        n_layer=2, n_head=2, n_embd=32, embedding_init_std=0.1, max_steps=40, stage1_steps=4, align_entries=16,
+        device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_words=50)
     prepare(config)
     return config
 
@@ -80,18 +84,17 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.held: dict[int, int] = {}
-        self.peak = 0
+        self.held, self.peak = {}, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self.held:  # else a view, or written in place
-                    self.held[storage._cdata] = storage.nbytes()
-                    finalize(storage, self.held.pop, storage._cdata)
+        given, made = ([x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+                       for tree in ((args, kwargs), result))
+        for storage in made:
+            # A view of what was given, or what was written in place, holds nothing new.
+            if storage._cdata not in self.held and storage._cdata not in [x._cdata for x in given]:
+                self.held[storage._cdata] = storage.nbytes()
+                finalize(storage, self.held.pop, storage._cdata)
         self.peak = max(self.peak, sum(self.held.values()))
         return result
 
@@ -99,18 +102,10 @@ class LiveBytes(TorchDispatchMode):
 @pytest.fixture(scope="session")
 def out_dir(tiny, tmp_path_factory) -> Path:
     """Three finished and evaluated runs: joint with two seeds, PreAlign with one."""
-    import eval as evaluation
-    import prealign
-    import train as training
-
-    folder = tmp_path_factory.mktemp("runs")
-    config = replace(tiny, out_dir=str(folder), max_steps=12)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errors, "StopSignal", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
-        patch.setattr(log, "matmul_rate", lambda hardware: 1e9)
-        for changes in (dict(method="joint"), dict(method="joint", seed=2), dict(method="prealign", init_from="align", codeswitch_ratio=0.3)):
-            if changes["method"] == "prealign":
-                prealign.main(overrides(config, **changes))
-            training.main(overrides(config, **changes))
-            evaluation.main(overrides(config, **changes))
-    return folder
+    config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("runs")), max_steps=12)
+    aligned = replace(config, method="prealign", init_from="align", codeswitch_ratio=0.3)
+    prealign.main(overrides(aligned))
+    for run in (config, replace(config, seed=2), aligned):
+        train.main(overrides(run))
+        evaluation.main(overrides(run))
+    return Path(config.out_dir)
