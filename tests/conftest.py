@@ -37,9 +37,10 @@ def make_text(documents: int = 60, seed: int = 0) -> str:
         extra = rng.choice(["", f", {s[1]}", f" {rng.randint(1, 3000)}", " don't", f" ({s[1]})", f' "{s[2]}"', " it's"])
         return " ".join(s) + extra + rng.choice(".?!")
 
-    # Documents of up to 4 lines of up to 5 sentences.
-    return "\n\n".join("\n".join(" ".join(sentence() for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 4)))
-                       for _ in range(documents))
+    def line() -> str:
+        return " ".join(sentence() for _ in range(rng.randint(1, 5)))
+
+    return "\n\n".join("\n".join(line() for _ in range(rng.randint(1, 4))) for _ in range(documents))
 
 
 @pytest.fixture(scope="session", autouse=True)
