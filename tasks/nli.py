@@ -1,5 +1,6 @@
 """
-Natural language inference, the task of zero-shot transfer (ZS-CLT): readers of the published files, and a set that needs none.
+Natural language inference, the task of zero-shot transfer (ZS-CLT): readers of the published files, and a set that
+needs none.
 
     read("multinli.train.en.tsv")                # English MultiNLI as XNLI publishes it
     read("xnli.test.tsv.gz", language="de")      # one language of XNLI
@@ -7,19 +8,22 @@ Natural language inference, the task of zero-shot transfer (ZS-CLT): readers of 
 
 The built-in set comes from a small grammar in the words of the built-in text, programs and what they do with data:
 
-    Every client sorted files. / Some program changed files.              entailment
-    Every client sorted files. / Some program sent images.                neutral
-    Every client sorted files. / Files were changed by no program.        contradiction
+    Every client kept the files. / Some program kept the images.               entailment
+    Every client kept the images. / Every server kept the images.              neutral
+    The images were removed by every client. / Every program kept the files.   contradiction
 
-A sentence is a quantifier over a subject, a verb and an object. Each of the last three may be replaced by a more general
-one, negative quantifiers negate positive ones, and the passive says the same as the active. `label` decides by these
-rules alone. Each hypothesis comes with one premise for each label, so that it by itself says nothing about the label.
+A sentence has a quantifier, a subject, a verb and an object. Subjects and objects may be replaced by more general or
+more specific ones, verbs by their opposites, and the passive says the same as the active. `label` decides by these
+rules alone. Each hypothesis comes with one premise for each label. The three have the same quantifier and share as
+many words with it, so that neither it, nor the negations, nor the quantifiers and the overlap say which is which; what
+a premise looks like is balanced as well.
 """
 
-import hashlib
+import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from corpus.folder import text_language
@@ -37,8 +41,7 @@ class Pair:
     label: int  # index into the names of its set's labels
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Published files
+# ---- Published files ----
 
 # What the columns of a .tsv and the fields of a .jsonl are called in XNLI, MultiNLI, SNLI, SICK and PAWS-X.
 PREMISE = ("premise", "sentence1", "sentence_A")
@@ -49,8 +52,8 @@ SPELLINGS = {"contradictory": "contradiction"}
 
 def read(path: str, language: str | None = None, several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
     """
-    The pairs of a tab-separated file with a header, or of a .jsonl file, compressed or not; and the names of its labels:
-    LABELS, or ("0", "1") as in PAWS-X.
+    The pairs of a tab-separated file with a header, or of a .jsonl file, compressed or not; and the names of its
+    labels: LABELS, or ("0", "1") as in PAWS-X.
 
     `language` keeps the rows whose column `language` says so. A file without that column is in that language, unless
     it must hold `several`. Pairs without a gold label ("-") are left out, as their publishers advise.
@@ -110,7 +113,8 @@ def _rows(path: str) -> Iterator[tuple[int, dict]]:
             yield number, dict(zip(header, fields))
 
 
-def load(config: Config, languages: Sequence[str]) -> tuple[tuple[str, ...], list[Pair], list[Pair], dict[str, list[Pair]]]:
+def load(config: Config,
+         languages: Sequence[str]) -> tuple[tuple[str, ...], list[Pair], list[Pair], dict[str, list[Pair]]]:
     """The names of the labels, the training and the dev pairs in the pivot, and the test pairs of each language."""
     texts = {language: text_language(language, config.pivot) for language in languages}
     several = len(set(texts.values())) > 1
@@ -132,50 +136,50 @@ def load(config: Config, languages: Sequence[str]) -> tuple[tuple[str, ...], lis
     return labels, train, dev[0], {language: tests[text][0] for language, text in texts.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The built-in set
+# ---- The built-in set ----
 
 # Each word and the more specific ones under it.
 SUBJECTS = {"program": ("server", "client", "parser", "script"), "user": ("developer", "author", "reader", "tester"),
             "function": ("method", "constructor", "generator", "wrapper")}
-# Objects are plural, without an article.
 OBJECTS = {"numbers": ("integers", "floats", "sizes", "limits"), "objects": ("strings", "lists", "tuples", "arrays"),
            "names": ("keys", "labels", "tags", "paths"), "files": ("images", "archives", "modules", "pages")}
-VERBS = {"changed": ("sorted", "updated", "extended", "modified"), "checked": ("tested", "compared", "counted", "verified"),
-         "moved": ("copied", "sent", "loaded", "pushed")}
-# Positive quantifiers, each with the negative one that says the opposite. A number is spelled out.
-NUMBERS = ("two", "three", "four", "five", "six")
-QUANTIFIERS = {"every": "not every", "some": "no"} | {f"at least {n}": f"fewer than {n}" for n in NUMBERS}
-# Premises drawn for a hypothesis before another is taken: what entails it may all be in another split. The test's hypotheses
-# are therefore those that more sentences entail.
-TRIES = 1000
+# Opposites: every subject does one or the other with every specific kind of object.
+VERBS = (("accepted", "rejected"), ("kept", "removed"), ("included", "excluded"), ("used", "ignored"),
+         ("saved", "lost"), ("added", "omitted"))
+# How often each is drawn: what has no negation is learned first.
+QUANTIFIERS = {"every": 3, "some": 3, "no": 1, "not every": 1}
+# What a premise begins with: with any other, only two of the three labels could be right.
+UNIVERSAL = ("every", "no")
+# The premises of a hypothesis may together have forms so many times more used with their labels than with another.
+IMBALANCE = 10
+
+GENERAL = {word: general for tree in (SUBJECTS, OBJECTS) for general, words in tree.items() for word in words}
+OPPOSITE = {a: b for pair in VERBS for a, b in (pair, pair[::-1])}
 
 
-def _general(tree: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    return {specific: general for general, specifics in tree.items() for specific in specifics}
-
-
-GENERAL = _general(SUBJECTS) | _general(OBJECTS) | _general(VERBS)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Statement:
     quantifier: str  # a key of QUANTIFIERS
     subject: str
     verb: str
     object: str
-    negated: bool    # says the opposite: the quantifier's negative is written
     passive: bool    # only how it is written
 
     def __str__(self) -> str:
-        quantifier = QUANTIFIERS[self.quantifier] if self.negated else self.quantifier
-        subject = f"{quantifier} {self.subject}{'s' if self._at_least() > 1 else ''}"
-        text = f"{self.object} were {self.verb} by {subject}" if self.passive else f"{subject} {self.verb} {self.object}"
+        subject = f"{self.quantifier} {self.subject}"
+        text = f"{subject} {self.verb} the {self.object}"
+        if self.passive:
+            text = f"the {self.object} were {self.verb} by {subject}"
         return text.capitalize() + "."
 
-    def _at_least(self) -> int:
-        """How many of its subject a positive statement says there are: 1 for `some` and `every`."""
-        return NUMBERS.index(self.quantifier.split()[-1]) + 2 if self.quantifier.startswith("at least") else 1
+    @property
+    def words(self) -> tuple[str, str, str]:
+        return self.subject, self.verb, self.object
+
+    @property
+    def form(self) -> tuple[str, bool, bool]:
+        """What a premise looks like: its quantifier, and whether its subject and its object are general ones."""
+        return self.quantifier, self.subject in GENERAL, self.object in GENERAL
 
 
 def _is(a: str, b: str) -> bool:
@@ -183,83 +187,77 @@ def _is(a: str, b: str) -> bool:
     return a == b or GENERAL.get(a) == b
 
 
-def _follows(a: Statement, b: Statement) -> bool:
-    """Whether b follows from a, both read without their negation. There are some of every subject, but nothing says how many."""
-    if not (_is(a.verb, b.verb) and _is(a.object, b.object)):
+def _comparable(a: str, b: str) -> bool:
+    return _is(a, b) or _is(b, a)
+
+
+def _exclude(a: Statement, a_negated: bool, b: Statement, b_negated: bool) -> bool:
+    """Whether one subject cannot do what a says (or, negated, not do it) and what b says."""
+    if a_negated != b_negated:
+        done, not_done = (b, a) if a_negated else (a, b)
+        return done.verb == not_done.verb and _is(not_done.object, done.object)
+    if a.verb != OPPOSITE[b.verb]:
         return False
-    if a.quantifier == "every":
-        if b.quantifier == "every":
-            return _is(b.subject, a.subject)
-        # All of them did, so at least one did; and so did one of the more general kind.
-        return b.quantifier == "some" and (_is(a.subject, b.subject) or _is(b.subject, a.subject))
-    return b.quantifier != "every" and a._at_least() >= b._at_least() and _is(a.subject, b.subject)
+    # Not to have kept the files is to have removed some of them, and says nothing of any one kind.
+    return a.object == b.object and a.object in GENERAL if a_negated else _comparable(a.object, b.object)
 
 
 def label(premise: Statement, hypothesis: Statement) -> int:
-    """Index into LABELS."""
-    # From "not a" follows "not b" when from b follows a; and what follows from a is contradicted by its negation.
-    a, b = (hypothesis, premise) if premise.negated else (premise, hypothesis)
-    if not _follows(a, b):
-        return 1
-    return 0 if premise.negated == hypothesis.negated else 2
+    """Index into LABELS, for a premise with "every" or "no". There are subjects of every kind."""
+    a, b = premise.quantifier == "no", hypothesis.quantifier in ("no", "not every")
+    covers, meets = _is(hypothesis.subject, premise.subject), _comparable(hypothesis.subject, premise.subject)
+    universal = hypothesis.quantifier in UNIVERSAL
+    if _exclude(premise, a, hypothesis, not b) and (covers if universal else meets):
+        return 0
+    if _exclude(premise, a, hypothesis, b) and (meets if universal else covers):
+        return 2
+    return 1
 
 
-def _choice(rng: random.Random, items: Sequence[str]) -> str:
-    """Of a generator's methods, Python promises only random() to give the same numbers in every version."""
-    return items[int(rng.random() * len(items))]
+def _sentences(topic: tuple[str, tuple[str, str], str]) -> list[Statement]:
+    """All statements about a topic: a general subject, opposites, a general object."""
+    subject, verbs, thing = topic
+    words = (subject, *SUBJECTS[subject]), verbs, (thing, *OBJECTS[thing])
+    return [Statement(*choice) for choice in itertools.product(QUANTIFIERS, *words, (False, True))]
 
 
-def _any(rng: random.Random, tree: Mapping[str, tuple[str, ...]]) -> str:
-    general = _choice(rng, tuple(tree))
-    return _choice(rng, (general, *tree[general]))
-
-
-def _near(rng: random.Random, word: str, tree: Mapping[str, tuple[str, ...]]) -> str:
-    """Mostly the word itself, the general one, or another specific one of the same kind; else any."""
-    general = GENERAL.get(word, word)
-    return _choice(rng, (word, word, general, _choice(rng, tree[general]), _any(rng, tree)))
-
-
-def _hypothesis(rng: random.Random) -> Statement:
-    return Statement(_choice(rng, tuple(QUANTIFIERS)), _any(rng, SUBJECTS), _any(rng, VERBS), _any(rng, OBJECTS),
-                     rng.random() < 0.5, rng.random() < 0.3)
-
-
-def _premise(rng: random.Random, hypothesis: Statement) -> Statement:
-    """Something close to the hypothesis, so that the label hangs on what is different and not on how much is."""
-    return Statement(_choice(rng, (hypothesis.quantifier, *QUANTIFIERS)), _near(rng, hypothesis.subject, SUBJECTS), _near(rng, hypothesis.verb, VERBS),
-                     _near(rng, hypothesis.object, OBJECTS), rng.random() < 0.5, rng.random() < 0.3)
-
-
-def _split(statement: Statement) -> str:
-    """Which split a sentence belongs to, by its hash: 80% train, 10% dev, 10% test."""
-    return ("dev", "test", *["train"] * 8)[hashlib.sha256(str(statement).encode()).digest()[0] % 10]
+def _premises(rng: random.Random, sentences: list[Statement], hypothesis: Statement, used: dict) -> list[Statement]:
+    """
+    A premise for each label; the three have one quantifier, one voice and as many words in common with the hypothesis.
+    None where there are no such, or only of forms that are `used` more with one label than with another.
+    """
+    quantifier = "no" if rng.random() < QUANTIFIERS["no"] / (QUANTIFIERS["every"] + QUANTIFIERS["no"]) else "every"
+    passive = rng.random() < 0.5
+    groups: dict[int, list[list]] = defaultdict(lambda: [[], [], []])
+    for premise in sentences:
+        if (premise.quantifier, premise.passive) == (quantifier, passive) and premise != hypothesis:
+            shared = sum(a == b for a, b in zip(premise.words, hypothesis.words))
+            i, times = label(premise, hypothesis), used[premise.form]
+            groups[shared][i].append((times[i] - min(times), rng.random(), premise))
+    triples = [[min(of_label) for of_label in group] for group in groups.values() if all(group)]
+    best = min(triples, key=lambda triple: sum(excess for excess, _, _ in triple), default=[])
+    return [premise for _, _, premise in best] if sum(excess for excess, _, _ in best) <= IMBALANCE else []
 
 
 def builtin(split: str, count: int) -> list[Pair]:
     """
     `count` hypotheses of the split "train", "dev" or "test", each with three premises, one per label, in a fixed order.
-    No sentence is in two splits, and no hypothesis comes with two triples. Raises UserError when there are not so many.
+    Each topic belongs to one split, so that no sentence is in two. Raises UserError when there are not so many.
     """
     rng = random.Random(f"nli {split}")
+    numbered = itertools.product(enumerate(SUBJECTS), enumerate(VERBS), enumerate(OBJECTS))
+    places = {"dev": (0,), "test": (1,), "train": range(2, 10)}[split]
+    topics = [_sentences((s, v, o)) for (i, s), (j, v), (k, o) in numbered if (7 * i + 3 * j + k) % 10 in places]
+    drawn = [(sentences, hypothesis) for sentences in topics for hypothesis in sentences]
+    # The largest of as many random numbers as a quantifier weighs: it comes first that many times as often.
+    drawn.sort(key=lambda item: -max(rng.random() for _ in range(QUANTIFIERS[item[1].quantifier])))
+    used: dict[tuple, list[int]] = defaultdict(lambda: [0, 0, 0])
     pairs: list[Pair] = []
-    used: set[Statement] = set()
-    in_vain = 0
-    while len(pairs) < len(LABELS) * count:
-        hypothesis = _hypothesis(rng)
-        if hypothesis in used or _split(hypothesis) != split:
-            in_vain += 1
-            if in_vain > 10_000:
-                raise UserError(f"the built-in pairs have only {len(pairs) // len(LABELS)} {split} hypotheses, not {count}; use a smaller nli_builtin")
-            continue
-        in_vain = 0
-        used.add(hypothesis)
-        premises: dict[int, Statement] = {}
-        for _ in range(TRIES):
-            premise = _premise(rng, hypothesis)
-            if premise != hypothesis and _split(premise) == split:
-                premises.setdefault(label(premise, hypothesis), premise)
-            if len(premises) == len(LABELS):
-                pairs += [Pair(str(premises[i]), str(hypothesis), i) for i in range(len(LABELS))]
-                break
-    return [pair for _, pair in sorted(((rng.random(), pair) for pair in pairs), key=lambda item: item[0])]
+    for sentences, hypothesis in drawn:
+        for i, premise in enumerate(_premises(rng, sentences, hypothesis, used)):
+            used[premise.form][i] += 1
+            pairs.append(Pair(str(premise), str(hypothesis), i))
+        if len(pairs) == len(LABELS) * count:
+            return [pair for _, pair in sorted(((rng.random(), pair) for pair in pairs), key=lambda item: item[0])]
+    raise UserError(f"nli_builtin: expected so few that {count} {split} hypotheses suffice, found "
+                    f"{len(pairs) // len(LABELS)}; use a smaller one")

@@ -7,9 +7,10 @@ import lzma
 import math
 import re
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from runtime.errors import UserError
 from tasks.analysis import mixed_script, sample, token_kinds
 from tasks.facts import (ENDINGS, LANGUAGES, RELATIONS, STOPLIST, in_training_order, make_facts, read_relations,
                          statement)
-from tasks.nli import LABELS, Pair, load, read
+from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, Pair, Statement, builtin, label, load, read
 
 # ---- facts ----
 
@@ -262,6 +263,115 @@ def test_pairs_of_each_language(tmp_path):
         load(replace(config, nli_test=write(tmp_path / "paws.tsv", "premise\thypo\tlabel\na\tb\t0\n")), ("en", "clone"))
     with pytest.raises(UserError, match="nli_test"):
         load(replace(config, nli_test="builtin"), ("en", "de"))
+
+
+# ---- inference: the built-in pairs ----
+
+
+def small_worlds():
+    """
+    Every world of one or two servers and one or two clients, programs both, each of which has kept or removed the
+    images, and kept or removed the archives, files both: enough to tell every from some.
+    """
+    deeds = list(itertools.product(("kept", "removed"), repeat=2))
+    some = [list(group) for n in (1, 2) for group in itertools.combinations_with_replacement(deeds, n)]
+    for servers, clients in itertools.product(some, repeat=2):
+        yield [("server", deed) for deed in servers] + [("client", deed) for deed in clients]
+
+
+def holds(s: Statement, world) -> bool:
+    """Whether a statement is true in a world, by looking at everybody."""
+    things = {"images": (0,), "archives": (1,), "files": (0, 1)}[s.object]
+    did = [all(deed[i] == s.verb for i in things) for kind, deed in world if s.subject in (kind, "program")]
+    return {"every": all(did), "some": any(did), "no": not any(did), "not every": not all(did)}[s.quantifier]
+
+
+def test_labels_are_those_of_every_small_world():
+    worlds = list(small_worlds())
+    statements = [Statement(*words, False) for words in itertools.product(
+        QUANTIFIERS, ("program", "server", "client"), ("kept", "removed"), ("files", "images", "archives"))]
+    truth = {s: np.array([holds(s, world) for world in worlds]) for s in statements}
+    found = Counter()
+    for premise, hypothesis in itertools.product(statements, repeat=2):
+        if premise.quantifier in ("every", "no"):
+            cases = truth[hypothesis][truth[premise]]
+            expected = 0 if cases.all() else 2 if not cases.any() else 1
+            assert label(premise, hypothesis) == expected, (str(premise), str(hypothesis))
+            found[expected] += 1
+    assert min(found.values()) > 100
+
+
+def test_the_passive_says_the_same():
+    active, passive = (Statement("no", "server", "kept", "files", voice) for voice in (False, True))
+    assert (str(active), str(passive)) == ("No server kept the files.", "The files were kept by no server.")
+    assert label(active, passive) == label(passive, active) == 0
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[Pair]]:
+    return {split: builtin(split, count) for split, count in (("train", 1500), ("dev", 200), ("test", 250))}
+
+
+def words_of(sentence: str) -> tuple[str, ...]:
+    """Quantifier, subject, verb and object of a sentence, active or passive."""
+    said = sentence.lower().rstrip(".")
+    passive = re.fullmatch(r"the (\w+) were (\w+) by (not every|\w+) (\w+)", said)
+    if passive:
+        return passive[3], passive[4], passive[2], passive[1]
+    return re.fullmatch(r"(not every|\w+) (\w+) (\w+) the (\w+)", said).groups()
+
+
+def test_splits_share_no_sentence_and_every_hypothesis_has_each_label_once(splits):
+    sentences = {split: {s for p in pairs for s in (p.premise, p.hypothesis)} for split, pairs in splits.items()}
+    for a, b in itertools.combinations(splits, 2):
+        assert not sentences[a] & sentences[b]
+    known = {word for sentence in sentences["train"] for word in words_of(sentence)}
+    for split, pairs in splits.items():
+        assert Counter((p.hypothesis, p.label) for p in pairs) == dict.fromkeys(
+            itertools.product({p.hypothesis for p in pairs}, range(3)), 1)
+        assert {word for sentence in sentences[split] for word in words_of(sentence)} <= known
+    assert builtin("test", 250) == splits["test"] and [p.label for p in splits["test"][:6]] != [0, 1, 2] * 2
+    with pytest.raises(UserError, match="nli_builtin"):
+        builtin("dev", 5000)
+
+
+def is_general(word: str) -> bool:
+    return word in SUBJECTS or word in OBJECTS
+
+
+def overlap(pair: Pair) -> int:
+    return len({*words_of(pair.premise)[1:]} & {*words_of(pair.hypothesis)[1:]})
+
+
+def of_sentence(side: str) -> list:
+    """All that a lookup table may know of one sentence: single words, pairs of words, its form."""
+    parts = [lambda p, at=at: tuple(words_of(getattr(p, side))[i] for i in at)
+             for n in (1, 2) for at in itertools.combinations(range(4), n)]
+    return [*parts, lambda p: (words_of(getattr(p, side))[0], *map(is_general, words_of(getattr(p, side))[1:])),
+            lambda p: getattr(p, side).startswith("The ")]
+
+
+SHORTCUTS = {
+    "the hypothesis": of_sentence("hypothesis"),
+    "the premise": of_sentence("premise"),
+    "one negation": [lambda p: tuple(words_of(s)[0] in ("no", "not every") for s in (p.premise, p.hypothesis))],
+    "quantifiers": [lambda p: (words_of(p.premise)[0], words_of(p.hypothesis)[0])],
+    "quantifiers and overlap": [
+        lambda p: (words_of(p.premise)[0], words_of(p.hypothesis)[0], overlap(p)),
+        lambda p: (words_of(p.premise)[0], words_of(p.hypothesis)[0],
+                   len({*re.findall(r"\w+", p.premise.lower())} & {*re.findall(r"\w+", p.hypothesis.lower())}))],
+}
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_no_shortcut_tells_the_label(splits, shortcut):
+    """A table of the most frequent label for what the shortcut sees, from the training pairs, on the test pairs."""
+    for sees in SHORTCUTS[shortcut]:
+        seen: dict = defaultdict(Counter)
+        for pair in splits["train"]:
+            seen[sees(pair)][pair.label] += 1
+        right = sum(seen[sees(p)].most_common(1)[0][0] == p.label if sees(p) in seen else 1 / 3 for p in splits["test"])
+        assert right / len(splits["test"]) < 0.45
 
 
 # ---- kinds of token, mixed script ----
