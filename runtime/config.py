@@ -180,8 +180,9 @@ CHOICES = {
     "dtype": ("auto", "bf16", "fp16", "fp32"),
     "compile": ("auto", "on", "off"),
 }
-# What numbers must be. The rest must not be negative.
+# What numbers must be; "" is all of them.
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "finite and not negative": (lambda x: 0 <= x < math.inf, ""),
     "greater than 0": (lambda x: x > 0, """
         vocab_size batch_size micro_batch_size block_size n_layer n_head n_embd init_std embedding_init_std max_steps
         learning_rate align_entries align_tau align_coverage log_interval checkpoint_interval eval_batch_size eval_words
@@ -192,10 +193,6 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "less than 1": (lambda x: x < 1, "beta1 beta2"),
     "less than 2**63": (lambda x: x < 2**63, "seed"),
 }
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
 
 
 def _count(value: typing.Any) -> typing.Any:
@@ -259,80 +256,63 @@ def _read_override(argument: str) -> tuple[str, typing.Any]:
     key, equals, text = argument[2:].partition("=")
     if not equals:
         raise UserError(f"{argument}: expected --key=value")
-    expected = TYPES.get(key)
     value: typing.Any = text
-    if expected is bool and text.lower() in ("true", "false"):
-        value = text.lower() == "true"
-    elif typing.get_origin(expected) is tuple and not text.startswith(("(", "[")):
-        # "de,zh" and "40,100" without brackets and quotation marks.
-        items = [part.strip() for part in text.split(",") if part.strip()]
-        numbers = expected == tuple[int, ...] and all(re.fullmatch(r"-?\d+", item) for item in items)
-        value = tuple(map(int, items)) if numbers else tuple(items)
-    elif expected is not str:
+    if TYPES.get(key) is not str:
         # What is no literal is left as text, and _typed says what was expected instead.
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            value = ast.literal_eval(text)
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+        # "de,zh" without brackets and quotation marks.
+        if value == text and typing.get_origin(TYPES.get(key)) is tuple:
+            value = tuple(part.strip() for part in text.split(",") if part.strip())
     return key, _typed(key, value, f"--{key}")
 
 
 def _check(config: Config) -> None:
     """Raises UserError for values that no run can have."""
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(message)
-
+    c, languages = config, (config.pivot, *config.targets)
     for key, choices in CHOICES.items():
-        value = getattr(config, key)
-        need(value in choices, f"{key} must be one of {', '.join(choices)}; found {value!r}")
-    for key, kind in TYPES.items():
-        if kind in (int, float):
-            value = getattr(config, key)
-            need(math.isfinite(value) and value >= 0, f"{key} must be a finite number and not negative, found {value}")
+        if getattr(c, key) not in choices:
+            raise UserError(f"{key} must be one of {', '.join(choices)}; found {getattr(c, key)!r}")
+    numbers = {key: getattr(c, key) for key, kind in TYPES.items() if kind in (int, float)}
     for what, (is_right, keys) in RANGES.items():
-        for key in keys.split():
-            need(is_right(getattr(config, key)), f"{key} must be {what}, found {getattr(config, key)}")
-    need(config.max_steps > config.stage1_steps,
-         f"max_steps ({config.max_steps}) must exceed stage1_steps ({config.stage1_steps}), which it counts; without a "
-         "stage 1, set --stage1_steps=0")
-    need(config.align_steps != "last" or config.stage1_steps > 0,
-         "align_steps=last aligns in the last stage1_steps steps, and stage1_steps is 0")
-    need(config.n_embd % config.n_head == 0,
-         f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
-
-    languages = (config.pivot, *config.targets)
-    need(len(set(languages)) == len(languages),
-         f"pivot and targets must be different languages, found {', '.join(languages)}")
-    # They are parts of file names.
-    for language in languages:
-        need(re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", language) is not None,
-             f"language names are letters, digits, hyphens and underscores, found {language!r}")
-    need(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", config.method) is not None,
-         f"method is the name of a folder (letters, digits, '.', '_', '-'), found {config.method!r}")
-    need(config.method != config.stage1_method or config.init_from == "scratch" or config.pretrained != "",
-         f"method: the folder named {config.method!r} is stage 1's; use another name")
-    for key in ("data_dir", "out_dir"):
-        need(getattr(config, key) != "", f"{key} must name a folder, found ''")
-
-    for key, known in (("mix", languages), ("tokenizer_share", languages), ("budget", config.written),
+        for key in keys.split() if keys else numbers:
+            if not is_right(numbers[key]):
+                raise UserError(f"{key} must be {what}, found {numbers[key]}")
+    for key, known in (("mix", languages), ("tokenizer_share", languages), ("budget", c.written),
                        ("fact_languages", languages)):
-        for language in getattr(config, key):
-            need(language in known, f"{key} names {language!r}, which is none of {', '.join(known)}")
-    need(len(set(config.fact_languages)) == len(config.fact_languages), "fact_languages names a language twice")
-    need(all(0 <= weight < math.inf for weight in config.mix.values()) and sum(config.mix.values()) > 0,
-         f"mix gives languages weights of 0 or more, and some language more, found {config.mix}")
-    need(all(tokens >= 1 for tokens in config.budget.values()),
-         f"budget must be 1 token or more, found {config.budget}")
-    need(all(0 <= share <= 1 for share in config.tokenizer_share.values()),
-         f"tokenizer_share must be between 0 and 1, found {config.tokenizer_share}")
-    need(not config.only or config.mix.get(config.only, 0) > 0,
-         f"only must be a language that mix gives a weight, found {config.only!r}")
-    need(not config.eval_text or "{language}" in config.eval_text or len(config.written) == 1,
-         f"eval_text: expected {{language}} in it, as in \"texts/{{language}}\", found {config.eval_text!r}")
-    # A key in an argument would be kept in run.json and in the history of the shell.
-    need(re.fullmatch(r"[A-Z][A-Z0-9_]*", config.llm_key) is not None,
-         "llm_key: expected the name of the environment variable that holds the key, as OPENAI_API_KEY, not the key")
-    need(re.fullmatch(r"https?://[^\s@]+", config.llm_url) is not None,
-         "llm_url: expected http://... or https://... without a password")
+        for language in getattr(c, key):
+            if language not in known:
+                raise UserError(f"{key} names {language!r}, which is none of {', '.join(known)}")
+    rules = [
+        (c.max_steps > c.stage1_steps, f"max_steps ({c.max_steps}) must exceed stage1_steps ({c.stage1_steps}), which "
+                                       "it counts; without a stage 1, set --stage1_steps=0"),
+        (c.align_steps != "last" or c.stage1_steps, "align_steps=last aligns in the last stage1_steps steps: 0"),
+        (c.n_embd % c.n_head == 0, f"n_embd ({c.n_embd}) must be a multiple of n_head ({c.n_head})"),
+        (len(set(languages)) == len(languages), f"pivot and targets must be different languages, found {languages}"),
+        # Names of languages, methods and folders are parts of file names.
+        (all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", language) for language in languages),
+         f"language names are letters, digits, hyphens and underscores, found {languages}"),
+        (re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", c.method),
+         f"method is the name of a folder (letters, digits, '.', '_', '-'), found {c.method!r}"),
+        (c.method != c.stage1_method or c.init_from == "scratch" or c.pretrained,
+         f"method: the folder named {c.method!r} is stage 1's; use another name"),
+        (c.data_dir and c.out_dir, "data_dir and out_dir must name folders, found ''"),
+        (len(set(c.fact_languages)) == len(c.fact_languages), "fact_languages names a language twice"),
+        (all(0 <= weight < math.inf for weight in c.mix.values()) and sum(c.mix.values()) > 0,
+         f"mix must give no language a weight below 0 and some language one above, found {c.mix}"),
+        (all(tokens >= 1 for tokens in c.budget.values()), f"budget must be 1 token or more, found {c.budget}"),
+        (all(0 <= share <= 1 for share in c.tokenizer_share.values()), "tokenizer_share must be between 0 and 1"),
+        (not c.only or c.mix.get(c.only, 0) > 0, f"only must be a language that mix weighs, found {c.only!r}"),
+        (not c.eval_text or "{language}" in c.eval_text or len(c.written) == 1,
+         f"eval_text: expected {{language}} in it, as in \"texts/{{language}}\", found {c.eval_text!r}"),
+        # A key in an argument would be kept in run.json and in the history of the shell.
+        (re.fullmatch(r"[A-Z][A-Z0-9_]*", c.llm_key),
+         "llm_key: expected the name of the environment variable that holds the key, as OPENAI_API_KEY, not the key"),
+        (re.fullmatch(r"https?://[^\s@]+", c.llm_url), "llm_url: expected http(s)://... without a password"),
+    ]
+    for is_right, message in rules:
+        if not is_right:
+            raise UserError(message)
 
 
 def help_text() -> str:
