@@ -280,11 +280,11 @@ def test_a_line_that_a_crash_cut_off_is_asked_for_again_and_another_is_not_throw
     endpoint.requests.clear()
     ask_all(config)
     assert endpoint.words == Counter([json.loads(lines[-1])["word"]]) and path.read_bytes() == b"".join(lines)
-    for line in (b"not ours\n", lines[0].replace(b'"de"', b'"fr"'), b'{"word": 1}\n', 9999 * b"[" + b"\n"):
-        path.write_bytes(lines[0] + line + lines[1])
+    for line in (b"not ours\n", lines[0].replace(b'"de"', b'"fr"'), b'{"word": 1}\n', 9999 * b"[" + b"\n", b"cut"):
+        path.write_bytes(lines[0] + line + lines[1] * line.endswith(b"\n"))
         with pytest.raises(UserError, match="jsonl:2: expected an answer in 'de'"):
             ask_all(config)
-        assert path.read_bytes() == lines[0] + line + lines[1]
+        assert path.read_bytes().startswith(lines[0] + line)
 
 
 def test_a_dry_run_says_requests_and_cost_and_asks_for_nothing(config, endpoint, capsys, monkeypatch):

@@ -26,6 +26,7 @@ from tasks.facts import Fact, facts_of
 def dynamics(config: Config) -> list[dict]:
     """A record for each snapshot of a finished run, stage 1's first; CLKA is on the facts of the period before it."""
     data, device, path = Folder(config.data_dir), open_device(config), os.path.join(config.run_dir, "dynamics.jsonl")
+    # Raises UserError when the run is not finished, or not what the config says.
     load_run(config, data)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
         with open(path, encoding="utf-8") as f:
@@ -40,6 +41,7 @@ def dynamics(config: Config) -> list[dict]:
     for folder, file in tqdm(snapshots, desc="snapshots", disable=None):
         model, state = load_trained(folder, data, device, os.path.relpath(file, folder))
         step, last_step = state["step"] - config.stage1_steps, config.max_steps - config.stage1_steps
+        # Facts come after stage 1, in periods of equal length; the last one that has ended is asked about.
         period = step * data.settings.fact_periods // last_step
         facts: dict[int, list[Fact]] = {}
         for fact in facts_of(data.settings):

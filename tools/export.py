@@ -27,6 +27,7 @@ from runtime.gpt2 import gpt2_config, gpt2_weights
 
 def write_model(model: GPT, end_of_text: int, folder: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
+    # As it was trained here; GPT-2's own default for fine-tuning is 0.1.
     no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     theirs = GPT2LMHeadModel(GPT2Config(**gpt2_config(model) | no_dropout, bos_token_id=end_of_text,
                                         eos_token_id=end_of_text))

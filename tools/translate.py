@@ -60,7 +60,9 @@ def usable(translations: Any, k: int) -> list[str]:
 
 def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
     """The words with usable translations in an answer, whatever thinking or prose stands around, or is cut off."""
+    # Thinking may hold drafts, and begin before the answer does; without an end there is nothing else.
     found, answer = {}, re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL).rpartition("</think>")[2]
+    # Pairs are looked for, not one whole object, as an answer that is cut short has none.
     for pair in PAIR.findall(answer):
         try:
             word, translations = map(json.loads, pair)
@@ -72,24 +74,26 @@ def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
 
 
 def read_answers(path: str, language: str, k: int) -> dict[str, list[str]]:
-    """The translations, at most k, of each word that at least k were asked for of. Drops what a crash has cut off."""
+    """Word -> at most k translations, of the answers so far that k or more were asked for in."""
     known: dict[str, list[str]] = {}
     if not os.path.exists(path):
         return known
     with open(path, "r+b") as f:
-        data = f.read()
-        f.truncate(data.rfind(b"\n") + 1)
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            texts = usable(row["translations"][:k], k)
-            if row["language"] != language or not isinstance(row["word"], str) or not texts:
-                raise ValueError
-            if row["k"] >= k:
-                known[row["word"]] = texts
-        except (ValueError, LookupError, TypeError, RecursionError) as e:
-            raise UserError(f"{path}:{number}: expected an answer in {language!r} as translate.py writes it, found "
-                            f"{line[:80]!r}; mend or delete the line, or name another --dictionary") from e
+        *lines, cut = f.read().split(b"\n")
+        # A crash has cut off the last line: it goes, unless it is none of ours.
+        lines += [] if b'{"word": '.startswith(cut[:9]) else [cut]
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                texts = usable(row["translations"][:k], k)
+                if row["language"] != language or not isinstance(row["word"], str) or not texts:
+                    raise ValueError
+                if row["k"] >= k:
+                    known[row["word"]] = texts
+            except (ValueError, LookupError, TypeError, RecursionError) as e:
+                raise UserError(f"{path}:{number}: expected an answer in {language!r} as translate.py writes it, found "
+                                f"{line[:80]!r}; mend or delete the line, or name another --dictionary") from e
+        f.truncate(sum(len(line) + 1 for line in lines))
     return known
 
 
@@ -227,6 +231,7 @@ def main(arguments: list[str]) -> None:
             if config.dry_run:
                 continue
             try:
+                # Whatever ends it, there is a dictionary of what is known.
                 translation.run(client, words)
             finally:
                 known, left = translation.known, [word for word in words if word not in translation.known]
