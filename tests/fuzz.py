@@ -123,7 +123,8 @@ def outcome(form: Format, path: Path, undamaged: object) -> str:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
     try:
-        result = form.read(str(path))
+        with contextlib.redirect_stdout(None):
+            result = form.read(str(path))
         return "read as another" if path.name == "checkpoint.pt" and result != undamaged else "read"
     except UserError as e:
         return "refused" if "\n" not in str(e) else f"not one line: {str(e)!r}"

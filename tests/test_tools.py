@@ -508,33 +508,15 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
 
 # ---- damaged files and killed runs ----
 
-@pytest.fixture(scope="module")
-def formats(tmp_path_factory) -> tuple[dict[str, fuzz.Format], str]:
-    pytest.importorskip("transformers")
-    folder = str(tmp_path_factory.mktemp("fuzz"))
-    return fuzz.formats(folder), folder
-
-
 @pytest.mark.slow
-def test_damaged_files_are_read_or_refused_in_one_line(formats):
-    for name, form in formats[0].items():
-        outcomes = fuzz.fuzz(form, name, formats[1], 40, seed=1)
-        assert set(outcomes) == {"read", "refused"}, (name, outcomes)
-
-
-def test_a_reader_that_fails_in_another_way_is_found(tmp_path, monkeypatch):
-    """Other exceptions, hangs, messages of two lines; and a checkpoint that is read as another."""
-    monkeypatch.setattr(fuzz, "SECONDS", 1)
-
-    def lines(path):
-        raise UserError("one\ntwo")
-
-    readers = {"ZeroDivisionError": lambda path: 1 / 0, "TooLong": lambda path: time.sleep(5), "not one line": lines}
-    for reason, reader in readers.items():
-        assert fuzz.outcome(fuzz.Format("a.txt", b"", reader), tmp_path / "a.txt", None).startswith(reason)
-    form = fuzz.Format("checkpoint.pt", b"whole", lambda path: Path(path).read_bytes())
-    outcomes = fuzz.fuzz(form, "checkpoint", str(tmp_path), 9)
-    assert len(list(tmp_path.glob("checkpoint.[0-9]*"))) == outcomes["read as another"] > 5
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path):
+    pytest.importorskip("transformers")
+    for name, form in fuzz.formats(str(tmp_path)).items():
+        assert set(fuzz.fuzz(form, name, str(tmp_path), 40, seed=1)) == {"read", "refused"}, name
+    # A reader that lets another exception out, or reads a damaged checkpoint as another, is found.
+    form = fuzz.Format("checkpoint.pt", b"whole", lambda path: 1 / len(Path(path).read_bytes()))
+    found = set(fuzz.fuzz(form, "checkpoint", str(tmp_path), 99))
+    assert found >= {"read as another", "ZeroDivisionError: division by zero"}
 
 
 def test_what_differs_after_a_kill_is_found(tmp_path):
