@@ -23,7 +23,7 @@ from corpus.tokenizer import encode
 from data import prepare
 from eval import clka, evaluate, similarity
 from model import GPT
-from runtime import errors, gpt2
+from runtime import gpt2
 from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
@@ -324,9 +324,7 @@ def test_answers_are_read_strictly(answer, found):
 # ---- Hugging Face ----
 
 @pytest.fixture
-def run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(errors, "StopSignal", lambda: type("Never", (), {"asked": False})())
-
+def run(tiny, tmp_path):
     def make(**changes) -> Config:
         config = replace(tiny, out_dir=str(tmp_path), **dict(max_steps=24, stage1_steps=2, init_std=0.3) | changes)
         training.main(overrides(config))
