@@ -223,7 +223,7 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
 
 def state_of(training: Training, first_step: int, last_step: int) -> dict:
     """What a checkpoint holds."""
-    config, data = training.config, training.sampler.data
+    config, data = training.config, training.sampler.folder
     tokens = training.tokens_before + (training.step - first_step) * config.batch_size * config.block_size
     return {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),
             "scaler": training.scaler.state_dict(), "rng": torch.get_rng_state(), "step": training.step,

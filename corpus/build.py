@@ -1,41 +1,45 @@
-"""Text to a vocabulary and an alignment table: what is held out, word counts, dictionaries in the text's forms."""
+"""Text to a vocabulary and an alignment table; what a folder is made from, and where it is made."""
 
 import functools
 import hashlib
 import heapq
-import json
 import math
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import tiktoken
 
 from corpus import dictionary, readers
 from corpus.folder import FORMAT, Folder
-from corpus.words import count_chunks, count_surfaces
+from corpus.tokenizer import load_tokenizer, train_tokenizer
+from corpus.words import aligned_surfaces, count_chunks, count_surfaces
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import remembered, write_json
+from runtime.files import json_digest, kept, write_json, write_text
 from runtime.hashing import file_digest
 from runtime.parallel import Workers
 
-SETTINGS = ("source", "budget", "shard_seed", "pivot", "targets", "dictionary", "dictionary_target_first",
-            "dictionary_translations", "translation_tokens", "table", "tokenizer", "vocab_size", "tokenizer_share",
-            "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
-OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")  # the files of a data folder
+PATHS = ("source", "dictionary", "table")
+SETTINGS = (*PATHS, "budget", "shard_seed", "pivot", "targets", "dictionary_target_first",
+            "dictionary_translations", "translation_tokens", "tokenizer", "vocab_size",
+            "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages",
+            "fact_periods")
+# The files of a prepared folder.
+OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
+BATCH_CHARACTERS = 500_000     # enough work for a process at a time
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which documents
-
+# ---- which documents ----
 
 def documents(config: Config, language: str, progress: str = "") -> Iterator[str]:
     """A language's documents, no more of them than its budget can need."""
-    room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / (1 - config.val_fraction) if config.val_fraction < 1 else math.inf
+    room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / max(1 - config.val_fraction, 1e-9)
     for text in readers.documents(config.source_of(language), progress, config.workers, config.shard_seed):
         yield text
         room -= len(text)
@@ -87,37 +91,37 @@ def choose_held_out(config: Config, language: str, spare: int = 50_000_000) -> l
 class Texts:
     """The documents of every language, in training and held out."""
 
-    def __init__(self, config: Config, folder: str):
+    def __init__(self, config: Config, work: str):
         self.config = config
-        self.held_out = {language: frozenset(remembered(os.path.join(folder, f"held_out_{language}.json"), lambda: choose_held_out(config, language)))
+        self.held_out = {language: frozenset(kept(os.path.join(work, f"held_out_{language}.json"),
+                                                  lambda: choose_held_out(config, language)))
                          for language in config.written}
 
     def of(self, language: str, split: str, progress: str = "") -> Iterator[str]:
         held_out = self.held_out[language]
-        return (text for text in documents(self.config, language, progress) if (_digest(text) in held_out) == (split == "val"))
+        return (text for text in documents(self.config, language, progress)
+                if (_digest(text) in held_out) == (split == "val"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Counting
-
-
-def text_batches(texts: Iterable[str], size: int = 500_000) -> Iterator[list[str]]:
-    """Lists of documents of about `size` characters: enough work for a process at a time."""
+def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of documents, of about BATCH_CHARACTERS each."""
     batch, length = [], 0
     for text in texts:
         batch.append(text)
         length += len(text)
-        if length >= size:
+        if length >= BATCH_CHARACTERS:
             yield batch
             batch, length = [], 0
     if batch:
         yield batch
 
 
+# ---- counting ----
+
 def count_in(workers: Workers, count: Callable[[list[str]], Counter], texts: Iterable[str]) -> Counter:
     """
-    `count` of all texts. Memory is bounded: beyond MAX_COUNTED different things those seen least are forgotten, which can
-    matter only to what is about as rare as that.
+    `count` of all texts. Memory is bounded: beyond MAX_COUNTED different words the rarest are forgotten, which can
+    matter only to words about as rare.
     """
     total: Counter = Counter()
     least = 1
@@ -125,7 +129,7 @@ def count_in(workers: Workers, count: Callable[[list[str]], Counter], texts: Ite
         total.update(counts)
         while len(total) > MAX_COUNTED:
             least += 1
-            total = Counter({what: n for what, n in total.items() if n >= least})
+            total = Counter({word: n for word, n in total.items() if n >= least})
     return total
 
 
@@ -137,118 +141,186 @@ def count_pivot_surfaces(config: Config, texts: Iterable[str], statements: list[
 
 def count_target_words(config: Config, language: str, texts: Iterable[str], entries: dict[str, list[str]]) -> Counter:
     """How often the words of a dictionary's translations stand in the target's texts."""
-    known = frozenset(translation for those in entries.values() for translation in those)
-    count = functools.partial(dictionary.count_known, known=known) if dictionary.is_unspaced(language) else dictionary.count_words
+    count = dictionary.count_words
+    if dictionary.is_unspaced(language):
+        known = frozenset(translation for translations in entries.values() for translation in translations)
+        count = functools.partial(dictionary.count_known, known=known)
     with Workers(config.workers) as workers:
         return count_in(workers, count, texts)
 
 
-def read_dictionaries(config: Config) -> dict[str, dictionary.Dictionary]:
-    """Of every target but En-Clone, as they stand in the files."""
-    return {language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first)
-            for language in config.written[1:]}
-
-
-def fit_to_text(books: dict[str, dictionary.Dictionary], config: Config, texts: Texts, folder: str) -> dict[str, dictionary.Dictionary]:
-    """Dictionaries in the case in which the target's text has the words, and the most common of them."""
-    dictionaries = {}
+def fit_to_text(books: dict[str, dictionary.Dictionary], config: Config, texts: Texts,
+                work: str) -> dict[str, dictionary.Dictionary]:
+    """Dictionaries with the most common translations, each in the case in which the target's text has it."""
+    fitted = {}
     for language, book in books.items():
-        counts = Counter(remembered(os.path.join(folder, f"counts_{language}.json"),
-                                    lambda: count_target_words(config, language, texts.of(language, "train", f"words {language}"), book.entries)))
-        dictionaries[language] = replace(book, entries=dictionary.as_text_has_them(book.entries, counts, config.dictionary_translations))
-    return dictionaries
+        counts = Counter(kept(os.path.join(work, f"counts_{language}.json"), lambda: count_target_words(
+            config, language, texts.of(language, "train", f"words {language}"), book.entries)))
+        entries = dictionary.as_text_has_them(book.entries, counts, config.dictionary_translations)
+        fitted[language] = replace(book, entries=entries)
+    return fitted
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole preparation
+# ---- what a folder is made from ----
+
+@dataclass
+class Inputs:
+    """What a folder is made from: settings and digests of files; a table made by hand, or the targets' dictionaries."""
+
+    settings: dict
+    files: dict[str, str]
+    by_hand: dict[str, dict[str, list[str]]]
+    books: dict[str, dictionary.Dictionary]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides what is made. Where the files lie does not."""
+        settings = {key: value for key, value in self.settings.items() if key not in PATHS}
+        files = [(os.path.basename(path), digest) for path, digest in self.files.items()]
+        return json_digest([FORMAT, settings, files])
 
 
-def check_targets(config: Config) -> None:
-    for language in config.written[1:]:
+def read_inputs(config: Config) -> Inputs:
+    """What a folder is made from. Raises UserError for what is wrong in it, before the long part."""
+    targets = config.written[1:]
+    for language in targets:
         for key in ("source",) if config.table else ("source", "dictionary"):
             if "{language}" not in getattr(config, key):
-                raise UserError(f"targets: {language!r} needs text and a dictionary of its own: {key} must have {{language}} in it, as in \"texts/{{language}}\", "
-                                f"found {getattr(config, key)!r}; the target that needs neither is \"clone\"")
-
-
-def made_from(config: Config) -> dict:
-    """All that decides what is made: format, settings, and the files that are read."""
-    inputs: dict[str, str] = {}
+                raise UserError(f"targets: {language!r} needs text and a dictionary of its own: {key} must have "
+                                f"{{language}} in it, as in \"texts/{{language}}\", found {getattr(config, key)!r}; the "
+                                "target that needs neither is \"clone\"")
+    if config.tokenizer != "train":
+        load_tokenizer(config.tokenizer, "")
+    files: dict[str, str] = {}
     for language in config.written:
-        inputs |= readers.fingerprint(config.source_of(language), progress=True, workers=config.workers)
-    translations = [config.table] if config.table else [path for language in config.written[1:] for path in dictionary.dictionary_files(config.dictionary_of(language))]
-    inputs |= {path: file_digest(path, blocks=2**10) for path in translations}
+        files |= readers.fingerprint(config.source_of(language), progress=True, workers=config.workers)
+    patterns = [config.table] if config.table else [config.dictionary_of(language) for language in targets]
+    files |= {path: file_digest(path) for pattern in patterns for path in dictionary.dictionary_files(pattern)}
+    by_hand = dictionary.read_table_tsv(config.table, config) if config.table else {}
+    books = {} if config.table else {
+        language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first) for language in targets}
     plain = config.plain()
-    return {"format": FORMAT, "settings": {key: plain[key] for key in SETTINGS}, "inputs": inputs}
+    return Inputs({key: plain[key] for key in SETTINGS}, files, by_hand, books)
 
 
-def is_made(data_dir: str, origin: dict) -> bool:
-    """Whether a whole data folder is there that was made from the same. Raises UserError when its table was edited in its place."""
+# ---- vocabulary and table ----
+
+def make_vocabulary(config: Config, texts: Texts, path: str) -> tiktoken.Encoding:
+    """The tokenizer that config names, or one trained on the texts and kept at `path`."""
+    if config.tokenizer == "train" and not os.path.exists(path):
+        print(f"training a vocabulary of {config.vocab_size} tokens")
+        sample = (text for language in config.written for text in texts.of(language, "train", f"vocabulary {language}")
+                  if in_share(text, config.tokenizer_share.get(language, 1.0)))
+        train_tokenizer(sample, config.vocab_size, path)
+    encoding = load_tokenizer(config.tokenizer, path)
+    if config.tokenizer == "train" and encoding.n_vocab < config.vocab_size:
+        print(f"the corpus makes only {encoding.n_vocab} of the {config.vocab_size} tokens asked for")
+    return encoding
+
+
+def make_table(config: Config, inputs: Inputs, texts: Texts, statements: list[str], folder: str) -> None:
+    """Makes tokenizer.tiktoken, table.npz and table.tsv, and begins meta.json. The words of `statements` count too."""
+    work = os.path.join(folder, "work")
+    print(f"counting words with {config.workers or os.cpu_count()} processes")
+    counts = Counter(kept(os.path.join(work, "counts.json"), lambda: count_pivot_surfaces(
+        config, texts.of(config.pivot, "train", f"words {config.pivot}"), statements)))
+    dictionaries = fit_to_text(inputs.books, config, texts, work)
+    if config.table:
+        # An entry's number is its place by frequency, whatever was edited.
+        in_text = sorted((surface for surface in inputs.by_hand if counts[surface]), key=lambda s: (-counts[s], s))
+        translated = {surface: inputs.by_hand[surface] for surface in in_text}
+        print(f"{config.table}: {len(inputs.by_hand):,} words, {len(translated):,} of them in the text")
+    else:
+        surfaces = aligned_surfaces(counts, config.min_count)
+        translated = dictionary.translate_surfaces(surfaces, dictionaries, config)
+    if not translated:
+        raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in "
+                        f"{config.table or config.dictionary}; is it the right one, and the right way round "
+                        "(--dictionary_target_first)?")
+    encoding = make_vocabulary(config, texts, os.path.join(folder, "tokenizer.tiktoken"))
+    V = encoding.n_vocab
+    offsets = {language: V if language == "clone" else 0 for language in (config.pivot, *config.targets)}
+    short = dictionary.keep_short(translated, encoding, config.translation_tokens)
+    dictionary.write_table(short, counts, encoding, offsets, folder)
+    write_meta(folder, {
+        "format": FORMAT, "fingerprint": inputs.fingerprint, "settings": inputs.settings, "inputs": inputs.files,
+        "V": V, "vocab_size": V + max(offsets.values()), "end_of_text": encoding.eot_token, "offsets": offsets,
+        "entries": len(short), "splits": {},
+        "coverage": dictionary.coverage(short, translated, counts, dictionaries, config.written[1:])})
+
+
+def write_meta(folder: str, meta: dict) -> None:
+    """Writes meta.json, with the sizes of all files that are there."""
+    names = [name for name in sorted(os.listdir(folder)) if OURS.fullmatch(name) and name != "meta.json"]
+    sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in names}
+    write_json(os.path.join(folder, "meta.json"), meta | {"sizes": sizes})
+
+
+# ---- where it is made ----
+
+def is_made(data_dir: str, fingerprint: str) -> bool:
+    """Whether the whole folder is there, made from the same. Raises UserError when its table was edited in place."""
     try:
-        dataset = Folder(data_dir)
-        changed = [name for name in dataset.meta["digests"] if not dataset.intact(name)]
-        if dataset.meta["made_from"] != origin or (changed and changed != ["table.tsv"]):
-            return False
-    except (UserError, KeyError, TypeError, AttributeError):
-        return False  # absent, of another version or damaged
-    path = os.path.join(data_dir, "table.tsv")
-    if changed and os.path.exists(path):
-        raise UserError(f"{path} was edited; to use it, move it out of {data_dir} and name it with --table; to undo it, delete it")
-    return not changed
+        folder = Folder(data_dir)
+    except UserError:
+        return False
+    if folder.fingerprint != fingerprint:
+        return False
+    paths = {name: os.path.join(data_dir, name) for name in folder.meta["sizes"]}
+    different = [path for name, path in paths.items()
+                 if not os.path.exists(path) or os.path.getsize(path) != folder.meta["sizes"][name]]
+    if different == [paths["table.tsv"]] and os.path.exists(different[0]):
+        raise UserError(f"{different[0]} was edited; to use it, move it out of {data_dir} and name it with --table; to "
+                        "undo it, delete it")
+    return not different
 
 
-def open_partial(data_dir: str, origin: dict) -> str:
-    """The folder to work in: the one of an interrupted preparation from the same, to go on with, or a new one."""
+def open_partial(data_dir: str, fingerprint: str) -> str:
+    """The folder to work in: the one that an interrupted preparation from the same has left, or a new one."""
     if os.path.lexists(data_dir) and not os.path.isdir(data_dir):
         raise UserError(f"data_dir: {data_dir} is a file")
-    foreign = [name for name in sorted(os.listdir(data_dir)) if not OURS.fullmatch(name)] if os.path.isdir(data_dir) else []
-    if foreign:
-        raise UserError(f"data_dir: {data_dir} holds files that data.py did not make ({', '.join(foreign[:3])}); name another folder, or empty it")
+    there = sorted(os.listdir(data_dir)) if os.path.isdir(data_dir) else []
+    if foreign := [name for name in there if not OURS.fullmatch(name)]:
+        raise UserError(f"data_dir: {data_dir} holds files that data.py did not make ({', '.join(foreign[:3])}); name "
+                        "another folder, or empty it")
     partial = data_dir.rstrip("/") + ".partial"
-    work = os.path.join(partial, "work")
-    try:
-        with open(os.path.join(work, "made_from.json"), encoding="utf-8") as f:
-            known = json.load(f)
-    except (OSError, ValueError):
-        known = None  # none, or one that had hardly begun
-    if known == origin or is_made(partial, origin):
+    mark = os.path.join(partial, "work", fingerprint)
+    if os.path.exists(mark):
         print(f"going on with {partial}")
         return partial
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        os.makedirs(work)
+        os.makedirs(os.path.dirname(mark))
     except OSError as e:
         raise UserError(f"data_dir: cannot make {partial} ({e.strerror})") from e
-    write_json(os.path.join(work, "made_from.json"), origin)
+    write_text(mark, "")
     return partial
 
 
 def move_into_place(partial: str, data_dir: str) -> None:
-    shutil.rmtree(os.path.join(partial, "work"), ignore_errors=True)
+    shutil.rmtree(os.path.join(partial, "work"))
     old = data_dir.rstrip("/") + ".old"
     shutil.rmtree(old, ignore_errors=True)
+    # The old folder is moved away first: half deleted, it would look like someone else's.
     if os.path.isdir(data_dir):
-        os.replace(data_dir, old)  # a folder half deleted would look like someone else's
+        os.replace(data_dir, old)
     os.replace(partial, data_dir)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def summary(config: Config, meta: dict) -> str:
-    """What has been made, in a line for each language."""
-    lines = [f"{config.data_dir}: V = {meta['V']:,}, {meta['entries']:,} entries, {config.fact_count} facts"]
-    for language, train in meta["splits"]["train"].items():
-        a_word = "" if dictionary.is_unspaced(language) else f", {train['tokens'] / max(1, train['words']):.2f} a word"
-        line = (f"  {language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, {train['tokens']:,} training tokens "
-                f"({train['bytes'] / train['tokens']:.2f} bytes each{a_word}), {meta['splits']['val'][language]['tokens']:,} held out")
-        if train["tokens"] < config.budget.get(language, 0):
-            line += f", all there are of the {config.budget[language]:,.0f} asked for"
+def summary(folder: Folder) -> str:
+    """A line for each language: what has been made."""
+    meta, settings = folder.meta, folder.settings
+    lines = [f"{folder.dir}: V = {folder.V:,}, {meta['entries']:,} entries, {settings.fact_count} facts"]
+    for language, train in folder.splits["train"].items():
+        line = (f"  {language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, "
+                f"{train['tokens']:,} training tokens ({train['bytes'] / train['tokens']:.2f} bytes each), "
+                f"{folder.splits['val'][language]['tokens']:,} held out")
+        if train["tokens"] < settings.budget.get(language, 0):
+            line += f", all there are of the {settings.budget[language]:,.0f} asked for"
         if share := meta["coverage"].get(language):
-            line += f", {100 * share['running_words']:.0f}% of {config.pivot}'s running words have an entry"
+            line += f"; {100 * share['running_words']:.0f}% of {folder.pivot}'s running words have an entry"
         if share and "pairs" in share:
-            line += (f" ({100 * share['running_words_as_they_stand']:.0f}% as they stand); of the dictionary's {share['pairs']:,} pairs "
-                     f"{share['pairs_in_the_table']:,} are in the table, {share['rarer_pairs_left_out']:,} have translations rarer than those kept, "
-                     f"{share['longer_pairs_left_out']:,} longer ones than translation_tokens allows, {share['pairs_of_no_entry']:,} are of words "
-                     f"without an entry; left out before: {share['identical_pairs_left_out']:,} of the same word twice, {share['bad_lines']} lines "
-                     "that are no pairs")
+            line += f", {share['pairs_in_the_table']:,} of the dictionary's {share['pairs']:,} pairs are in the table"
         lines.append(line)
     return "\n".join(lines)

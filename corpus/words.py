@@ -5,10 +5,13 @@ are different token sequences, so they are different entries, each with the tran
 
 import itertools
 import re
+from array import array
 from collections import Counter
 
+import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
 
+from corpus.table import ranges
 from runtime.errors import UserError
 
 CHUNK = re.compile(r"\n+| ?\S+|\s")  # every character falls in exactly one chunk
@@ -22,6 +25,7 @@ PLAIN = re.compile(rf" ?[\"“„(\[]?{UNIT}(?:(?:--|—|’){UNIT})*(?:--|—|�
 PIECE = re.compile(rf" ?(?:{NOT}|{SHORT}|--|{LETTERS}?(?:-{LETTERS}?)*?(?={NOT}|--|[^-\w]|$)|.)")
 CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 _nltk = NLTKWordTokenizer()
+MAX_CHUNKS = 1_000_000  # whose words a process knows: about 130 MB
 
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
@@ -90,3 +94,41 @@ def aligned_surfaces(surfaces: Counter, min_count: int) -> list[str]:
     """The surface forms of every word seen more than `min_count` times, the most frequent form first."""
     words = seen_words(surfaces, min_count)
     return sorted((s for s in surfaces if s.removeprefix(" ") in words), key=lambda s: (-surfaces[s], s))
+
+
+class WordIndex(dict[str, int]):
+    """The number of every chunk of text met, and as flat arrays the words of a table that stand in each."""
+
+    def __init__(self, surfaces: list[str]):
+        super().__init__()
+        self.entry = {surface: k for k, surface in enumerate(surfaces, 1)}
+        self.clear()
+
+    def clear(self) -> None:
+        super().clear()
+        self.length = array("q")      # (chunks,) in bytes
+        self.words = array("q", [0])  # (chunks + 1,) how many words all chunks before have
+        self.spans = array("q")       # (words * 3,) first byte in the chunk, byte after the last, entry
+
+    def __missing__(self, chunk: str) -> int:
+        for first, end, surface in words_of_chunk(chunk):
+            if (entry := self.entry.get(surface)) is not None:
+                self.spans.extend((first, end, entry))
+        self.length.append(len(chunk.encode()))
+        self.words.append(len(self.spans) // 3)
+        self[chunk] = len(self)
+        return len(self) - 1
+
+    def spans_of(self, text: str) -> np.ndarray:
+        """(words, 3) int64: first byte, byte after the last, and entry of every word of a text that is in the table."""
+        if len(self) > MAX_CHUNKS:
+            self.clear()
+        chunks = CHUNK.findall(text)
+        number = np.fromiter(map(self.__getitem__, chunks), np.int64, len(chunks))
+        length, words, spans = (np.frombuffer(flat, np.int64) if flat else np.zeros(0, np.int64)
+                                for flat in (self.length, self.words, self.spans))
+        count = words[number + 1] - words[number]           # (chunks of the text,)
+        start = np.cumsum(length[number]) - length[number]  # of each chunk in the text
+        spans = spans.reshape(-1, 3)[ranges(words[number], count)]
+        spans[:, :2] += np.repeat(start, count)[:, None]
+        return spans

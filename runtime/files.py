@@ -58,22 +58,11 @@ def json_digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def remember(path: str, value: object) -> None:
-    """Leave a value at `path` for `remembered`."""
-    write_json(path, {"sha256": json_digest(value), "value": value})
-
-
-def remembered(path: str, make: Callable[[], T]) -> T:
-    """What an earlier, interrupted run has found and left at `path`, or else what `make()` finds, left there for a later one."""
-    if os.path.exists(path):
-        again = "delete it and run the same command again"
-        found = read_json(path, again)
-        if not isinstance(found, dict) or found.get("sha256") != json_digest(found.get("value")):
-            raise UserError(f"{path}: not as it was written; {again}")
-        return found["value"]
-    value = make()
-    remember(path, value)
-    return value
+def kept(path: str, make: Callable[[], T]) -> T:
+    """The JSON value at `path`: made and left there, unless an interrupted command has left it."""
+    if not os.path.exists(path):
+        write_json(path, make())
+    return read_json(path, "delete it and run the same command again")
 
 
 @contextlib.contextmanager
@@ -91,6 +80,3 @@ def exclusive(folder: str) -> Iterator[None]:
         raise UserError(f"cannot make {path} ({e.strerror})") from e
     with lock:
         yield
-
-
-only_user = exclusive

@@ -13,8 +13,8 @@ PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)
 
 def hash64(*keys: int | np.ndarray, state: int | np.ndarray = 0) -> np.ndarray:
     """
-    A uniformly mixed uint64 for every combination of keys, arrays broadcast (splitmix64 over the keys in turn). It can be made
-    in parts: hash64(a, b) is hash64(b, state=hash64(a)).
+    A uniformly mixed uint64 for every combination of keys, arrays broadcast: splitmix64 over the keys in turn. It can
+    be made in parts: hash64(a, b) is hash64(b, state=hash64(a)).
     """
     h = np.asarray(state, dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -34,7 +34,7 @@ def uniform(*keys: int | np.ndarray) -> np.ndarray:
 
 def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
     """
-    Where the shuffle of range(n) that `keys` name puts each `index`: a bijection, computed without holding it.
+    The places that the shuffle of range(n) named by `keys` gives each `index`, computed without holding the shuffle.
 
     A four-round Feistel network over the smallest even number of bits that holds n, walked until it lands below n.
     """
@@ -52,16 +52,19 @@ def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
     return result.astype(np.int64)
 
 
-def file_digest(path: str, blocks: int = 64, block: int = 2**16) -> str:
+def file_digest(path: str, blocks: int = 2**10, block: int = 2**16) -> str:
     """
-    SHA-256 of a file's size and of `blocks` blocks spread evenly over it (0: of all): all of a small file, a sample of a large one, so
-    that checking 40 GB takes no longer than checking 4 MB. Raises UserError when it cannot be read.
+    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a file up to 64 MiB, a sample of a
+    larger one, so that 40 GB take no longer than 64 MiB. Raises UserError when it cannot be read.
     """
     try:
         size = os.path.getsize(path)
+        starts = list(range(0, size, block))
+        if size > blocks * block:
+            starts = [i * (size - block) // (blocks - 1) for i in range(blocks)]
         sha = hashlib.sha256(str(size).encode())
         with open(path, "rb") as f:
-            for start in range(0, size, block) if not blocks or size <= blocks * block else [i * (size - block) // (blocks - 1) for i in range(blocks)]:
+            for start in starts:
                 f.seek(start)
                 sha.update(f.read(block))
     except OSError as e:

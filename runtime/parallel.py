@@ -1,12 +1,12 @@
-"""Work spread over processes: results in order, memory bounded, no worker waited for in vain and none left behind."""
+"""Work spread over processes, and ahead of its use by a thread."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -18,16 +18,16 @@ AHEAD = 4  # items under way or done for each process
 
 
 def _begin(start: Callable | None, arguments: tuple) -> None:
-    """Leave Ctrl-C and SIGTERM to the process that this one works for, and end with it, even when it is killed."""
+    # Ctrl-C and SIGTERM are for the process that this one works for.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        def end_with_parent() -> None:
-            parent.join()
-            os._exit(1)
 
-        threading.Thread(target=end_with_parent, daemon=True).start()
+    # End with that process, even when it is killed.
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if start is not None:
         start(*arguments)
 
@@ -50,17 +50,32 @@ class Workers:
         work(item) of each item, in order. Items are read only as fast as results are taken, so that memory is bounded.
         Raises what `work` raises, and UserError when a process has died.
         """
-        waiting: deque[Future[Result]] = deque()
+        ahead: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(self.executor.submit(work, item))
-                if len(waiting) >= AHEAD * self.number:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                ahead.append(self.executor.submit(work, item))
+                if len(ahead) >= AHEAD * self.number:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         except BrokenProcessPool as e:
-            raise UserError("a worker process was killed, perhaps for want of memory; run the same command again, it goes on where it stopped "
+            raise UserError("a worker process was killed, perhaps for want of memory; run the same command again "
                             "(--workers=N with a smaller N needs less memory)") from e
         finally:
-            for future in waiting:
+            for future in ahead:
                 future.cancel()
+
+
+def prefetch(make: Callable[[int], Result], steps: range) -> Generator[Result, None, None]:
+    """make(step) for every step, the next ones made by a thread while one is used."""
+    thread = ThreadPoolExecutor(max_workers=1)
+    ahead: deque[Future[Result]] = deque()
+    try:
+        for step in steps:
+            ahead.append(thread.submit(make, step))
+            if len(ahead) == 3:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)

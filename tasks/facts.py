@@ -9,13 +9,17 @@ The sentences stand in relations.tsv, a column for each language; another column
 En-Clone has none: its statements are the English ones in its token ids.
 """
 
+import itertools
 import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from runtime.config import Config
 from runtime.errors import UserError
+from runtime.hashing import permute
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "relations.tsv")
 
@@ -166,3 +170,36 @@ def in_training_order(facts: Sequence[Fact], seed: int) -> list[Fact]:
     rng = random.Random(f"clka statements {seed}")
     times = [(fact.period + (k + rng.random()) / fact.frequency, fact) for fact in facts for k in range(fact.frequency)]
     return [fact for _, fact in sorted(times, key=lambda pair: pair[0])]
+
+
+class FactRows:
+    """
+    Which rows state facts: rows of stage 2, evenly spread, the facts' bin once through. Period p has the rows
+    rows[p] : rows[p + 1] of stage 2 and the windows windows[p] : windows[p + 1] of the bin, in an order of the seed's.
+    """
+
+    def __init__(self, config: Config, windows: int, period_ends: list[int]):
+        self.first = config.stage1_steps * config.batch_size
+        n, periods = max(0, config.max_steps * config.batch_size - self.first), len(period_ends)
+        if windows > n // 2:
+            raise UserError(f"the facts fill {windows} rows of the {n} that stage 2 has; use fewer facts, lower "
+                            "fact_frequencies or more max_steps")
+        self.rows = -(-n * np.arange(periods + 1) // periods)
+        # A period begins at the window that is next to where its facts begin.
+        cuts = [round(end / config.block_size) for end in period_ends[:-1]]
+        self.windows = np.array([0, *cuts, windows]).clip(max=windows)
+
+    def before(self, rows: np.ndarray) -> np.ndarray:
+        """How many windows of facts are stated before each of the global rows (R,)."""
+        row = np.clip(rows - self.first, 0, self.rows[-1])
+        p = np.clip(np.searchsorted(self.rows, row, side="right") - 1, 0, len(self.rows) - 2)
+        stated = (row - self.rows[p]) * np.diff(self.windows)[p] // np.diff(self.rows)[p]
+        return self.windows[p] + stated
+
+    def shuffled(self, number: np.ndarray, *keys: int) -> np.ndarray:
+        """The window that is stated as number 0, 1, 2, ...: each period's in an order of its own."""
+        window = np.empty_like(number)
+        for p, (first, end) in enumerate(itertools.pairwise(self.windows.tolist())):
+            here = (first <= number) & (number < end)
+            window[here] = first + permute(number[here] - first, end - first, *keys, p)
+        return window

@@ -1,8 +1,15 @@
-"""Text to bins: the tokenizer, alignment ids against a slow reading of the text, what is held out, and what is refused."""
+"""
+Text to bins and bins to rows. Slow readings first: each vectorised routine is compared with one that goes word by word.
+"""
 
-import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +18,122 @@ import numpy as np
 import pytest
 import rustbpe
 import tiktoken
+import torch
+from conftest import ROOT, make_text, overrides, run_command
 from nltk.tokenize import NLTKWordTokenizer
 from tiktoken.load import load_tiktoken_bpe
 
-from corpus import readers as corpus
 import data
-from corpus import build
-from runtime.errors import UserError
-from tasks.facts import facts_of
-from conftest import make_text, overrides, run_command
-from data import Encoder, smallest_dtype
-from data import prepare
-from corpus.readers import file_digest
-from corpus.folder import Folder, digest_of
+from corpus import build, readers
+from corpus.folder import Folder, smallest_dtype
+from corpus.table import Table, make_table
 from corpus.tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
+from data import Encoder, Sampler, pick_words, prepare, splice, stream_of_rows
+from runtime.errors import UserError
+from runtime.files import exclusive, read_json, write_text
+from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, file_digest, hash64, permute, uniform
+from runtime.parallel import AHEAD, Workers, prefetch
+from tasks.facts import facts_of, statement
+
+TARGETS = ("input-only", "vanilla", "original")
+PAD = 999
+FOREIGN = 1000  # token ids of translations in hand-made tables begin here
+
+
+# ---- slow readings ----
+
+def slow_words(text: str) -> list[tuple[int, int]]:
+    """First character of every word, with the space before it, and the one after its last: read from left to right."""
+    words, at = [], 0
+    while at < len(text):
+        end = at
+        if text[at] == "\n":
+            while end < len(text) and text[end] == "\n":
+                end += 1
+            words.append((at, end))
+        elif text[at].isspace() and (text[at] != " " or at + 1 == len(text) or text[at + 1].isspace()):
+            end += 1  # whitespace that belongs to no word
+        else:
+            end += 1
+            while end < len(text) and not text[end].isspace():
+                end += 1
+            first = at  # the space belongs to the first word
+            at += text[at] == " "
+            for word in NLTKWordTokenizer().tokenize(text[at:end]):
+                if word in ("``", "''") and not text.startswith(word, at):  # NLTK rewrites quotation marks
+                    word = '"' if text[at] == '"' else text[at:at + 2]
+                assert text.startswith(word, at)
+                words.append((first, at + len(word)))
+                first = at = at + len(word)
+        at = end
+    return words
+
+
+def slow_align(encoding: tiktoken.Encoding, entries: dict[str, int], text: str) -> tuple[list[int], list[int]]:
+    """Token and alignment ids of a text: every word is looked up between the tokens, each decoded alone."""
+    ids = encoding.encode(text, disallowed_special=())
+    begins, ends, position = {}, {}, 0
+    for n, i in enumerate(ids):
+        begins[position] = n
+        position += len(encoding.decode_single_token_bytes(i))
+        ends[position] = n
+    align = [0] * len(ids)
+    for start, stop in slow_words(text):
+        first, last = begins.get(len(text[:start].encode())), ends.get(len(text[:stop].encode()))
+        entry = entries.get(text[start:stop])
+        if entry and first is not None and last is not None:
+            for n in range(first, last + 1):
+                align[n] = entry if n == first else -entry
+    return ids, align
+
+
+def codeswitch(tokens, align, table: Table, ratio, rows, seed, length, target, pad) -> tuple[np.ndarray, np.ndarray]:
+    picked = pick_words(align, table, ratio, rows, seed)
+    return splice(tokens, align, table, picked, length, target, pad)
+
+
+def slow_codeswitch(tokens, align, table: Table, ratio, rows, seed, length, target, pad) -> tuple:
+    """codeswitch, one row, one word and one token at a time."""
+    inputs, labels = [], []
+    for number, row, marks in zip(rows.tolist(), tokens.tolist(), align.tolist()):
+        new, new_labels, i, W = [], [], 0, len(row)
+        while i < W:
+            end = i + 1
+            while marks[i] > 0 and end < W and marks[end] < 0:
+                end += 1
+            choices = []
+            if marks[i] > 0 and end < W and uniform(seed, SWITCH, number, i) < ratio:
+                every = [table.words(marks[i] - 1, l) for l in range(1, len(table.languages))]
+                languages = [words for words in every if len(words)]
+                if languages:
+                    choices = languages[int(uniform(seed, LANGUAGE, number, i) * len(languages))]
+            if choices:
+                translation = table.word(choices[int(uniform(seed, TRANSLATION, number, i) * len(choices))]).tolist()
+                new += translation
+                nothing = [-1] * len(translation)
+                new_labels += {"input-only": nothing, "vanilla": translation,
+                               "original": [row[i]] + nothing[1:]}[target]
+            else:
+                new += row[i:end]
+                new_labels += row[i:end]
+            i = end
+        inputs.append((new + [pad] * length)[:length])
+        labels.append((new_labels + [-1] * length)[:length])
+    return np.array(inputs), np.array(labels)
+
+
+def slow_hash(*keys: int) -> int:
+    """splitmix64 in whole numbers, from its definition, once per key."""
+    mask, h = 2**64 - 1, 0
+    for key in keys:
+        h = ((h ^ (key & mask)) + 0x9E3779B97F4A7C15) & mask
+        h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        h = (h ^ (h >> 27)) * 0x94D049BB133111EB & mask
+        h = h ^ (h >> 31)
+    return h
+
+
+# ---- what tests share ----
 
 ODD_WORDS = ["naïve", "Straße", "日本語", "мир", "😀", "don't", "cannot", "it's", "I'll", "rock'n'roll", "o'clock", '"so"', "“so”",
              "``so''", "(b)", "e.g.", "3.14", "1,000", "...", "--", "well-known", "$5", "50%", "<|endoftext|>", "a/b", "\u00e9\u0301", "'", '"']
@@ -48,10 +157,6 @@ def write(path: Path, text: str) -> str:
 
 def contents(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def times(folder: str) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in [Path(folder), *Path(folder).iterdir()]}
 
 
 def error(function, *arguments) -> str:
@@ -163,52 +268,7 @@ def test_a_damaged_vocabulary_is_refused(tmp_path, tiny, damage):
     assert message.startswith(str(path)) and "run data.py again" in message
 
 
-# ---- alignment ids ----
-
-def slow_words(text: str) -> list[tuple[int, int]]:
-    """First character of every word, with the space before it, and the one after its last: read from left to right."""
-    words, at = [], 0
-    while at < len(text):
-        end = at
-        if text[at] == "\n":
-            while end < len(text) and text[end] == "\n":
-                end += 1
-            words.append((at, end))
-        elif text[at].isspace() and (text[at] != " " or at + 1 == len(text) or text[at + 1].isspace()):
-            end += 1  # whitespace that belongs to no word
-        else:
-            end += 1
-            while end < len(text) and not text[end].isspace():
-                end += 1
-            first = at  # the space belongs to the first word
-            at += text[at] == " "
-            for word in NLTKWordTokenizer().tokenize(text[at:end]):
-                if word in ("``", "''") and not text.startswith(word, at):  # NLTK rewrites quotation marks
-                    word = '"' if text[at] == '"' else text[at:at + 2]
-                assert text.startswith(word, at)
-                words.append((first, at + len(word)))
-                first = at = at + len(word)
-        at = end
-    return words
-
-
-def slow_align(encoding: tiktoken.Encoding, entries: dict[str, int], text: str) -> tuple[list[int], list[int]]:
-    """Token and alignment ids of a text: every word is looked up between the tokens, each decoded alone."""
-    ids = encoding.encode(text, disallowed_special=())
-    begins, ends, position = {}, {}, 0
-    for n, i in enumerate(ids):
-        begins[position] = n
-        position += len(encoding.decode_single_token_bytes(i))
-        ends[position] = n
-    align = [0] * len(ids)
-    for start, stop in slow_words(text):
-        first, last = begins.get(len(text[:start].encode())), ends.get(len(text[:stop].encode()))
-        entry = entries.get(text[start:stop])
-        if entry and first is not None and last is not None:
-            for n in range(first, last + 1):
-                align[n] = entry if n == first else -entry
-    return ids, align
-
+# ---- alignment ids and bins ----
 
 @pytest.mark.parametrize("name", ["270 tokens", "500 tokens", "other pattern"])
 def test_alignment_ids_are_those_of_a_slow_reading(encodings, name):
@@ -241,7 +301,6 @@ def test_bins_hold_the_alignment_of_every_document(tiny):
         for text in texts_of(dataset, split):
             expected += slow_align(dataset.encoding, entries, text)[1] + [0]
         assert dataset.align(split).tolist() == expected
-        assert dataset.splits[split]["en"]["aligned_words"] == sum(a > 0 for a in expected)
 
 
 def test_words_are_whole_tokens_of_a_vocabulary_made_here(tiny):
@@ -255,25 +314,9 @@ def test_words_are_whole_tokens_of_a_vocabulary_made_here(tiny):
         assert aligned[k + 1] == in_text[surface]  # in this text tokens never straddle words
 
 
-def test_the_table_for_people_says_the_same(tiny):
-    dataset = Folder(tiny.data_dir)
-    header, *lines = Path(tiny.data_dir, "table.tsv").read_text(encoding="utf-8").splitlines()
-    assert header.split("\t") == ["entry", "frequency", "pivot", "language", "translation"]
-    assert len(lines) == len(dataset.table) == dataset.meta["entries"]
-    for k, line in enumerate(lines):
-        entry, frequency, pivot, language, translation = line.split("\t")
-        assert (int(entry), int(frequency), language) == (k + 1, dataset.table.frequency[k], "clone")
-        assert pivot == translation
-        pivot_ids, clone_ids = (dataset.table.word(w) for w in (*dataset.table.words(k, 0), *dataset.table.words(k, 1)))
-        assert pivot_ids.tolist() == encode(dataset.encoding, json.loads(pivot)).tolist()
-        assert clone_ids.tolist() == (pivot_ids + dataset.V).tolist()
-
-
-# ---- bins ----
-
 def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
     dataset = Folder(tiny.data_dir)
-    documents = list(corpus.documents(tiny.source))
+    documents = list(readers.documents(tiny.source))
     train, val = texts_of(dataset, "train"), texts_of(dataset, "val")
     assert train and val and set(train).isdisjoint(val)
     assert train == [text for text in documents if text not in val]  # whole documents, in their order
@@ -301,7 +344,7 @@ def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
     prepare(config)
     dataset = Folder(config.data_dir)
     assert len(facts_of(dataset.settings)) == 12
-    expected = {data.knowledge.statement(fact, "en"): fact.frequency for fact in facts_of(dataset.settings)}
+    expected = {statement(fact, "en"): fact.frequency for fact in facts_of(dataset.settings)}
     assert Counter(texts_of(dataset, "facts")) == expected and set(expected.values()) == {1, 3, 7}
     assert not any(text in "\n".join(texts_of(dataset, "train") + texts_of(dataset, "val")) for text in expected)
 
@@ -319,7 +362,7 @@ def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
         assert (ids[start:end + 1] // V == (language == "clone")).all()
         assert (align[start:end + 1] != 0).any() == (language == "en")  # a clone's words are not in the pivot's place
         stated.append((language, dataset.encoding.decode((ids[start:end] % V).tolist())))
-    expected = {(fact.language, data.knowledge.statement(fact, "en")): fact for fact in facts_of(dataset.settings)}
+    expected = {(fact.language, statement(fact, "en")): fact for fact in facts_of(dataset.settings)}
     assert Counter(stated) == dict.fromkeys(expected, 2) and len(expected) == 16
     assert [expected[s].period for s in stated] == [0] * 16 + [1] * 16
     assert dataset.splits["facts"]["en"]["documents"] == 32 and dataset.splits["facts"]["en"]["tokens"] == len(ids)
@@ -334,22 +377,13 @@ def test_no_facts(tiny, tmp_path):
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(build.text_batches, "__defaults__", (1000,))  # characters: many batches of this small text
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1000)
     made = []
     for workers in (1, 2, 3):
         config = replace(tiny, data_dir=str(tmp_path / str(workers)), workers=workers)
         prepare(config)
         made.append(contents(config.data_dir))
     assert made[0] == made[1] == made[2] == contents(tiny.data_dir)
-
-
-def test_the_files_are_these_and_meta_has_the_digest_of_each(tiny):
-    names = {f"{language}_{split}.bin" for language in ("en", "clone") for split in ("train", "val")} | {"en_facts.bin"}
-    names |= {f"en_{split}.align.bin" for split in ("train", "val", "facts")} | {"table.npz", "table.tsv", "tokenizer.tiktoken"}
-    assert set(contents(tiny.data_dir)) == names | {"meta.json"}
-    meta = Folder(tiny.data_dir).meta
-    assert meta["digests"] == {name: file_digest(f"{tiny.data_dir}/{name}", blocks=0) for name in names}
-    assert meta["samples"] == {name: file_digest(f"{tiny.data_dir}/{name}") for name in names}
 
 
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
@@ -359,17 +393,7 @@ def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
         prepare(config)
         train, val = (texts_of(Folder(config.data_dir), split) for split in ("train", "val"))
         assert train and val and set(train).isdisjoint(val)
-        assert Counter(train + val) == Counter(corpus.documents(source))
-
-
-def test_ids_that_need_four_bytes(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "smallest_dtype", lambda vocab_size: np.dtype("<u4"))
-    config = replace(tiny, data_dir=str(tmp_path / "data"))
-    prepare(config)
-    wide, narrow = Folder(config.data_dir), Folder(tiny.data_dir)
-    assert wide.dtype == np.dtype("<u4")
-    for language in wide.languages:
-        assert np.array_equal(wide.tokens(language, "train"), narrow.tokens(language, "train"))
+        assert Counter(train + val) == Counter(readers.documents(source))
 
 
 def test_smallest_dtype():
@@ -378,19 +402,40 @@ def test_smallest_dtype():
     error(smallest_dtype, 2**31 + 1)
 
 
-# ---- made once, and made anew ----
+@pytest.mark.parametrize("budget", [100, 4000, 10**6])
+def test_a_budget_is_reached_and_not_passed_by_more_than_a_document(tiny, tmp_path, monkeypatch, capsys, budget):
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1000)
+    made = []
+    for workers in (1, 2):
+        config = replace(tiny, data_dir=str(tmp_path / str(workers)), budget={"en": budget}, workers=workers,
+                         vocab_size=300, fact_count=0)
+        prepare(config)
+        made.append(contents(config.data_dir))
+    assert made[0] == made[1]
+    folder = Folder(config.data_dir)
+    ends = np.flatnonzero(folder.tokens("en", "train") == folder.end_of_text) + 1
+    length = folder.splits["train"]["en"]["tokens"]
+    assert length == ends[-1] == len(folder.tokens("clone", "train"))
+    if budget == 10**6:
+        assert f"all there are of the {budget:,} asked for" in capsys.readouterr().out
+    else:
+        assert length >= budget and (len(ends) == 1 or ends[-2] < budget)
 
-def test_prepared_twice_does_nothing(tiny, capsys):
-    before = times(tiny.data_dir)
-    prepare(replace(tiny, seed=9, batch_size=1, workers=2, out_dir="elsewhere"))  # not what data are made from
-    assert times(tiny.data_dir) == before
-    assert capsys.readouterr().out == f"{tiny.data_dir} is up to date\n"
 
+def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(build, "MAX_COUNTED", 10)
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)
+    one_process = type("InThisProcess", (), {"map": staticmethod(map)})
+    counts = build.count_in(one_process, lambda batch: Counter(batch[0].split()), [f"the house {i}" for i in range(50)])
+    assert counts["the"] == counts["house"] == 50 and len(counts) <= 10
+
+
+# ---- a folder is made once, and anew when what it is made from changes ----
 
 def test_the_command(tiny, tmp_path):
     arguments = overrides(tiny, data_dir=str(tmp_path / "data"))
-    first, second = run_command("data.py", *arguments), run_command("data.py", *arguments)
-    assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")  # no bars where nobody watches
+    first, second = run_command("data.py", *arguments), run_command("data.py", *arguments, "--seed=9", "--workers=2")
+    assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")
     assert "59 documents" in first.stdout and second.stdout == f"{tmp_path}/data is up to date\n"
     assert contents(str(tmp_path / "data")) == contents(tiny.data_dir)
 
@@ -400,94 +445,51 @@ def test_another_setting_or_text_makes_it_anew(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data") + "/", source=source)
     prepare(config)
     made = [contents(config.data_dir)]
-    for changes in ({"vocab_size": 380}, {"min_count": 4}, {"val_fraction": 0.2}, {"fact_count": 4}, {"fact_frequencies": (2,)}, {"fact_languages": ("clone",)},
-                    {"fact_periods": 2}):
+    for changes in ({"vocab_size": 380}, {"min_count": 4}, {"val_fraction": 0.2}, {"fact_frequencies": (2,)},
+                    {"fact_languages": ("clone",)}):
         prepare(replace(config, **changes))
         made.append(contents(config.data_dir))
     write(tmp_path / "text.txt", make_text() + "\n\nOne more.")
     prepare(config)
     made.append(contents(config.data_dir))
     assert all(one != other for i, one in enumerate(made) for other in made[:i])
-    write(tmp_path / "text.txt", make_text())
-    prepare(config)
-    assert contents(config.data_dir) == made[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock", "text.txt"]  # nothing is left behind
+    fingerprint = Folder(config.data_dir).fingerprint
+    # The same text at another place makes the same folder.
+    (tmp_path / "moved").mkdir()
+    prepare(replace(config, source=str((tmp_path / "text.txt").rename(tmp_path / "moved" / "text.txt"))))
+    assert Folder(config.data_dir).fingerprint == fingerprint and contents(config.data_dir) == made[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock", "moved"]
 
 
 @pytest.mark.parametrize("before", ["old data", "nothing"])
-@pytest.mark.parametrize("cause", ["disk full", "interrupted", "not UTF-8"])
-def test_a_preparation_that_fails_leaves_no_broken_folder(tiny, tmp_path, monkeypatch, before, cause):
-    source = write(tmp_path / "text.txt", make_text())
-    config = replace(tiny, data_dir=str(tmp_path / "data"), source=source)
+@pytest.mark.parametrize("stop_after", ["counts.json", "en_train.bin", "clone_val.bin", "meta.json"])
+def test_an_interrupted_preparation_goes_on_with_what_is_whole(tiny, tmp_path, monkeypatch, before, stop_after):
+    config, old = replace(tiny, data_dir=str(tmp_path / "data")), {}
     if before == "old data":
-        prepare(config)
+        prepare(replace(config, min_count=4))
         old = contents(config.data_dir)
-    failure = {"disk full": OSError("No space left on device"), "interrupted": KeyboardInterrupt(), "not UTF-8": None}[cause]
-    write_bins = data.write_bins
+    move, moved, stopping = os.replace, [], True
 
-    def fail(texts, language, split, *arguments):
-        if split == "val":
-            raise failure
-        return write_bins(texts, language, split, *arguments)
+    def interrupted(source, path):
+        move(source, path)
+        moved.append(os.path.basename(path))
+        if stopping and moved[-1] == stop_after and len(moved) > 1:
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        if failure:
-            patch.setattr(data, "write_bins", fail)
-        else:
-            (tmp_path / "text.txt").write_bytes(make_text().encode() + b"\n\nOne\xff more.\n")
-        with pytest.raises(type(failure) if failure else UserError) as e:
-            prepare(replace(config, min_count=4))
-    if not failure:
-        assert str(e.value).startswith(f"{source}:") and "UTF-8" in str(e.value) and "\n" not in str(e.value)
-        write(tmp_path / "text.txt", make_text())
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
     if before == "old data":
         assert contents(config.data_dir) == old
     else:
         assert "no prepared data" in error(Folder, config.data_dir)
-    prepare(replace(config, min_count=4))
-    read_everything(config.data_dir)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock", "text.txt"]
-
-
-@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 8, 9])
-def test_an_interrupted_preparation_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, capsys, stop_after):
-    """Interrupted after so many batches of documents, of which every second is a place to go on from; the result is the same."""
-    monkeypatch.setattr(build.text_batches, "__defaults__", (2000,))  # characters: ten batches or so
-    monkeypatch.setattr(data, "BATCHES_PER_SAVE", 2)
-    config = replace(tiny, data_dir=str(tmp_path / "data"))
-    encoded = []
-
-    class InThisProcess:  # so that what is encoded can be counted
-        def __init__(self, number, start=None, *arguments):
-            if start is not None:
-                start(*arguments)
-
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *_: None  # noqa: E731
-
-        def map(self, function, batches):
-            for batch in batches:
-                if getattr(function, "func", None) is data.encode_documents:
-                    if len(encoded) == stop_after and not again:
-                        raise KeyboardInterrupt
-                    encoded.append(batch)
-                yield function(batch)
-
-    monkeypatch.setattr(data, "Workers", InThisProcess)
-    again = False
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config)
-    # What a kill leaves behind the last place to go on from is not relied on.
-    for path in (tmp_path / "data.partial").glob("*.bin"):
-        path.write_bytes(path.read_bytes() + b"rubbish")
-    before, again = len(encoded), True
-    capsys.readouterr()
+    whole, stopping = set(moved), False
+    moved.clear()
     prepare(config)
-    assert "going on with" in capsys.readouterr().out
     assert contents(config.data_dir) == contents(tiny.data_dir)
-    texts = [text for batch in encoded for text in batch]
-    twice = len(encoded) - len({tuple(batch) for batch in encoded})
-    assert twice <= 2 and set(texts) == set(corpus.documents(tiny.source)) and before == stop_after
+    assert whole.isdisjoint(moved) or stop_after != "counts.json"
+    assert "tokenizer.tiktoken" not in set(moved) & whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock"]
 
 
 def test_a_preparation_of_something_else_is_not_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
@@ -500,104 +502,18 @@ def test_a_preparation_of_something_else_is_not_gone_on_with(tiny, tmp_path, mon
     assert "going on with" not in capsys.readouterr().out and contents(config.data_dir) == contents(tiny.data_dir)
 
 
-@pytest.mark.parametrize("budget", [100, 1500, 4000, 10**6])
-def test_a_budget_is_reached_and_not_passed_by_more_than_a_document(tiny, tmp_path, monkeypatch, capsys, budget):
-    monkeypatch.setattr(build.text_batches, "__defaults__", (1000,))
-    made = []
-    for workers in (1, 2):
-        config = replace(tiny, data_dir=str(tmp_path / str(workers)), budget={"en": budget}, workers=workers, vocab_size=300, fact_count=0)
-        prepare(config)
-        made.append(contents(config.data_dir) | {"meta.json": None})
-    assert made[0] == made[1]
-    dataset = Folder(config.data_dir)
-    tokens, length = dataset.tokens("en", "train"), dataset.splits["train"]["en"]["tokens"]
-    ends = np.flatnonzero(tokens == dataset.end_of_text)
-    assert len(tokens) == length == len(dataset.tokens("clone", "train")) and len(ends) == dataset.splits["train"]["en"]["documents"]
-    if budget == 10**6:
-        assert f"all there are of the {budget:,} asked for" in capsys.readouterr().out
-    else:
-        assert length >= budget and (len(ends) == 1 or ends[-2] + 1 < budget)
-    documents, held_out = list(corpus.documents(tiny.source)), texts_of(dataset, "val")
-    train = texts_of(dataset, "train")
-    assert train == [text for text in documents if text not in held_out][:len(train)]
-
-
-def test_files_are_read_in_an_order_of_the_shard_seed(tiny, tmp_path):
-    """The same documents are trained on and held out, in another order."""
-    documents = Path(tiny.source).read_text(encoding="utf-8").split("\n\n")
-    (tmp_path / "texts").mkdir()
-    for i in range(6):
-        write(tmp_path / "texts" / f"{i}.txt", "\n\n".join(documents[i::6]))
-    made = [replace(tiny, source=str(tmp_path / "texts"), shard_seed=seed, data_dir=str(tmp_path / f"data{seed}")) for seed in (0, 1, 2)]
-    for config in made:
-        prepare(config)
-    read = [texts_of(Folder(config.data_dir), "train") for config in made]
-    assert sorted(read[0]) == sorted(read[1]) == sorted(read[2]) and read[0] != read[1] != read[2]
-
-
-def test_choosing_what_is_held_out_needs_no_memory_of_all(tiny, tmp_path):
-    """With little spare room the choice is the same as with all digests in memory."""
-    config = replace(tiny, source=write(tmp_path / "text.txt", make_text(600, seed=5)))
-    for val_fraction in (0.01, 0.1):
-        config = replace(config, val_fraction=val_fraction)
-        assert build.choose_held_out(config, "en", spare=1000) == build.choose_held_out(config, "en")
-
-
-def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(build, "MAX_COUNTED", 10)
-    monkeypatch.setattr(build.text_batches, "__defaults__", (1,))
-    texts = [f"the house {i}" for i in range(50)]
-    one_process = type("InThisProcess", (), {"map": staticmethod(map)})
-    counts = build.count_in(one_process, lambda batch: Counter(batch[0].split()), texts)
-    assert counts["the"] == counts["house"] == 50 and len(counts) <= 10
-
-
-def test_a_folder_that_is_not_ours_is_never_deleted(tiny, tmp_path):
-    write(tmp_path / "thesis.txt", make_text())
-    (tmp_path / "notes").mkdir()
-    message = error(prepare, replace(tiny, data_dir=str(tmp_path), source=str(tmp_path / "thesis.txt")))
-    assert str(tmp_path) in message
-    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == make_text() and (tmp_path / "notes").is_dir()
-
-
-def test_a_folder_with_something_of_its_owners_is_not_deleted(tiny, tmp_path):
+def test_files_of_others_are_never_deleted(tiny, tmp_path):
     config = replace(tiny, data_dir=str(tmp_path / "data"))
     prepare(config)
     write(tmp_path / "data" / "notes.txt", "mine")
     assert "did not make (notes.txt)" in error(prepare, replace(config, min_count=4))
     (tmp_path / "data" / "notes.txt").unlink()
-    prepare(replace(config, min_count=4))
-    (tmp_path / "other").mkdir()
-    write(tmp_path / "other" / "meta.json", '{"title": "my thesis"}')
-    write(tmp_path / "other" / "thesis.txt", "mine")
-    assert "did not make (thesis.txt)" in error(prepare, replace(config, data_dir=str(tmp_path / "other")))
-
-
-def test_a_table_edited_in_its_place_is_not_thrown_away(tiny, tmp_path):
-    config = replace(tiny, data_dir=str(tmp_path / "data"))
-    prepare(config)
     table = tmp_path / "data" / "table.tsv"
     table.write_text(table.read_text() + "1\t1\t\"a\"\tclone\t\"a\"\n")
-    assert "was edited; to use it, move it out" in error(prepare, config)
+    assert "table.tsv was edited; to use it, move it out" in error(prepare, config)
     table.unlink()
     prepare(config)
     assert contents(config.data_dir) == contents(tiny.data_dir)
-
-
-def test_a_preparation_interrupted_at_its_very_end(tiny, tmp_path, monkeypatch, capsys):
-    config = replace(tiny, data_dir=str(tmp_path / "data"))
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "move_into_place", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare(config)
-    monkeypatch.setattr(data, "write_bins", lambda *_: 1 / 0)
-    prepare(config)
-    assert contents(config.data_dir) == contents(tiny.data_dir) and "going on with" in capsys.readouterr().out
-
-
-def test_an_empty_folder_is_filled(tiny, tmp_path):
-    prepare(replace(tiny, data_dir=str(tmp_path)))
-    assert contents(tmp_path) == contents(tiny.data_dir)
 
 
 @pytest.mark.parametrize("data_dir", ["text.txt", "text.txt/data"])
@@ -608,7 +524,6 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, data_dir):
 
 
 @pytest.mark.parametrize("text, changes, names", [
-    ("", {}, "text.txt"),
     ("\n \n\n", {}, "text.txt"),
     ("Only one document.\nOf two lines.", {}, "text.txt"),
     ("The same.\n\nThe same.\n\nThe same.", {}, "text.txt"),
@@ -616,8 +531,6 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, data_dir):
     (make_text(4), {"vocab_size": 256}, "vocab_size"),
     (make_text(4), {"tokenizer": "gpt3"}, "tokenizer"),
     (make_text(4), {"fact_count": 3}, "fact_count"),
-    (make_text(4), {"fact_count": 8, "fact_frequencies": (0,)}, "fact_frequencies"),
-    (make_text(4), {"fact_count": 8, "pivot": "xx", "fact_languages": ("xx",), "mix": {"xx": 1.0}}, "xx"),
     (make_text(4), {"targets": ("de",)}, "targets"),
     (make_text(4), {"source": "no/such/text.txt"}, "no/such/text.txt"),
 ])
@@ -628,136 +541,525 @@ def test_what_cannot_be_prepared_says_why_in_one_line(tiny, tmp_path, text, chan
     assert not Path(config.data_dir).exists()
 
 
-# ---- reading it back ----
-
-def change(path: Path, new) -> None:
-    path.write_bytes(new(path.read_bytes()))
-
-
-def change_meta(folder: Path, **changes) -> None:
-    """A meta.json that says something else, and is whole."""
-    meta = json.loads((folder / "meta.json").read_text()) | changes
-    meta = {key: value for key, value in meta.items() if value is not None}
-    (folder / "meta.json").write_text(json.dumps(meta | {"digest": digest_of(meta)}))
-
-
-def swap_two_tokens(raw: bytes) -> bytes:
-    lines = [line.split() for line in raw.splitlines()]
-    lines[300][0], lines[301][0] = lines[301][0], lines[300][0]
-    return b"".join(b" ".join(line) + b"\n" for line in lines)
-
-
-def another_table(folder: Path) -> None:
-    table = Folder(str(folder)).table
-    replace(table, tokens=table.tokens[::-1]).save(str(folder / "table.npz"))
-
-
-DAMAGE = {
-    "no folder": ("", lambda f: shutil.rmtree(f)),
-    "meta of another format": ("meta.json", lambda f: change_meta(f, format=0)),
-    "meta not JSON": ("meta.json", lambda f: (f / "meta.json").write_text("format 1")),
-    "meta cut short": ("meta.json", lambda f: change(f / "meta.json", lambda b: b[:-5])),
-    "meta not text": ("meta.json", lambda f: (f / "meta.json").write_bytes(b"\xff\xfe")),
-    "meta edited": ("meta.json", lambda f: change(f / "meta.json", lambda b: b.replace(b'"V": 400', b'"V": 401'))),
-    "meta a list": ("meta.json", lambda f: (f / "meta.json").write_text("[1]")),
-    "meta without V": ("meta.json", lambda f: change_meta(f, V=None)),
-    "meta without made_from": ("meta.json", lambda f: change_meta(f, made_from=None)),
-    "meta without languages": ("meta.json", lambda f: change_meta(f, offsets={})),
-    "meta with another dtype": ("meta.json", lambda f: change_meta(f, dtype="pear")),
-    "meta with pointers for ids": ("meta.json", lambda f: change_meta(f, dtype="O")),
-    "meta with negative ids": ("meta.json", lambda f: change_meta(f, dtype="<i2")),
-    "meta with a V that is no number": ("meta.json", lambda f: change_meta(f, V="400")),
-    "meta with an end of text beyond V": ("meta.json", lambda f: change_meta(f, end_of_text=400)),
-    "meta with digests that are none": ("meta.json", lambda f: change_meta(f, digests=[])),
-    "meta without counts": ("meta.json", lambda f: change_meta(f, splits={"train": {"en": {}}, "val": {}, "facts": {}})),
-    "bin missing": ("en_train.bin", lambda f: (f / "en_train.bin").unlink()),
-    "bin cut short": ("en_train.bin", lambda f: change(f / "en_train.bin", lambda b: b[:-2])),
-    "bin too long": ("clone_val.bin", lambda f: change(f / "clone_val.bin", lambda b: b + b"\0\0")),
-    "bin empty": ("clone_train.bin", lambda f: (f / "clone_train.bin").write_bytes(b"")),
-    "foreign bin": ("en_val.bin", lambda f: change(f / "en_val.bin", lambda b: b[2:] + b[:2])),
-    "one bit": ("en_train.bin", lambda f: change(f / "en_train.bin", lambda b: b[:999] + bytes([b[999] ^ 1]) + b[1000:])),
-    "alignment missing": ("en_train.align.bin", lambda f: (f / "en_train.align.bin").unlink()),
-    "alignment cut short": ("en_facts.align.bin", lambda f: change(f / "en_facts.align.bin", lambda b: b[:-4])),
-    "foreign alignment": ("en_val.align.bin", lambda f: change(f / "en_val.align.bin", lambda b: b[4:] + b[:4])),
-    "table missing": ("table.npz", lambda f: (f / "table.npz").unlink()),
-    "table cut short": ("table.npz", lambda f: change(f / "table.npz", lambda b: b[:1000])),
-    "foreign table": ("table.npz", another_table),
-    "tokenizer missing": ("tokenizer.tiktoken", lambda f: (f / "tokenizer.tiktoken").unlink()),
-    "tokenizer cut short": ("tokenizer.tiktoken", lambda f: change(f / "tokenizer.tiktoken", lambda b: b"".join(b.splitlines(True)[:-1]))),
-    "tokenizer cut inside a line": ("tokenizer.tiktoken", lambda f: change(f / "tokenizer.tiktoken", lambda b: b[:-4])),
-    "foreign tokenizer": ("tokenizer.tiktoken", lambda f: change(f / "tokenizer.tiktoken", swap_two_tokens)),
-}
-
+# ---- a folder, opened ----
 
 def read_everything(data_dir: str) -> None:
-    dataset = Folder(data_dir)
-    for split in ("train", "val", "facts"):
-        dataset.tokens("en", split), dataset.align(split)
-        if split != "facts":
-            dataset.tokens("clone", split)
-    dataset.table, dataset.encoding, facts_of(dataset.settings)
+    folder = Folder(data_dir)
+    for split, counts in folder.splits.items():
+        for language in counts:
+            folder.tokens(language, split)
+        folder.align(split)
+    folder.table, folder.encoding, facts_of(folder.settings)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_folder_is_refused_and_what_the_message_says_mends_it(tiny, tmp_path, damage):
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("", lambda folder: shutil.rmtree(folder)),
+    ("meta.json", lambda meta: meta.unlink()),
+    ("meta.json", shorten),
+    ("meta.json", lambda meta: meta.write_text("[1]")),
+    ("meta.json", lambda meta: meta.write_text(meta.read_text().replace('"format": ', '"format": 9'))),
+    ("en_train.bin", shorten),
+    ("en_val.bin", lambda path: path.unlink()),
+    ("clone_train.bin", lambda path: path.write_bytes(path.read_bytes() + b"\0\0")),
+    ("en_val.align.bin", shorten),
+    ("table.npz", shorten),
+    ("tokenizer.tiktoken", shorten),
+])
+def test_a_damaged_folder_is_refused_and_data_py_mends_it(tiny, tmp_path, name, damage):
     folder = tmp_path / "data"
     shutil.copytree(tiny.data_dir, folder)
     read_everything(str(folder))
-    name, do = DAMAGE[damage]
-    do(folder)
+    damage(folder / name)
     message = error(read_everything, str(folder))
-    assert name in message and str(folder) in message and "data.py" in message
-    if "delete" in message:
-        shutil.rmtree(folder)
+    assert str(folder) in message and "data.py" in message and (name in message or name == "meta.json")
     prepare(replace(tiny, data_dir=str(folder)))
-    read_everything(str(folder))
     assert contents(str(folder)) == contents(tiny.data_dir)
 
 
-def test_a_bin_cut_short_says_how_many_bytes_there_should_be(tiny, tmp_path):
-    shutil.copytree(tiny.data_dir, tmp_path / "data")
-    size = (tmp_path / "data" / "en_train.bin").stat().st_size
-    change(tmp_path / "data" / "en_train.bin", lambda raw: raw[:-2])
-    assert f"expected {size} bytes by meta.json, found {size - 2}" in error(read_everything, f"{tmp_path}/data")
-
-
-def test_files_without_meta_are_no_prepared_data(tiny, tmp_path):
-    shutil.copytree(tiny.data_dir, tmp_path / "data")
-    (tmp_path / "data" / "meta.json").unlink()
-    assert error(Folder, f"{tmp_path}/data").startswith(f"no prepared data in {tmp_path}/data")
-
-
 def test_a_text_that_is_not_there_names_those_that_are(tiny):
-    dataset = Folder(tiny.data_dir)
-    assert "en, clone" in error(dataset.tokens, "fr", "train")
-    assert "train, val, facts" in error(dataset.tokens, "en", "test")
-    assert "data.py" not in error(dataset.tokens, "clone", "facts")  # running it again would not help
-
-
-def test_the_fingerprint_follows_the_contents(tiny, tmp_path):
-    same, other = replace(tiny, data_dir=str(tmp_path / "same")), replace(tiny, data_dir=str(tmp_path / "other"), min_count=4)
-    prepare(same)
-    prepare(other)
-    assert Folder(same.data_dir).fingerprint == Folder(tiny.data_dir).fingerprint != Folder(other.data_dir).fingerprint
+    folder = Folder(tiny.data_dir)
+    assert "en, clone" in error(folder.tokens, "fr", "train") and "train, val, facts" in error(folder.tokens, "en", "test")
 
 
 def test_a_digest_reads_all_of_a_small_file_and_samples_a_large_one(tmp_path):
-    path = tmp_path / "x.bin"
-    digests = set()
-    for size, at in ((1000, None), (1001, None), (1000, 0), (1000, 500), (1000, 999), (10_000, None), (10_000, 0), (10_000, 9999)):
+    path, digests = tmp_path / "x.bin", set()
+    for size, at in ((1000, None), (1001, None), (1000, 0), (1000, 999), (10_000, None), (10_000, 0), (10_000, 9999)):
         raw = bytearray(size)
         if at is not None:
             raw[at] = 1
         path.write_bytes(raw)
         digests.add(file_digest(str(path), blocks=10, block=100))
-    assert len(digests) == 8
+    assert len(digests) == 7
     with open(path, "wb") as f:
         f.truncate(100 * 2**30)  # sparse
     file_digest(str(path))
-    whole = set()
-    for at in range(0, 10_000, 997):  # some of them between the blocks
-        raw = bytearray(10_000)
-        raw[at] = 1
-        path.write_bytes(raw)
-        whole.add(file_digest(str(path), blocks=0))
-    assert len(whole) == 11
+
+
+# ---- random numbers ----
+
+def test_hash64_never_changes():  # or a run that is resumed would get other rows
+    assert hash64(0) == slow_hash(0) == 0xE220A8397B1DCDAF  # the first output of splitmix64 from seed 0
+    assert hash64(1, 2, 3) == slow_hash(1, 2, 3) == 0xD0734750FDE362B3
+    rows, columns = np.array([0, 5, 2**40, -1]), np.arange(3)
+    found = hash64(7, rows[:, None], columns)
+    assert found.tolist() == [[slow_hash(7, row, column) for column in columns.tolist()] for row in rows.tolist()]
+    assert len({int(hash64(*keys)) for keys in ((1,), (2,), (1, 2), (2, 1), (1, 0), (0, 1))}) == 6
+
+
+def test_uniform_is_uniform():
+    u = uniform(3, np.arange(400)[:, None], np.arange(500))
+    n = u.size  # bounds are five standard deviations
+    assert 0 <= u.min() and u.max() < 1
+    assert abs(u.mean() - 1 / 2) < 5 * np.sqrt(1 / 12 / n) and abs(u.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / n)
+    for a, b in ((u[:, 1:], u[:, :-1]), (u[1:], u[:-1])):  # neighbours
+        assert abs(((a - 0.5) * (b - 0.5)).mean()) < 5 / 12 / np.sqrt(a.size)
+
+
+def test_permute_is_a_bijection_of_its_own_for_every_key():
+    for n in (*range(1, 36), 63, 64, 65, 256, 1000, 4097):
+        for keys in ((1, 0, 0), (1, 0, 1), (2, 0, 0)):
+            assert np.array_equal(np.sort(permute(np.arange(n), n, *keys)), np.arange(n))
+    orders = [permute(np.arange(200), 200, *keys).tolist() for keys in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0))]
+    assert all(sum(map(int.__eq__, one, other)) < 10 for i, one in enumerate(orders) for other in orders[:i])
+    index, epoch = np.tile(np.arange(50), 4), np.repeat(np.arange(4), 50)
+    expected = [i for e in range(4) for i in permute(np.arange(50), 50, 7, 1, e).tolist()]
+    assert permute(index, 50, 7, 1, epoch).tolist() == expected
+
+
+def test_every_place_of_a_shuffle_is_as_likely_as_any_other():
+    n, seeds = 100, np.arange(4000)
+    orders = permute(np.tile(np.arange(n), len(seeds)), n, np.repeat(seeds, n)).reshape(len(seeds), n)
+    expected = len(seeds) / n
+    for i in range(0, n, 10):
+        chi_square = ((np.bincount(orders[:, i], minlength=n) - expected) ** 2 / expected).sum()
+        assert chi_square < (n - 1) + 5 * np.sqrt(2 * (n - 1))  # its mean and five standard deviations
+
+
+# ---- the languages of rows ----
+
+@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [0.95, 0.05], [0.01, 0.99], [0.7, 0.2, 0.1],
+                                     [1 / 3, 1 / 3, 1 / 3], [0.9, 0.025, 0.025, 0.025, 0.025], [0.3, 0.7 - 1e-12, 1e-12]])
+def test_rows_are_dealt_out_evenly_and_none_is_left_out(weights):
+    stream, index = stream_of_rows(np.arange(5000), weights)
+    seen = [0] * len(weights)
+    for n, (s, i) in enumerate(zip(stream.tolist(), index.tolist()), 1):
+        assert i == seen[s]
+        seen[s] += 1
+        assert all(abs(count - n * weight) < max(1, len(weights) - 1) + 1e-6 for count, weight in zip(seen, weights))
+    order = np.random.default_rng(0).permutation(5000)[:300]  # any rows, in any order, are dealt out alike
+    some_stream, some_index = stream_of_rows(order, weights)
+    assert np.array_equal(some_stream, stream[order]) and np.array_equal(some_index, index[order])
+
+
+# ---- codeswitching ----
+
+def random_table(rng: np.random.Generator, languages: int, entries: int = 12) -> Table:
+    """Entries of one pivot word and 0 to 3 translations of 1 to 4 tokens in each language; some have none in any."""
+    def word(start: int) -> np.ndarray:
+        return start + rng.integers(0, 500, rng.integers(1, 5))
+
+    words = [[[word(0)]] + [[word(FOREIGN * l) for _ in range(rng.integers(0, 4) * (k % 4 > 0))] for l in range(1, languages + 1)]
+             for k in range(entries)]
+    return make_table(words, [1] * entries, ("en", *(f"t{l}" for l in range(1, languages + 1))))
+
+
+def random_rows(rng: np.random.Generator, R: int, W: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and alignment ids as in a bin, cut out anywhere: words of 1 to 5 tokens, and tokens of no entry between some."""
+    marks = []
+    while len(marks) < R * W + W + 10:
+        entry = rng.integers(1, entries + 1)
+        marks += [entry] + [-entry] * rng.integers(0, 5) if rng.random() < 0.7 else [0] * rng.integers(1, 4)
+    at = rng.integers(0, len(marks) - W, R)[:, None] + np.arange(W)
+    return rng.integers(0, 500, (R, W)), np.array(marks)[at]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("languages", [1, 2, 3])
+def test_codeswitch_is_the_slow_one(target, languages):
+    rng = np.random.default_rng(languages)
+    switched = cut = padded = 0
+    for trial in range(24):
+        W = int(rng.integers(1, 40))
+        length = (W, max(1, W - 4), max(1, W // 2), W + 3)[trial % 4]
+        ratio = (0.0, 0.05, 0.5, 1.0)[trial // 4 % 4]
+        table = random_table(rng, languages)
+        tokens, align = random_rows(rng, 64, W, len(table))
+        rows = rng.integers(0, 10**6, 64)
+        arguments = (tokens, align, table, ratio, rows, trial, length, target, PAD)
+        before = tokens.copy(), align.copy()
+        inputs, labels = codeswitch(*arguments)
+        expected_inputs, expected_labels = slow_codeswitch(*arguments)
+        assert inputs.shape == labels.shape == (64, length) and inputs.dtype == labels.dtype == np.int64
+        assert np.array_equal(inputs, expected_inputs)
+        assert np.array_equal(labels, expected_labels)
+        assert np.array_equal(tokens, before[0]) and np.array_equal(align, before[1])
+        switched += (inputs >= FOREIGN).any(axis=1).sum()
+        cut += (inputs[:, -1] >= FOREIGN).sum()
+        padded += (inputs[:, -1] == PAD).sum()
+    assert switched > 300 and cut > 50 and padded > 50  # the cases that matter did occur
+
+
+EXAMPLE = make_table([[[np.array([1, 2])], [np.array([1001])]], [[np.array([3])], [np.array([1002, 1003, 1004])]], [[np.array([4])], []]],
+                     [1, 1, 1], ("en", "t1"))
+
+
+def switch_all(tokens: list[int], align: list[int], length: int, target: str) -> tuple[list[int], list[int]]:
+    inputs, labels = codeswitch(np.array([tokens]), np.array([align]), EXAMPLE, 1.0, np.array([0]), 0, length, target, PAD)
+    return inputs[0].tolist(), labels[0].tolist()
+
+
+def test_targets_by_example():
+    tokens, align = [1, 2, 9, 3, 4, 9, 9], [1, -1, 0, 2, 3, 0, 0]
+    spliced = [1001, 9, 1002, 1003, 1004, 4, 9, 9]  # entry 3 has no translation
+    assert switch_all(tokens, align, 8, "input-only") == (spliced, [-1, 9, -1, -1, -1, 4, 9, 9])
+    assert switch_all(tokens, align, 8, "vanilla") == (spliced, spliced)
+    assert switch_all(tokens, align, 8, "original") == (spliced, [1, 9, 3, -1, -1, 4, 9, 9])
+    assert switch_all(tokens, align, 4, "original") == (spliced[:4], [1, 9, 3, -1])
+    assert switch_all(tokens, align, 10, "vanilla") == (spliced + [PAD, PAD], spliced + [-1, -1])
+
+
+def test_words_at_the_ends_of_a_row():
+    for target in TARGETS:
+        assert switch_all([2, 9, 9], [-1, 0, 0], 3, target) == ([2, 9, 9], [2, 9, 9])          # began before the row
+        assert switch_all([9, 1, 2], [0, 1, -1], 3, target) == ([9, 1, 2], [9, 1, 2])          # may go on after it
+        assert switch_all([9, 9, 3], [0, 0, 2], 3, target) == ([9, 9, 3], [9, 9, 3])
+        assert switch_all([2, 2, 2], [-1, -1, -1], 3, target) == ([2, 2, 2], [2, 2, 2])        # all of it inside one word
+        assert switch_all([1, 2, 9], [1, -1, 0], 2, target)[0] == [1001, 9]
+    assert switch_all([1, 2, 3, 9], [1, -1, 2, 0], 2, "vanilla") == ([1001, 1002], [1001, 1002])  # one word after the other; cut inside
+
+
+def test_words_languages_and_translations_are_drawn_uniformly():
+    one, two, three = ([np.array([FOREIGN + 10 * l + i]) for i in range(l)] for l in (1, 2, 3))
+    word = [np.array([1])]
+    table = make_table([[word, one, two, three], [word, [], two, three], [word, [], [], []]], [1, 1, 1], ("en", "a", "b", "c"))
+    R, W = 400, 301
+    for entry, languages in ((1, (1, 2, 3)), (2, (2, 3)), (3, ())):
+        for ratio in (0.05, 0.5):
+            align = np.full((R, W), entry)
+            inputs, _ = codeswitch(np.ones((R, W), dtype=np.int64), align, table, ratio, np.arange(R), 5, W, "vanilla", PAD)
+            n = R * (W - 1)  # the last word of a row is left alone
+            counts = Counter(inputs[inputs >= FOREIGN].tolist())
+            for language in languages:
+                for i in range(language):
+                    p = ratio / len(languages) / language
+                    assert abs(counts.pop(FOREIGN + 10 * language + i) - n * p) < 5 * np.sqrt(n * p * (1 - p))
+            assert not counts
+
+
+def test_codeswitch_depends_on_seed_and_row_number_only():
+    rng = np.random.default_rng(0)
+    table = random_table(rng, 2)
+    tokens, align = random_rows(rng, 40, 30, len(table))
+    rows = np.arange(100, 140)
+
+    def switched(some: np.ndarray, seed: int = 1, shift: int = 0) -> list:
+        return codeswitch(tokens[some], align[some], table, 0.5, rows[some] + shift, seed, 30, "vanilla", PAD)[0].tolist()
+
+    everything = np.arange(40)
+    whole = switched(everything)
+    assert whole == switched(everything[:7]) + switched(everything[7:])
+    assert whole[::-1] == switched(everything[::-1])
+    assert whole != switched(everything, seed=2) and whole != switched(everything, shift=40)
+
+
+# ---- the sampler ----
+
+def sampler_of(tiny, **changes) -> Sampler:
+    return Sampler(Folder(tiny.data_dir), replace(tiny, **changes))
+
+
+def whole_rows(batch) -> list[tuple[int, ...]]:
+    """The T + 1 tokens of every row, where targets are the inputs shifted by one."""
+    assert np.array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    return [tuple(row) for row in np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1).tolist()]
+
+
+def windows_of(ids: np.ndarray, T: int) -> list[tuple[int, ...]]:
+    """Every window of T tokens and the one after it, in the order of the text; in these tests no two are the same."""
+    windows = [tuple(ids[start:start + T + 1].tolist()) for start in range(0, len(ids) - T, T)]
+    assert len(set(windows)) == len(windows)
+    return windows
+
+
+def bins_of(tiny) -> list[np.ndarray]:
+    """The bins of the streams en, clone and facts."""
+    data = Folder(tiny.data_dir)
+    return [data.tokens("en", "train"), data.tokens("clone", "train"), data.tokens("en", "facts")]
+
+
+def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
+    n = len(Folder(tiny.data_dir).tokens("en", "train"))
+    divisor = next(T for T in range(20, 200) if n % T == 0)  # the last window would lack the one token after it
+    for changes in ({}, {"mix": {"clone": 0.6, "en": 0.4}}, {"seed": 5, "block_size": divisor}):
+        sampler = sampler_of(tiny, stage1_steps=40, **changes)  # no facts in stage 1
+        batch = sampler.batch(np.arange(2400))
+        assert batch.inputs.dtype == batch.targets.dtype == batch.stream.dtype == torch.int64
+        rows = whole_rows(batch)
+        assert sampler.streams == tuple(sampler.config.mix)
+        for s, language in enumerate(sampler.streams):
+            windows = windows_of(Folder(tiny.data_dir).tokens(language, "train"), sampler.config.block_size)
+            visited = [windows.index(row) for row, stream in zip(rows, batch.stream) if stream == s]
+            epochs = [visited[e:e + len(windows)] for e in range(0, len(visited), len(windows))]
+            assert len(epochs) > 2
+            for epoch in epochs[:-1]:
+                assert sorted(epoch) == list(range(len(windows)))
+            assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+
+
+def test_only_one_language_is_its_share_of_rows_over_and_over(tiny):
+    """The very rows that joint training has in it, with the facts' rows dealt in between."""
+    joint = sampler_of(tiny, max_steps=12, batch_size=8).batch(np.arange(96))
+    expected = [row for row, stream in zip(whole_rows(joint), joint.stream.tolist()) if stream == 1]
+    assert 15 < len(expected) < 25 and (joint.stream == 2).any()  # less than a quarter of 96: facts have some
+    batch = sampler_of(tiny, max_steps=12, batch_size=8, only="clone").batch(np.arange(96))
+    assert (batch.stream == 1).all()
+    assert whole_rows(batch) == (expected * 7)[:96]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_rows_do_not_depend_on_how_they_are_split(tiny, ratio):
+    sampler, rows = sampler_of(tiny, codeswitch_ratio=ratio), np.arange(24, 104)  # around the end of stage 1
+    whole = sampler.batch(rows)
+    splits = [rows.reshape(10, 8), [rows[:1], rows[1:3], rows[3:]], [rows[rank::4] for rank in range(4)], [rows[::-1]]]
+    for parts in splits:
+        again = sampler_of(tiny, codeswitch_ratio=ratio)  # another process knows nothing of this one
+        batches = [again.batch(part) for part in parts]
+        order = np.argsort(np.concatenate(parts))
+        for name in ("inputs", "targets", "stream"):
+            assert np.array_equal(np.concatenate([getattr(batch, name) for batch in batches])[order], getattr(whole, name))
+    other = sampler_of(tiny, codeswitch_ratio=ratio, seed=2).batch(rows)
+    assert not np.array_equal(whole.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("changes", [{}, {"stage1_steps": 0}, {"stage1_steps": 1, "max_steps": 7}, {"block_size": 17, "max_steps": 41},
+                                     {"mix": {"en": 1.0}, "batch_size": 3, "max_steps": 30}])
+def test_facts_are_stated_in_stage_2_once_through_and_evenly(tiny, changes):
+    config = replace(tiny, **changes)
+    sampler = sampler_of(tiny, **changes)
+    batch = sampler.batch(np.arange(config.max_steps * config.batch_size))
+    rows = whole_rows(batch)
+    at = np.flatnonzero(batch.stream == sampler.streams.index("facts"))
+    windows = windows_of(bins_of(tiny)[2], config.block_size)
+    assert sorted(rows[row] for row in at) == sorted(windows)
+    first, end = config.stage1_steps * config.batch_size, config.max_steps * config.batch_size
+    assert first <= at[0] and at[-1] == end - 1
+    gaps = np.diff([first - 1, *at])
+    assert gaps.max() - gaps.min() <= 1  # the same number of rows between two, up to one
+    for s, name in enumerate(config.mix):  # the other streams go on as if there were none
+        plain = sampler_of(tiny, **{**changes, "stage1_steps": config.max_steps}).batch(np.arange(end - len(at)))
+        assert [row for row, stream in zip(rows, batch.stream) if stream == s] == \
+            [row for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
+
+
+def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
+    """The windows of a period's facts, to within one, in an order of their own, evenly over the period's third of stage 2."""
+    config = replace(tiny, data_dir=str(tmp_path), fact_count=25, fact_frequencies=(3,), fact_periods=3, max_steps=124)
+    prepare(config)
+    data = Folder(str(tmp_path))
+    tokens = data.tokens("en", "facts")
+    windows = windows_of(tokens, 32)
+    ends = np.flatnonzero(tokens == data.end_of_text)[np.cumsum([3 * sum(fact.period == p for fact in facts_of(data.settings)) for p in range(3)]) - 1] + 1
+    assert data.splits["facts"]["en"]["period_ends"] == ends.tolist() and ends[-1] == len(tokens)
+    cuts = [0, round(ends[0] / 32), round(ends[1] / 32), len(windows)]
+    assert cuts != [len(windows) * p // 3 for p in range(4)]  # periods are not equally long
+    visited = {}
+    for seed in (1, 2):
+        batch = sampler_of(config, seed=seed).batch(np.arange(124 * 8))
+        rows = np.flatnonzero(batch.stream == 2)
+        visited[seed] = [windows.index(whole_rows(batch)[row]) for row in rows]
+        for p in range(3):
+            part, here = range(cuts[p], cuts[p + 1]), slice(cuts[p], cuts[p + 1])
+            assert sorted(visited[seed][here]) == list(part) != visited[seed][here]
+            assert ((4 + 40 * p) * 8 <= rows[here]).all() and (rows[here] < (4 + 40 * (p + 1)) * 8).all()
+            assert np.ptp(np.diff(rows[here])) <= 1
+    assert visited[1] != visited[2]
+
+
+@pytest.mark.parametrize("target, coverage", [*((target, 1.0) for target in TARGETS), ("input-only", 0.3)])
+def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target, coverage):
+    data, rows = Folder(tiny.data_dir), np.arange(320)
+    n = len(data.tokens("en", "train"))
+    T = next(T for T in range(24, 64) if (n - 1) % T < T // 8)  # the tokens that fill up the last window are not all there
+    slack, ends_of_bins = T // 8, 0
+    plain = sampler_of(tiny, block_size=T).batch(rows)
+    batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target, align_coverage=coverage).batch(rows)
+    assert np.array_equal(batch.stream, plain.stream)
+    entries = np.ceil(coverage * len(data.table))
+    for s, split in ((0, "train"), (2, "facts")):
+        here = np.flatnonzero(batch.stream == s)
+        ids, align = data.tokens("en", split).astype(np.int64), data.align(split)
+        align = np.array([a if abs(a) <= entries else 0 for a in align])
+        starts = [T * windows_of(ids, T).index(row) for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
+        ends_of_bins += sum(start + T + 1 + slack > len(ids) for start in starts)
+        ids, align = np.append(ids, [data.end_of_text] * slack), np.append(align, [0] * slack)
+        at = np.array(starts)[:, None] + np.arange(T + 1 + slack)
+        inputs, labels = slow_codeswitch(ids[at], align[at], data.table, 0.4, rows[here], tiny.seed, T + 1, target, data.end_of_text)
+        assert np.array_equal(batch.inputs[here], inputs[:, :-1]) and np.array_equal(batch.targets[here], labels[:, 1:])
+        assert (inputs >= data.V).any()
+    assert ends_of_bins
+    clone = batch.stream == 1
+    assert np.array_equal(batch.inputs[clone], plain.inputs[clone]) and np.array_equal(batch.targets[clone], plain.targets[clone])
+
+
+def test_too_little_text_and_too_many_facts(tiny):
+    for changes, names in (({"block_size": 10_000}, "block_size"), ({"block_size": 600}, "facts"), ({"max_steps": 7}, "max_steps"),
+                           ({"mix": {"en": 0.5, "de": 0.5}, "targets": ("de",)}, "'de'")):
+        with pytest.raises(UserError) as e:
+            sampler_of(tiny, **changes)
+        assert names in str(e.value) and "\n" not in str(e.value)
+    T = len(bins_of(tiny)[0]) - 1
+    sampler = sampler_of(tiny, block_size=T, mix={"en": 1.0}, max_steps=1, stage1_steps=1)  # one window: all of the text
+    assert whole_rows(sampler.batch(np.array([0]))) == [tuple(bins_of(tiny)[0].tolist())]
+
+
+def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
+    folder = Folder(tiny.data_dir)
+    sampler = Sampler(folder, tiny)
+    sampler.bins["en"] = np.full(5000, folder.vocab_size)
+    assert f"the text of en has the token id {folder.vocab_size}" in error(sampler.batch, np.arange(8))
+
+
+# ---- ahead of use, and in other processes ----
+
+def no_new_threads(before: set) -> bool:
+    end = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < end:
+        time.sleep(0.01)
+    return not set(threading.enumerate()) - before
+
+
+def test_prefetch_keeps_the_order_and_makes_the_next_while_one_is_used():
+    before, made, next_made = set(threading.enumerate()), [], threading.Event()
+    assert list(prefetch(lambda step: step * step, range(3, 50))) == [step * step for step in range(3, 50)]
+    assert list(prefetch(lambda step: step, range(0))) == []
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 1:
+            next_made.set()
+        return step
+
+    batches = prefetch(make, range(1000))
+    assert next(batches) == 0 and next_made.wait(5)  # without asking for it
+    time.sleep(0.1)
+    assert len(made) < 6  # but not many ahead: batches take memory
+    batches.close()
+    assert no_new_threads(before)
+
+
+@pytest.mark.parametrize("failure", [UserError("cannot read"), MemoryError(), KeyboardInterrupt()], ids=repr)
+def test_prefetch_raises_what_the_thread_raised_where_it_belongs(failure):
+    def make(step: int) -> int:
+        if step == 4:
+            raise failure
+        return step
+
+    before, found = set(threading.enumerate()), []
+    with pytest.raises(type(failure)) as e:
+        for item in prefetch(make, range(10)):
+            found.append(item)
+    assert found == [0, 1, 2, 3] and e.value is failure and no_new_threads(before)
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def fail_at_three(x: int) -> int:
+    if x == 3:
+        raise UserError("three")
+    return x
+
+
+def die_at_three(x: int) -> int:
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+_base = 0
+
+
+def set_base(base: int) -> None:
+    global _base
+    _base = base
+
+
+def add_base(x: int) -> int:
+    time.sleep(0.01 * (x % 2 == 0))
+    return _base + x
+
+
+def test_workers_give_results_in_order_and_read_no_faster_than_these_are_taken():
+    with Workers(2, set_base, 100) as workers:
+        assert list(workers.map(add_base, range(20))) == list(range(100, 120)) and not list(workers.map(square, []))
+        read = []
+        results = workers.map(square, (read.append(x) or x for x in range(1000)))
+        for taken in range(1, 21):
+            assert next(results) == (taken - 1) ** 2 and len(read) <= taken + 2 * AHEAD
+        results.close()
+        with pytest.raises(UserError, match="^three$"):
+            list(workers.map(fail_at_three, range(100)))
+    with Workers(2) as workers, pytest.raises(UserError, match="was killed"):
+        list(workers.map(die_at_three, range(100)))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_command_that_is_stopped_says_so_and_leaves_no_process_behind(tmp_path, number, code):
+    """Ctrl-C and SIGTERM go to all its processes, as a terminal or a scheduler sends them; a kill to the first alone."""
+    script = ("import os, time\nfrom runtime import errors, parallel\n\n\ndef pid(_):\n    time.sleep(0.1)\n"
+              "    return os.getpid()\n\n\ndef main(arguments):\n    with parallel.Workers(2) as workers:\n"
+              "        for number in workers.map(pid, range(10**6)):\n            print(number, flush=True)\n\n\n"
+              "if __name__ == '__main__':\n    errors.run(main)\n")
+    command = [sys.executable, write(tmp_path / "work.py", script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    pids = {int(process.stdout.readline()) for _ in range(8)}
+    (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    stopped = "" if number == signal.SIGKILL else "stopped; run the same command to go on"
+    assert len(pids) == 2 and (process.returncode, errors.strip()) == (code, stopped)
+    deadline = time.monotonic() + 20
+    while (alive := [pid for pid in pids if running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # One that has ended and that nobody has asked about is still listed, as a zombie.
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# ---- files and locks ----
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.json", "{")
+    assert "a.json: not JSON" in error(read_json, path, "make it again")
+    write_text(path, "before")
+    monkeypatch.setattr(os, "fsync", lambda number: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_text(path, "after")
+    assert Path(path).read_text() == "before"
+
+
+def test_a_folder_has_one_user_and_a_dead_one_is_forgotten(tmp_path):
+    folder = str(tmp_path / "run")
+    hold = ("import sys, os; from runtime.files import exclusive\nwith exclusive(sys.argv[1]):\n"
+            "    print('in', flush=True); sys.stdin.readline(); os._exit(9)")
+    other = subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(UserError, match="another process is working in .*run; wait for it"), exclusive(folder):
+        pass
+    other.communicate("\n")  # it dies inside
+    with exclusive(folder):
+        pass
