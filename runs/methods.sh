@@ -63,7 +63,7 @@ train() {
 
 evaluate() { python eval.py "$@"; }
 evaluate_transfer() { python eval.py xnli "$@"; }
-evaluate_dynamics() { python eval.py dynamics "$@"; }
+evaluate_dynamics() { python -m tools.dynamics "$@"; }
 
 methods() {
     python data.py "${ARGUMENTS[@]}"
