@@ -38,13 +38,14 @@ from report.results import TOKEN_KINDS, read, wilson
 from report.tables import report_tables
 from runtime import config as configs
 from runtime import errors
-from runtime.checkpoint import FIXED, check_matches, load_trained, make_golden, make_model
+from runtime.checkpoint import FIXED, check_matches, load_trained
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import is_newer, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
-from tasks.analysis import components, continuations, mixed_script, text_tokens, token_kinds, vocabulary_ids
+from tasks.analysis import (components, continuations, mixed_script, states, text_tokens, token_kinds,
+                            vocabulary_ids)
 from tasks.facts import LANGUAGES, Fact, facts_of, statement
 from train import learning_rate
 
@@ -53,11 +54,6 @@ def by_length(rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
     """The indices of rows in batches, the shortest rows first, so that little of a batch is padding."""
     order = np.argsort([len(row) for row in rows], kind="stable")
     return np.split(order, range(batch_size, len(rows), batch_size))
-
-
-def padded_rows(rows: Sequence[np.ndarray], fill: int, device: torch.device) -> torch.Tensor:
-    """Token ids (B, T) int64 of rows of unequal length, filled up behind with `fill`."""
-    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=fill).to(device)
 
 
 # ---- LM: perplexity -------------------------------------------------------------------------------------------------
@@ -129,7 +125,7 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config
     The share of facts whose true statement is more likely, as a whole sentence, than the three with another object of
     the same relation. Chance is 1/4; a tie counts as wrong. The paper leaves open how objects
     and distractors are drawn: here in fours that have the same four choices, so that a model that ignores the subject
-    is right in one of four (tasks/facts.py).
+    is right in one of four (tasks/facts.py). It also leaves open whether facts are codeswitched: here they are not.
     """
     sentences = [statement(fact, text_language(language, folder.pivot), object_)
                  for fact in facts for object_ in (fact.object, *fact.distractors)]
@@ -139,7 +135,8 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config
                         f"{longest}; a larger vocab_size makes it shorter")
     scores = torch.empty(len(rows))
     for batch in tqdm(by_length(rows, config.eval_batch_size), desc=f"clka {language}", disable=None):
-        ids = padded_rows([rows[i] for i in batch], -1, model.wte.weight.device)
+        ids = pad_sequence([torch.from_numpy(rows[i]) for i in batch], batch_first=True, padding_value=-1)  # (B, T)
+        ids = ids.to(model.wte.weight.device)
         hidden = model(ids[:, :-1].clamp(min=0))
         scores[batch] = -linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])[1].sum(1).cpu()
     # The true one of a fact's four comes first.
@@ -170,7 +167,8 @@ class Classifier(nn.Module):
     def forward(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
         """Rows of token ids, B of them: logits (B, labels)."""
         # Attention is causal, so the padding behind a row does not reach its tokens.
-        hidden = self.model(padded_rows(rows, 0, self.head.weight.device))  # (B, T, C)
+        ids = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)  # (B, T)
+        hidden = self.model(ids.to(self.head.weight.device))  # (B, T, C)
         return self.head(hidden[range(len(rows)), [len(row) - 1 for row in rows]])
 
 
@@ -299,23 +297,6 @@ def running_text(model: GPT, folder: Folder, language: str, config: Config) -> l
     return [F.cosine_similarity(a, b, dim=-1).mean().item() for a, b in zip(*sides)]
 
 
-def states(model: GPT, folder: Folder, config: Config) -> dict[str, GPT]:
-    """The models whose words are drawn: what a run began with (if it can be made again), had after stage 1, has now."""
-    # Runs with a part of the table or without all of the languages are not drawn.
-    if config.align_coverage < 1 or config.only or min(config.mix.get(l, 0) for l in folder.languages) <= 0:
-        return {}
-    result, begins_as = {"after pretraining": model}, config.init_from
-    if config.init_from == "align":
-        result["after stage 1"], state = load_trained(config.stage1_dir, folder)
-        begins_as = state["config"]["init_from"]
-    if begins_as in ("scratch", "golden"):
-        torch.manual_seed(config.seed)
-        result["at initialisation"] = make_model(config, folder.vocab_size)
-        if begins_as == "golden":
-            make_golden(result["at initialisation"], folder)
-    return dict(reversed(result.items()))
-
-
 # ---- A run ----------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +308,7 @@ def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu")
 
 
 def measure(config: Config) -> dict:
-    """All but transfer, of a finished run."""
+    """All that eval.json says of a finished run, measured."""
     folder = Folder(config.data_dir)
     model, state = load_run(config, folder, open_device(config))
     all_languages, texts = range(len(folder.languages)), folder.languages if config.eval_text else ()
@@ -342,14 +323,18 @@ def measure(config: Config) -> dict:
             "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
 
 
-def reuse_or_measure(name: str, config: Config, knobs: Sequence[str], measured: Callable[[Config], dict]) -> dict:
-    """The result `name` in the run's folder: as it is if newer than the run and of the same `knobs`, else measured."""
+def reuse_or_measure(name: str, config: Config, knobs: tuple[str, ...], measured: Callable[[Config], dict]) -> dict:
+    """
+    The result `name` in the run's folder: as it is if newer than the run and of the same knobs, else measured. `knobs`
+    are the beginnings of those that matter beside the run's own.
+    """
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
         (result,) = read(path, lambda values: values[0]["config"])
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
-        if all(then[knob] == now[knob] for knob in knobs):
+        matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob != "eval_batch_size"]
+        if all(then[knob] == now[knob] for knob in matter):
             print(f"{path} is up to date")
             return result
     result = measured(config) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
@@ -358,15 +343,13 @@ def reuse_or_measure(name: str, config: Config, knobs: Sequence[str], measured: 
 
 
 def evaluate(config: Config) -> dict:
-    """What eval.json says of a finished run: `measure`, or as it was measured before."""
-    knobs = (k for k in configs.FIELDS if k.startswith(("eval_", "sample_")) and k != "eval_batch_size")
-    return reuse_or_measure("eval.json", config, (*FIXED, *knobs), measure)
+    """What eval.json says of a finished run: all but transfer."""
+    return reuse_or_measure("eval.json", config, ("eval_", "sample_"), measure)
 
 
 def evaluate_transfer(config: Config) -> dict:
-    """What xnli.json says of a finished run: `transfer`, or as it was measured before."""
-    knobs = (k for k in configs.FIELDS if k.startswith("nli_"))
-    return reuse_or_measure("xnli.json", config, (*FIXED, *knobs), transfer)
+    """What xnli.json says of a finished run: transfer."""
+    return reuse_or_measure("xnli.json", config, ("nli_",), transfer)
 
 
 def main(arguments: list[str]) -> None:

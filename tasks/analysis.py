@@ -18,6 +18,7 @@ from corpus.readers import documents
 from corpus.tokenizer import encode, token_byte_lengths
 from model import GPT
 from report.results import TOKEN_KINDS, wilson
+from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 
 
@@ -127,6 +128,23 @@ def token_kinds(folder: Folder) -> np.ndarray:
     cuts = [len(folder.table.top(share)) for share in (0.25, 0.5, 0.75)]
     without_entry = np.where(wordlike[folder.tokens(folder.pivot, "val")], len(TOKEN_KINDS) - 2, len(TOKEN_KINDS) - 1)
     return np.where(align > 0, np.searchsorted(cuts, align), without_entry)
+
+
+def states(model: GPT, folder: Folder, config: Config) -> dict[str, GPT]:
+    """The models whose words are drawn: what a run began with (if it can be made again), had after stage 1, has now."""
+    # Runs with a part of the table or without all of the languages are not drawn.
+    if config.align_coverage < 1 or config.only or min(config.mix.get(l, 0) for l in folder.languages) <= 0:
+        return {}
+    result, begins_as = {"after pretraining": model}, config.init_from
+    if config.init_from == "align":
+        result["after stage 1"], state = load_trained(config.stage1_dir, folder)
+        begins_as = state["config"]["init_from"]
+    if begins_as in ("scratch", "golden"):
+        torch.manual_seed(config.seed)
+        result["at initialisation"] = make_model(config, folder.vocab_size)
+        if begins_as == "golden":
+            make_golden(result["at initialisation"], folder)
+    return dict(reversed(result.items()))
 
 
 def components(vectors: torch.Tensor, languages: Sequence[str]) -> dict[str, list]:

@@ -12,11 +12,10 @@ The built-in set comes from a small grammar in the words of the built-in text, p
     Every client kept the images. / Every server kept the images.              neutral
     The images were removed by every client. / Every program kept the files.   contradiction
 
-A sentence has a quantifier, a subject, a verb and an object. Subjects and objects may be replaced by more general or
-more specific ones, verbs by their opposites, and the passive says the same as the active. `label` decides by these
-rules alone. Each hypothesis comes with one premise for each label. The three have the same quantifier and share as
-many words with it, so that neither it, nor the negations, nor the quantifiers and the overlap say which is which; what
-a premise looks like is balanced as well.
+Subjects and objects may be replaced by more general or more specific ones, verbs by their opposites, and the passive
+says the same as the active: `label` decides by these rules alone. Each hypothesis comes with one premise for each
+label. The three have the same quantifier and share as many words with it, and what a premise looks like is balanced,
+so that one sentence, the negations, or the quantifiers and the overlap do not tell the label.
 """
 
 import itertools

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import eval as evaluation
 import train as training
@@ -26,7 +25,7 @@ from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
-from tasks.analysis import continuations, text_tokens
+from tasks.analysis import continuations, states, text_tokens
 from tasks.facts import Fact, facts_of, make_facts, statement
 from tasks.nli import LABELS, Pair
 from train import learning_rate
@@ -136,26 +135,6 @@ def test_perplexity_by_kind_adds_up_to_the_whole(tiny, data):
         assert math.exp(nats / result["tokens"]) == pytest.approx(result["ppl"])
 
 
-@pytest.fixture(scope="module")
-def read_a_while(tiny, data, tmp_path_factory) -> GPT:
-    """A model that has seen enough text to use what stands before a token."""
-    config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("while")), max_steps=200, learning_rate=3e-3)
-    training.main(overrides(config))
-    return load_trained(config.run_dir, data)[0]
-
-
-@pytest.mark.parametrize("shift", [1, 5, 16, 21])
-def test_perplexity_hardly_depends_on_how_documents_fall_on_blocks(data, read_a_while, tiny, monkeypatch, shift):
-    """A text that begins some tokens later falls on other blocks; only the length of the context differs."""
-    model, tokens = read_a_while, data.tokens("en", "val")
-    monkeypatch.setattr(evaluation, "token_kinds", lambda _: np.zeros(len(tokens), dtype=np.int64))
-    whole = language_model(model, data, "en", tiny)["ppl"]
-    monkeypatch.setattr(data, "tokens", lambda *_: tokens[shift:])
-    shifted = language_model(model, data, "en", tiny)
-    assert shifted["tokens"] == len(tokens) - 1 - shift and shifted["ppl"] == pytest.approx(whole, rel=0.03)
-    assert 1 < whole < 0.5 * data.V
-
-
 def test_golden_model_reads_the_clone_as_well_as_english(tiny, data):
     model = untrained(tiny, data)
     make_golden(model, data)
@@ -195,13 +174,6 @@ def test_statements_are_scored_as_whole_sentences(tiny, data, language):
         got = clka(model, data, facts, language, replace(config, eval_batch_size=batch_size))
         assert (got["accuracy"], got["n"], got["chance"]) == (sum(known) / 24, 24, 0.25)
         assert got["interval"][0] < got["accuracy"] < got["interval"][1]
-
-
-@pytest.mark.parametrize("language", ["en", "clone"])
-def test_an_untrained_model_is_near_chance(tiny, data, language):
-    config = replace(tiny, block_size=64)
-    got = clka(untrained(config, data), data, make_facts(320, (1,), 0), language, config)
-    assert got["n"] == 320 and got["interval"][0] < 0.25 < got["interval"][1]
 
 
 @pytest.mark.parametrize("language, other", [("en", "clone"), ("clone", "en")])
@@ -274,8 +246,8 @@ def test_similarity_of_text_position_by_position(tiny, data):
     sums, positions = np.zeros(4), 0
     with torch.no_grad():
         for start in range(0, len(tokens) - T + 1, T):
-            en = torch.from_numpy(tokens[start:start + T])[None]
-            mine, clone = ([*model.layers(x), model(x)] for x in (en, data.to_language(en, "clone")))
+            sides = (tokens[start:start + T], data.to_language(tokens[start:start + T], "clone"))
+            mine, clone = ([*model.layers(x), model(x)] for x in (torch.from_numpy(side)[None] for side in sides))
             sums += [sum(cosine(a[0, t], b[0, t]) for t in range(T)) for a, b in zip(mine, clone)]
             positions += T
     got = similarity(model, data, tiny)
@@ -429,25 +401,17 @@ def test_components_of_a_run(tiny, data, out_dir):
     assert list(evaluation.measure(joint)["components"]) == ["at initialisation", "after pretraining"]
     model, _ = load_trained(config.run_dir, data)
     for without in (dict(align_coverage=0.5), dict(only="clone"), dict(mix={"en": 1.0})):
-        assert evaluation.states(model, data, replace(config, **without)) == {}
+        assert states(model, data, replace(config, **without)) == {}
 
 
-def test_perplexity_of_other_text_is_that_of_its_tokens(tiny, data, tmp_path):
-    """Beside full logits; En-Clone's text is the pivot's."""
-    (tmp_path / "text.txt").write_text("Lo ba der in.\n\nMer ta, ost.\n", encoding="utf-8")
-    config, model = replace(tiny, eval_text=str(tmp_path / "text.txt"), eval_tokens=0), untrained(tiny, data)
-    sides = [[*encode(data.encoding, text), data.end_of_text] for text in ("Lo ba der in.", "Mer ta, ost.")]
-    tokens = [data.end_of_text, *sides[0], *sides[1]]
-    assert len(tokens) <= tiny.block_size + 1
+def test_other_text_is_read_until_there_is_enough(tiny, data, tmp_path):
+    (tmp_path / "en.txt").write_text("Lo ba der in.\n\nMer ta, ost.\n", encoding="utf-8")
+    config = replace(tiny, eval_text=str(tmp_path / "{language}.txt"), eval_tokens=0)
+    parts = [[*encode(data.encoding, text), data.end_of_text] for text in ("Lo ba der in.", "Mer ta, ost.")]
     for language in ("en", "clone"):
-        ids = torch.tensor(in_language(data, tokens, language))
-        with torch.no_grad():
-            logits = model(ids[None, :-1])[0] @ model.lm_head.weight.T
-            nats = F.cross_entropy(logits, ids[1:], reduction="none")
-        got = evaluation.perplexity(model, data, language, text_tokens(data, language, config), config)
-        assert got["ppl"] == pytest.approx(nats.mean().exp().item(), rel=1e-5) and got["tokens"] == len(tokens) - 1
-        assert got["bpb"] == pytest.approx(nats.sum().item() / math.log(2) / len("Lo ba der in.Mer ta, ost."), rel=1e-5)
-        assert len(text_tokens(data, language, replace(config, eval_tokens=6))) == 6
+        expected = in_language(data, [data.end_of_text, *parts[0], *parts[1]], language)
+        assert text_tokens(data, language, config).tolist() == expected
+        assert text_tokens(data, language, replace(config, eval_tokens=6)).tolist() == expected[:6]
 
 
 def test_continuations_of_a_prompt(tiny, out_dir, capsys):
@@ -460,22 +424,15 @@ def test_continuations_of_a_prompt(tiny, out_dir, capsys):
     assert printed[:-2].split("\n\n") == [f"Lo ba|{text}" for text in continuations(model, data, config)]
 
 
-def test_a_run_that_is_missing_or_unfinished_is_an_error(tiny, out_dir, tmp_path):
-    config = replace(tiny, out_dir=str(out_dir), max_steps=12)
-    with pytest.raises(UserError, match="there is no checkpoint .*never-run/seed1/checkpoint.pt"):
-        evaluate(replace(config, method="never-run"))
-    unfinished = replace(config, out_dir=str(tmp_path))
-    os.makedirs(unfinished.run_dir)
-    state = torch.load(Path(config.run_dir, "checkpoint.pt"))
-    torch.save({**state, "step": 11}, Path(unfinished.run_dir, "checkpoint.pt"))
-    with pytest.raises(UserError, match="the run stopped at step 11 of 12; run its command again"):
-        evaluate(unfinished)
-    assert not Path(unfinished.run_dir, "eval.json").exists()
-
-
-@pytest.mark.parametrize("changes", [dict(n_layer=3), dict(block_size=64)])
-def test_a_run_is_not_measured_as_if_it_were_another(tiny, out_dir, tmp_path, changes):
+def test_only_the_finished_run_of_a_config_is_measured(tiny, out_dir, tmp_path):
+    config = replace(tiny, out_dir=str(tmp_path), max_steps=12)
+    with pytest.raises(UserError, match="joint/seed1/checkpoint.pt"):
+        evaluate(config)
     shutil.copytree(out_dir / "joint", tmp_path / "joint")
-    (knob,) = changes
-    with pytest.raises(UserError, match=f"another {knob} "):
-        evaluate(replace(tiny, out_dir=str(tmp_path), max_steps=12, **changes))
+    for knob in ("n_layer", "block_size"):
+        with pytest.raises(UserError, match=f"another {knob} "):
+            evaluate(replace(config, **{knob: 64}))
+    checkpoint = Path(config.run_dir, "checkpoint.pt")
+    torch.save(torch.load(checkpoint) | {"step": 11}, checkpoint)
+    with pytest.raises(UserError, match="step 11 of 12"):
+        evaluate(config)

@@ -9,16 +9,19 @@ import re
 import string
 from collections import Counter, defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from corpus.folder import Folder
+from corpus.table import make_table
+from corpus.tokenizer import encode
 from report.results import wilson
 from runtime.config import Config
 from runtime.errors import UserError
-from tasks.analysis import mixed_script, sample, token_kinds
+from tasks.analysis import is_in, mixed_script, sample, token_kinds
 from tasks.facts import (ENDINGS, LANGUAGES, RELATIONS, STOPLIST, in_training_order, make_facts, read_relations,
                          statement)
 from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, Pair, Statement, builtin, label, load, read
@@ -28,16 +31,6 @@ from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, Pair, Statement, b
 # count, frequencies: one and several frequencies, 4 and 8 objects, few and all relations, even and uneven shares
 SETTINGS = [(4, (1,)), (5, (3,)), (20, (1, 2, 4, 8)), (64, (1,)), (101, (1, 4, 16)), (128, (40,)), (256, (2, 5)),
             (512, (1, 2, 4, 8)), (1003, (1, 2, 3, 4, 5))]
-
-
-def distance(a: str, b: str) -> int:
-    """Levenshtein's, from the definition."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row = row, [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
-    return row[-1]
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.pid)
@@ -137,8 +130,6 @@ def test_names():
         assert word.endswith(tuple(ENDINGS.values()))
     near = Counter(shape for word in words for shape in {word} | {word[:i] + word[i + 1:] for i in range(len(word))})
     assert max(near.values()) == 1
-    some = words[::12]
-    assert min(distance(a, b) for i, a in enumerate(some) for b in some[i + 1:]) > 1
     assert all(len(f.object.split()) == (2 if f.relation.kind == "person" else 1) for f in facts)
     few = [fact.subject.split() for fact in make_facts(200, (1,), 7)]
     assert len({given for given, _ in few}) == len({family for _, family in few}) == 200
@@ -157,20 +148,12 @@ def test_a_statement_differs_from_its_distractors_in_the_object_alone():
         statement(fact, "fr")
 
 
-def test_training_statements_come_in_rounds():
-    facts = make_facts(40, (7,), 10)
-    order = in_training_order(facts, 1)
-    rounds = [order[i:i + 40] for i in range(0, len(order), 40)]
-    assert len(rounds) == 7 and all(set(part) == set(facts) for part in rounds)
-    assert len({tuple(part) for part in rounds}) == 7  # and every round has its own order
-    assert order == in_training_order(facts, 1) != in_training_order(facts, 2) and in_training_order([], 3) == []
-
-
-def test_training_statements_of_several_frequencies():
+def test_statements_of_a_fact_are_spread_evenly_over_training():
     facts = make_facts(60, (1, 3, 12), 11)
     order = in_training_order(facts, 2)
+    assert order == in_training_order(facts, 2) != in_training_order(facts, 1) and in_training_order([], 3) == []
     assert Counter(order) == {fact: fact.frequency for fact in facts}
-    for fact in facts:  # as far apart as they can be: one in every n-th, give or take what the others' places allow
+    for fact in facts:  # one in every n-th, give or take what the others' places allow
         places = [i / len(order) for i, stated in enumerate(order) if stated is fact]
         assert all(k / fact.frequency - 0.05 <= place <= (k + 1) / fact.frequency + 0.05
                    for k, place in enumerate(places))
@@ -423,3 +406,18 @@ def test_a_continuation_is_mixed_when_any_token_is_of_the_target(tiny, folder, i
     says = [5, folder.end_of_text, 9] + in_clone * [int(folder.ids_of("clone")[7])]
     result = mixed_script(Speaker(folder.vocab_size, says), folder, replace(tiny, sample_count=10, sample_tokens=8))
     assert result == {"clone": {"share": share, "n": 10, "interval": wilson(int(10 * share), 10)}}
+
+
+def test_words_of_a_target_are_recognised(folder):
+    """By script; in the pivot's script by whole words that only the target has, in the table and in held-out text."""
+    def ids(text: str) -> np.ndarray:
+        return encode(folder.encoding, text)
+
+    table = make_table([[[ids(" lo")], [ids(" rat")], [ids("猫")]], [[ids(" der")], [ids(" so")], []]], [2, 1],
+                       ("en", "de", "zh"))
+    known = dict(V=folder.V, vocab_size=folder.V, end_of_text=folder.end_of_text, encoding=folder.encoding)
+    several = SimpleNamespace(**known, table=table, languages=table.languages, pivot="en",
+                              tokens=lambda *_: ids("a so b"))
+    for language, text, there in (("zh", "a 猫 b", True), ("zh", "a lo b", False), ("de", "a Rat b", True),
+                                  ("de", "a lo b", False), ("de", "a so b", False), ("de", "rat b", False)):
+        assert is_in(language, several)(ids(text)) == there, (language, text)
