@@ -60,16 +60,14 @@ def by_length(rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
 
 
 def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """
-    Inputs and targets (B, block_size) that predict every token of a text but the first exactly once, in order, each
-    (but in the first window) from at least half a block of context. Windows start half a block apart; -1 marks targets
-    of the window before, or none.
-    """
+    """Inputs and targets (B, block_size) that predict every token of a text but the first exactly once, in order."""
+    # Windows start half a block apart, so that each token (but in the first window) has half a block of context.
     stride = max(1, block_size // 2)
     starts = np.arange(0, max(1, len(tokens) - 1 - (block_size - stride)), stride)
     for first in np.split(starts[:, None], range(batch_size, len(starts), batch_size)):
         at = first + np.arange(block_size + 1)  # (B, block_size + 1)
         rows = torch.from_numpy(tokens[np.minimum(at, len(tokens) - 1)].astype(np.int64))
+        # -1 marks what the window before has predicted, and what is behind the end of the text.
         done = (first > 0) & (np.arange(block_size) < block_size - stride)
         yield rows[:, :-1], rows[:, 1:].masked_fill(torch.from_numpy(done | (at[:, 1:] >= len(tokens))), -1)
 
@@ -77,14 +75,12 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tu
 @torch.no_grad()
 def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, config: Config,
                kinds: np.ndarray | None = None) -> dict:
-    """
-    Of a text's tokens (n,): perplexity (per token), bits per byte, and perplexity with the softmax over the language's
-    own ids, as if the language were known. With `kinds` (n,), an index into TOKEN_KINDS, also perplexity by kind.
-    """
+    """Perplexity per token and bits per byte of tokens (n,); with `kinds` (n,), indices of TOKEN_KINDS, also by kind."""
     if len(tokens) < 2:
         raise UserError(f"{folder.dir}: expected at least 2 tokens in {language!r} to measure perplexity on, found "
                         f"{len(tokens)}; use a larger val_fraction or eval_tokens")
     device, weight, behind = model.wte.weight.device, model.lm_head.weight, vocabulary_ids(folder)
+    # For `ppl_in_language` the softmax is over the language's own ids, as if it were known what language is read.
     number_in_language = torch.from_numpy(behind).to(device)
     own_weight = weight[torch.from_numpy(folder.ids_of(language)).to(device)]  # (V, C)
     losses, own_losses = [], []
@@ -98,6 +94,7 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
         if len(own_weight) < len(weight):
             own = torch.where(predicted, number_in_language[targets], -1)
             own_losses.append(linear_cross_entropy(hidden, own_weight, own)[1][predicted].cpu())
+    # In the order of the text, as windows has it.
     nats, own_nats = (torch.cat(parts).double().numpy() for parts in (losses, own_losses or losses))  # each (n - 1,)
     n_bytes = int(token_byte_lengths(folder.encoding)[behind[tokens[1:]]].sum())
     result = {"ppl": math.exp(nats.mean()), "bpb": nats.sum() / math.log(2) / n_bytes,
@@ -122,11 +119,13 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 @torch.no_grad()
 def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config: Config) -> dict:
     """
-    The share of facts whose true statement is more likely, as a whole sentence, than the three with another object of
-    the same relation. Chance is 1/4; a tie counts as wrong. The paper leaves open how objects
-    and distractors are drawn: here in fours that have the same four choices, so that a model that ignores the subject
-    is right in one of four (tasks/facts.py). It also leaves open whether facts are codeswitched: here they are not.
+    The share of facts whose true statement is more likely, as a whole sentence, than the three with another object.
+
+    The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so that
+    a model that ignores the subject is right in one of four (tasks/facts.py). It also leaves open whether facts are
+    codeswitched: here they are not.
     """
+    # Of each fact the true statement, and three with another object.
     sentences = [statement(fact, text_language(language, folder.pivot), object_)
                  for fact in facts for object_ in (fact.object, *fact.distractors)]
     rows = [folder.to_language(np.append(folder.end_of_text, encode(folder.encoding, s)), language) for s in sentences]
@@ -139,7 +138,7 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config
         ids = ids.to(model.wte.weight.device)
         hidden = model(ids[:, :-1].clamp(min=0))
         scores[batch] = -linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])[1].sum(1).cpu()
-    # The true one of a fact's four comes first.
+    # The true one of a fact's four comes first. A tie counts as wrong.
     correct = int((scores.view(-1, 4)[:, :1] > scores.view(-1, 4)[:, 1:]).all(1).sum())
     return {"accuracy": correct / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(correct, len(facts))}
 
@@ -161,6 +160,7 @@ class Classifier(nn.Module):
     def __init__(self, model: GPT, labels: int):
         super().__init__()
         self.model, self.head = model, nn.Linear(model.wte.embedding_dim, labels)
+        # All labels are equally likely at first.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -173,10 +173,11 @@ class Classifier(nn.Module):
 
 
 def encode_pairs(pairs: list[nli.Pair], folder: Folder, language: str, block_size: int) -> tuple[list, np.ndarray]:
-    """Each pair as end-of-text, premise, end-of-text, hypothesis, end-of-text (or the end of that), and the labels."""
+    """Token ids of premise and hypothesis in one row for each pair, of a long one the end; and the labels (n,)."""
     eot, rows = [folder.end_of_text], []
     for pair in pairs:
         premise, hypothesis = encode(folder.encoding, pair.premise), encode(folder.encoding, pair.hypothesis)
+        # End-of-text before, between and behind: the last one is what the classifier reads.
         row = folder.to_language(np.concatenate([eot, premise, eot, hypothesis, eot]), language)
         rows.append(row[-block_size:])
     return rows, np.array([pair.label for pair in pairs])
@@ -214,6 +215,7 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
         batch = batches[step % per_epoch]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, schedule)
+        # Pairs come in many lengths; see ANY_SHAPE in model.py.
         with autocast, sdpa_kernel(ANY_SHAPE):
             logits = classifier.train()([rows[i] for i in batch])
         F.cross_entropy(logits.float(), labels[batch]).backward()
@@ -237,6 +239,7 @@ def transfer(config: Config) -> dict:
     test_rows = {l: encode_pairs(pairs, folder, l, config.block_size) for l, pairs in tests.items()}
     dev_accuracies: list[float] = []
     accuracies: dict[str, list[float]] = {l: [] for l in tests}
+    # Only the pivot's pairs are trained on: what the other languages get right is transferred.
     for seed in range(1, config.nli_seeds + 1):
         classifier, score = fine_tune(model, train_rows, dev_rows, len(labels), config, hardware, seed)
         dev_accuracies.append(score)
@@ -266,19 +269,17 @@ def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence
 
 @torch.no_grad()
 def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
-    """
-    Mean cosine between a pivot word and its first translation, per target and layer. `words`: words encoded alone, as
-    stage 1 sees them. `random`: with the translation of another word, for scale. `text` (En-Clone): held-out text and
-    its clone, position by position; its last layer is the final hidden state.
-    """
+    """Mean cosine between a pivot word and its first translation, per target and layer."""
     names = ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
     rows = []
     for l, language in enumerate(folder.table.languages[1:], 1):
         pivot, target = word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)  # each (L + 2, n, C)
         if not pivot.shape[1]:
             continue
+        # `words`: encoded alone, as stage 1 sees them. `random`: with the translation of another word, for scale.
         aligned = F.cosine_similarity(pivot, target, dim=-1).mean(1)
         unrelated = F.cosine_similarity(pivot, target.roll(1, dims=1), dim=-1).mean(1)
+        # `text`: position by position, where the target is a clone of the pivot's text.
         text = running_text(model, folder, language, config) if language == "clone" else [None] * len(names)
         rows += [{"language": language, "layer": name, "words": a.item(), "random": u.item(), "text": t}
                  for name, a, u, t in zip(names, aligned, unrelated, text)]
@@ -324,15 +325,13 @@ def measure(config: Config) -> dict:
 
 
 def reuse_or_measure(name: str, config: Config, knobs: tuple[str, ...], measured: Callable[[Config], dict]) -> dict:
-    """
-    The result `name` in the run's folder: as it is if newer than the run and of the same knobs, else measured. `knobs`
-    are the beginnings of those that matter beside the run's own.
-    """
+    """The result `name` in the run's folder: as it is if newer than the run and of the same knobs, else measured."""
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
         (result,) = read(path, lambda values: values[0]["config"])
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
+        # Beside the knobs that make the run, these begin with `knobs`. The size of a batch changes no result.
         matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob != "eval_batch_size"]
         if all(then[knob] == now[knob] for knob in matter):
             print(f"{path} is up to date")
@@ -353,6 +352,7 @@ def evaluate_transfer(config: Config) -> dict:
 
 
 def main(arguments: list[str]) -> None:
+    # Verbs that are commands of their own.
     elsewhere = {"report": "report.__main__", "dynamics": "tools.dynamics"}
     verb = arguments[0] if arguments[:1] and arguments[0] in ("xnli", "sample", *elsewhere) else ""
     if verb in elsewhere:
