@@ -75,7 +75,7 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tu
 @torch.no_grad()
 def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, config: Config,
                kinds: np.ndarray | None = None) -> dict:
-    """Perplexity per token and bits per byte of tokens (n,); with `kinds` (n,), indices of TOKEN_KINDS, also by kind."""
+    """Perplexity per token and bits per byte of tokens (n,); by kind too where `kinds` (n,) are given."""
     if len(tokens) < 2:
         raise UserError(f"{folder.dir}: expected at least 2 tokens in {language!r} to measure perplexity on, found "
                         f"{len(tokens)}; use a larger val_fraction or eval_tokens")
