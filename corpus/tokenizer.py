@@ -12,10 +12,10 @@ from runtime.files import write_text
 END_OF_TEXT = "<|endoftext|>"
 
 # Pre-tokenisation of a vocabulary trained here: pieces end where NLTK's words end (don't = do + n't, every punctuation
-# mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, as in
-# GPT-2. The marks of scripts that combine them with letters (\p{M}) belong to the word.
+# mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, the
+# last one of several, as in GPT-2. The marks of scripts that combine them with letters (\p{M}) belong to the word.
 PATTERN = (r" ?[\p{L}\p{M}]+(?=n't(?![\p{L}\p{M}]))|n't(?![\p{L}\p{M}])|'(?:s|m|d|ll|ve|re)(?![\p{L}\p{M}])"
-           r"| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{M}\p{N}]|\n+|[^\S\n]+(?=\S)|[^\S\n]+")
+           r"| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{M}\p{N}]|\n+|[^\S\n]+(?!\S)|[^\S\n]")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:

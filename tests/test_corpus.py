@@ -4,6 +4,7 @@ and the whole preparation for two real languages at once.
 """
 
 import gzip
+import itertools
 import logging
 import json
 import lzma
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import regex
 
 import eval as evaluation
 import prealign
@@ -33,7 +35,7 @@ from corpus.dictionary import (Dictionary, as_in_text, as_text_has_them, coverag
 from corpus.folder import Folder
 from corpus.readers import documents, fingerprint
 from corpus.table import Table, make_table
-from corpus.tokenizer import encode
+from corpus.tokenizer import PATTERN, encode
 from corpus.words import CHUNK, aligned_surfaces, count_chunks, count_surfaces, words_of_chunk
 from data import Sampler, prepare
 from runtime import errors
@@ -455,6 +457,27 @@ def test_words_seen_more_often_than_min_count_enter_the_table():
     assert aligned_surfaces(Counter(dict(counts[::-1])), 4) == [" a", "\n", " b", "a", "b", "é"]
     assert "min_count=3" in error(aligned_surfaces, Counter({" rare": 2, "rare": 1, " once": 1}), 3)
     assert "min_count=3" in error(aligned_surfaces, Counter(), 3)
+
+
+# ---- the vocabulary ----
+
+def test_the_last_of_several_spaces_is_the_words():
+    assert regex.findall(PATTERN, "He came.  The dog \n\t ran.") == [
+        "He", " came", ".", " ", " The", " dog", " ", "\n", "\t", " ran", "."]
+
+
+def test_pieces_end_where_words_do():
+    """Every word, with the space before it, is whole pieces, however many spaces and line ends stand around it."""
+    draw = random.Random(0)
+    for _ in range(300):
+        gaps = iter(lambda: draw.choice([" ", "  ", "   ", "\t", " \t ", "\n", "\n\n ", " \n"]), None)
+        text = "".join(word + next(gaps) for word in make_text(1, draw.random()).split())
+        ends = set(itertools.accumulate(map(len, regex.findall(PATTERN, text))))
+        at = 0
+        for chunk in CHUNK.findall(text):
+            for first, end, surface in words_of_chunk(chunk):
+                assert at + first in ends | {0} and at + end in ends, (surface, text[:at + end][-40:])
+            at += len(chunk)
 
 
 # ---- the table ----
