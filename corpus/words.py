@@ -24,6 +24,12 @@ MARKS = r"(?:[,.;:!?]?[\"”)\]]?|[\"”)\]][,.;:!?])"
 PLAIN = re.compile(rf" ?[\"“„(\[]?{UNIT}(?:(?:--|—|’){UNIT})*(?:--|—|’)?{MARKS}")
 PIECE = re.compile(rf" ?(?:{NOT}|{SHORT}|--|{LETTERS}?(?:-{LETTERS}?)*?(?={NOT}|--|[^-\w]|$)|.)")
 CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
+# Within a sentence NLTK keeps the full stop of an abbreviation, and takes off the one that ends the sentence. A chunk does
+# not show which it is, so abbreviations that seldom end a sentence always keep theirs: these, capitals but for "I"
+# (J. S. Bach), and letters with a full stop before them (U.S., e.g., Ph.D.).
+SHORTENED = ("Mr Mrs Ms Mme Mlle Messrs Dr St Mt Rev Hon Prof Gen Col Capt Lt Sgt Maj Gov Sen Rep Jr Sr Bros Co Corp Inc "
+             "Ltd Dept vs Fig Figs Vol Jan Feb Aug Sept Oct Nov Dec").split()
+ABBREVIATED = re.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[])[A-HJ-Z]|\.[A-Za-z])\.$")
 _nltk = NLTKWordTokenizer()
 MAX_CHUNKS = 1_000_000  # whose words a process knows: about 130 MB
 
@@ -40,15 +46,19 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
         pieces = [chunk]
     elif chunk.isspace():
         return []
-    elif PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
-        pieces = PIECE.findall(chunk)
+    elif chunk[-1] == "." and ABBREVIATED.search(chunk):
+        pieces = _cut(chunk[:-1])
+        pieces[-1] += "."
     else:
-        pieces = _cut_by_nltk(chunk)
+        pieces = _cut(chunk)
     ends = list(itertools.accumulate(len(piece.encode()) for piece in pieces))
     return list(zip([0, *ends], ends, pieces))
 
 
-def _cut_by_nltk(chunk: str) -> list[str]:
+def _cut(chunk: str) -> list[str]:
+    """The words of a chunk that is not white space."""
+    if PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
+        return PIECE.findall(chunk)
     space = chunk[0] == " "
     try:
         ends = [end + space for _, end in _nltk.span_tokenize(chunk[space:])]

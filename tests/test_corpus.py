@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import regex
+from nltk.tokenize import NLTKWordTokenizer
 
 import eval as evaluation
 import prealign
@@ -441,6 +442,26 @@ def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
     assert sum(surface_words.PLAIN.fullmatch(chunk) is not None for chunk in chunks) > len(chunks) / 10
     monkeypatch.setattr(surface_words, "PLAIN", re.compile("(?!)"))
     assert fast == [words_of_chunk(chunk) for chunk in chunks]
+
+
+@pytest.mark.parametrize("sentence", [
+    "Mr. and Mrs. Brown met Dr. Jones in St. Ives, and Prof. C. S. Lewis too.", '"Mr. Brown," said Capt. Ahab (Sgt. Pepper did not).',
+    "The U.S. army came at 5 p.m. on Sept. 3, i.e. late, with J.R.R. Tolkien Jr. and Co. as in Fig. 2.",
+    "He and I. Newton, Ph.D. and M.A. at once, said: --Mrs. Bell is here."])
+def test_abbreviations_keep_their_full_stop_as_in_nltks_sentences(sentence):
+    """NLTK sees the whole sentence, and takes off the full stop that ends it."""
+    expected = ['"' if word in ("``", "''") else word for word in NLTKWordTokenizer().tokenize(sentence)]
+    found = [surface.strip() for chunk in CHUNK.findall(sentence) for surface in surfaces(chunk)]
+    # Of a capital alone only "I" may end a sentence, so that "I." is always cut.
+    assert found == [part for word in expected for part in (("I", ".") if word == "I." else (word,))]
+
+
+@pytest.mark.parametrize("chunk, words", [
+    (" end.", [" end", "."]), (" no.", [" no", "."]), (" I.", [" I", "."]), (" MCMR.", [" MCMR", "."]), (" etc.", [" etc", "."]),
+    (" first.", [" first", "."]), (" it'S.", [" it", "'S", "."]), (" Mr.,", [" Mr.", ","]), (" (Mr.", [" (", "Mr."]),
+    (" ex-Gov.", [" ex-Gov."]), (" Mr..", [" Mr", ".."]), (" 1.b.", [" 1.b."])])
+def test_full_stops_that_end_sentences(chunk, words):
+    assert surfaces(chunk) == words
 
 
 def test_surfaces_are_counted_as_they_stand():

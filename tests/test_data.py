@@ -28,6 +28,7 @@ from corpus import build, readers
 from corpus.folder import Folder, smallest_dtype
 from corpus.table import Table, make_table
 from corpus.tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
+from corpus.words import ABBREVIATED
 from data import Encoder, Sampler, pick_words, prepare, splice, stream_of_rows
 from runtime.errors import UserError
 from runtime.files import exclusive, read_json, write_text
@@ -59,7 +60,10 @@ def slow_words(text: str) -> list[tuple[int, int]]:
                 end += 1
             first = at  # the space belongs to the first word
             at += text[at] == " "
-            for word in NLTKWordTokenizer().tokenize(text[at:end]):
+            # The full stop of an abbreviation stays with it.
+            cut = end - (ABBREVIATED.search(text[first:end]) is not None)
+            in_chunk = NLTKWordTokenizer().tokenize(text[at:cut])
+            for word in [*in_chunk[:-1], in_chunk[-1] + text[cut:end]]:
                 if word in ("``", "''") and not text.startswith(word, at):  # NLTK rewrites quotation marks
                     word = '"' if text[at] == '"' else text[at:at + 2]
                 assert text.startswith(word, at)
