@@ -24,11 +24,11 @@ MARKS = r"(?:[,.;:!?]?[\"”)\]]?|[\"”)\]][,.;:!?])"
 PLAIN = re.compile(rf" ?[\"“„(\[]?{UNIT}(?:(?:--|—|’){UNIT})*(?:--|—|’)?{MARKS}")
 PIECE = re.compile(rf" ?(?:{NOT}|{SHORT}|--|{LETTERS}?(?:-{LETTERS}?)*?(?={NOT}|--|[^-\w]|$)|.)")
 CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
-# Within a sentence NLTK keeps the full stop of an abbreviation, and takes off the one that ends the sentence. A chunk does
-# not show which it is, so abbreviations that seldom end a sentence always keep theirs: these, capitals but for "I"
-# (J. S. Bach), and letters with a full stop before them (U.S., e.g., Ph.D.).
-SHORTENED = ("Mr Mrs Ms Mme Mlle Messrs Dr St Mt Rev Hon Prof Gen Col Capt Lt Sgt Maj Gov Sen Rep Jr Sr Bros Co Corp Inc "
-             "Ltd Dept vs Fig Figs Vol Jan Feb Aug Sept Oct Nov Dec").split()
+# Within a sentence NLTK keeps the full stop of an abbreviation, and takes off the one that ends the sentence. A chunk
+# does not show which it is, so abbreviations that seldom end a sentence always keep theirs: these, capitals but for
+# "I" (J. S. Bach), and letters with a full stop before them (U.S., e.g., Ph.D.).
+SHORTENED = ("Mr Mrs Ms Mme Mlle Messrs Dr St Mt Rev Hon Prof Gen Col Capt Lt Sgt Maj Gov Sen Rep Jr Sr Bros Co Corp "
+             "Inc Ltd Dept vs Fig Figs Vol Jan Feb Aug Sept Oct Nov Dec").split()
 ABBREVIATED = re.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[])[A-HJ-Z]|\.[A-Za-z])\.$")
 _nltk = NLTKWordTokenizer()
 MAX_CHUNKS = 1_000_000  # whose words a process knows: about 130 MB
