@@ -105,10 +105,7 @@ def read(pattern: str, target_first: bool = False) -> Dictionary:
 
 def count_words(texts: list[str]) -> Counter:
     """How often each run of letters stands in the texts, in the case it stands in."""
-    counts: Counter = Counter()
-    for text in texts:
-        counts.update(WORD.findall(text))
-    return counts
+    return Counter(word for text in texts for word in WORD.findall(text))
 
 
 def count_known(texts: list[str], known: frozenset[str]) -> Counter:
@@ -169,38 +166,36 @@ def as_in_text(translation: str, surface: str, language: str) -> str:
     return " " + translation if surface.startswith(" ") and not is_unspaced(language) else translation
 
 
+def with_any(translated: Translated) -> Translated:
+    """The entries that have a translation."""
+    return {surface: by_language for surface, by_language in translated.items() if any(by_language.values())}
+
+
 def translate_surfaces(surfaces: list[str], dictionaries: dict[str, Dictionary], config: Config) -> Translated:
     """For every surface form that has any: its translations, as they stand in running text. En-Clone has them all."""
-    table = {}
-    for surface in surfaces:
-        found = {}
-        for language in config.targets:
-            if language == "clone":
-                found[language] = [surface]
-            else:
-                words = translations(surface.removeprefix(" "), dictionaries[language].entries)
-                found[language] = list(dict.fromkeys(as_in_text(word, surface, language) for word in words))
-        if any(found.values()):
-            table[surface] = found
-    return table
+    def of(surface: str, language: str) -> list[str]:
+        if language == "clone":
+            return [surface]
+        found = translations(surface.removeprefix(" "), dictionaries[language].entries)
+        return list(dict.fromkeys(as_in_text(word, surface, language) for word in found))
+
+    return with_any({surface: {language: of(surface, language) for language in config.targets} for surface in surfaces})
 
 
 def keep_short(translated: Translated, encoding: tiktoken.Encoding, most: int) -> Translated:
     """
-    The table without translations of more than `most` tokens (0: with all) and without entries that then have none.
-    En-Clone's words are kept whole: each of their tokens means one of the pivot's. Raises UserError when nothing is
-    left.
+    The table without translations of more than `most` tokens (0: with all). En-Clone's words are kept whole: each of
+    their tokens means one of the pivot's. Raises UserError when nothing is left.
     """
     def fits(translation: str, language: str) -> bool:
         return not most or language == "clone" or len(encode(encoding, translation)) <= most
 
-    short = {surface: {language: [t for t in found if fits(t, language)] for language, found in by_language.items()}
-             for surface, by_language in translated.items()}
-    kept = {surface: by_language for surface, by_language in short.items() if any(by_language.values())}
-    if not kept:
+    short = with_any({surface: {language: [t for t in found if fits(t, language)] for language, found in entry.items()}
+                      for surface, entry in translated.items()})
+    if not short:
         raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger "
                         "vocab_size")
-    return kept
+    return short
 
 
 COLUMNS = ("entry", "frequency", "pivot", "language", "translation")
@@ -217,9 +212,8 @@ def write_table(translated: Translated, counts: Counter, encoding: tiktoken.Enco
         words.append([[encode(encoding, surface)]])
         for language, found in by_language.items():
             words[-1].append([encode(encoding, translation) + offsets[language] for translation in found])
-            for translation in found:
-                pivot, target = (json.dumps(word, ensure_ascii=False) for word in (surface, translation))
-                lines.append(f"{k}\t{counts[surface]}\t{pivot}\t{language}\t{target}\n")
+            quoted = [json.dumps(word, ensure_ascii=False) for word in (surface, *found)]
+            lines += [f"{k}\t{counts[surface]}\t{quoted[0]}\t{language}\t{target}\n" for target in quoted[1:]]
     frequency = [counts[surface] for surface in translated]
     make_table(words, frequency, tuple(offsets)).save(os.path.join(folder, "table.npz"))
     write_text(os.path.join(folder, "table.tsv"), "".join(lines))

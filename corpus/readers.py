@@ -63,9 +63,9 @@ def _files(source: str) -> list[str]:
         # A file of this very name comes before a pattern.
         matches = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
         paths = [path for path in matches if not os.path.isdir(path)]
-    if not paths or not all(path.lower().endswith(READABLE) for path in paths):
-        found = next((path for path in paths if not path.lower().endswith(READABLE)), "none")
-        raise UserError(f'{source}: expected files named *{", *".join(READABLE)}, or "builtin"; found {found}')
+    others = [path for path in paths if not path.lower().endswith(READABLE)]
+    if others or not paths:
+        raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READABLE)}; found {others or "none"}')
     return sorted(paths)
 
 
