@@ -58,14 +58,17 @@ def _files(source: str) -> list[str]:
 
     if os.path.isdir(source):
         paths = [os.path.join(folder, name) for folder, _, names in os.walk(source, onerror=stop) for name in names]
-        paths = [path for path in paths if path.lower().endswith(READABLE) and f"{os.sep}." not in path[len(source):]]
+        hidden = re.compile(r"(^|/)\.")
+        paths = [path for path in paths
+                 if path.lower().endswith(READABLE) and not hidden.search(os.path.relpath(path, source))]
     else:
         # A file of this very name comes before a pattern.
         matches = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
         paths = [path for path in matches if not os.path.isdir(path)]
     others = [path for path in paths if not path.lower().endswith(READABLE)]
     if others or not paths:
-        raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READABLE)}; found {others or "none"}')
+        raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READABLE)}; found '
+                        f"{', '.join(others[:3]) or 'none'}")
     return sorted(paths)
 
 

@@ -47,7 +47,8 @@ class Table:
         return replace(self, frequency=self.frequency[:K], groups=self.groups[:K * len(self.languages) + 1])
 
     def save(self, path: str) -> None:
-        np.savez(path, **{field.name: np.array(getattr(self, field.name)) for field in fields(self)})
+        np.savez(path, languages=np.array(self.languages), frequency=self.frequency, groups=self.groups,
+                 offsets=self.offsets, tokens=self.tokens)
 
     @staticmethod
     def load(path: str) -> "Table":
