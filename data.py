@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterable
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -83,53 +82,56 @@ def start_worker(data_dir: str) -> None:
     _encoder = Encoder(folder.encoding, [folder.encoding.decode(word.tolist()) for word in pivot_words])
 
 
-def encode_documents(texts: list[str], aligned: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def encode_documents(texts: list[str], aligned: bool, held_out: float) -> tuple[np.ndarray, ...]:
     """
-    Token ids (n,) int64 and alignment ids (n,) int32 of documents, each ended by end-of-text; where each of them ends,
-    and its bytes (documents,).
+    Token ids (n,) int64 and alignment ids (n,) int32 of documents, each ended by end-of-text; and for each document
+    (documents,) how many tokens and bytes it has, and whether it is held out.
     """
     ids, align = [], []
     for text in texts:
         i, a = _encoder(text) if aligned else (encode(_encoder.encoding, text), np.zeros(0, dtype=np.int32))
         ids.append(np.append(i, _encoder.encoding.eot_token))
         align.append(np.pad(a, (0, len(i) + 1 - len(a))))
-    sizes = np.array([len(text.encode()) for text in texts])
-    return np.concatenate(ids), np.concatenate(align), np.cumsum([len(i) for i in ids]), sizes
+    length, n_bytes = np.array([len(i) for i in ids]), np.array([len(text.encode()) for text in texts])
+    is_held_out = np.array([build.place(text) < held_out for text in texts])
+    return np.concatenate(ids), np.concatenate(align), length, n_bytes, is_held_out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Preparing a folder
 
 
-def write_bins(texts: Iterable[str], language: str, split: str, config: Config, folder: Folder,
-               workers: Workers) -> dict[str, int]:
+def write_bins(language: str, config: Config, folder: Folder, workers: Workers) -> dict[str, dict[str, int]]:
     """
-    Writes LANGUAGE_SPLIT.bin, of whole documents up to the language's budget. For the pivot also its .align.bin, and
-    the bin of En-Clone. Returns the counts for meta.json.
+    Writes LANGUAGE_train.bin, of whole documents up to the language's budget, and LANGUAGE_val.bin. For the pivot also
+    their .align.bin, and the bins of En-Clone. Returns the counts of each split for meta.json.
     """
-    is_pivot = language == folder.pivot
-    budget = config.budget.get(language, math.inf) if split == "train" else math.inf
-    documents = n_bytes = tokens = 0
+    is_pivot, held_out = language == folder.pivot, folder.meta["held_out"][language]
+    budget = config.budget.get(language, math.inf)
+    counts = {split: {"documents": 0, "bytes": 0, "tokens": 0} for split in ("train", "val")}
     with contextlib.ExitStack() as files:
         def create(name: str) -> IO[bytes]:
             return files.enter_context(replacing(os.path.join(folder.dir, name)))
 
-        bins = {each: create(f"{each}_{split}.bin") for each in folder.languages
-                if text_language(each, folder.pivot) == language}
-        align_bin = create(f"{language}_{split}.align.bin") if is_pivot else None
-        work = functools.partial(encode_documents, aligned=is_pivot)
-        for ids, align, ends, sizes in workers.map(work, build.text_batches(texts)):
-            # Only as many documents as reach the budget.
-            enough = int(np.searchsorted(tokens + ends, budget)) + 1
-            ids, align, sizes = ids[:ends[:enough][-1]], align[:ends[:enough][-1]], sizes[:enough]
-            for each, file in bins.items():
-                folder.to_language(ids, each).astype(folder.dtype).tofile(file)
-            if align_bin:
-                align.astype("<i4").tofile(align_bin)
-            documents, n_bytes, tokens = documents + len(sizes), n_bytes + int(sizes.sum()), tokens + len(ids)
-            if tokens >= budget:
-                break
-    return {"documents": documents, "bytes": n_bytes, "tokens": tokens}
+        languages = [each for each in folder.languages if text_language(each, folder.pivot) == language]
+        bins = {(each, split): create(f"{each}_{split}.bin") for each in languages for split in counts}
+        align_bins = {split: create(f"{language}_{split}.align.bin") for split in counts if is_pivot}
+        # When the budget is reached, only documents that are held out are read on.
+        texts = (text for text in build.documents(config, language, f"tokens {language}")
+                 if counts["train"]["tokens"] < budget or build.place(text) < held_out)
+        work = functools.partial(encode_documents, aligned=is_pivot, held_out=held_out)
+        for ids, align, length, n_bytes, val in workers.map(work, build.text_batches(texts)):
+            # Of the training text, the tokens before each document.
+            before = counts["train"]["tokens"] + np.cumsum(length * ~val) - length * ~val
+            for split, mine in (("train", ~val & (before < budget)), ("val", val)):
+                here = np.repeat(mine, length)  # (n,)
+                for each in languages:
+                    folder.to_language(ids[here], each).astype(folder.dtype).tofile(bins[each, split])
+                if is_pivot:
+                    align[here].astype("<i4").tofile(align_bins[split])
+                added = {"documents": mine.sum(), "bytes": n_bytes[mine].sum(), "tokens": here.sum()}
+                counts[split] = {name: count + int(added[name]) for name, count in counts[split].items()}
+    return counts
 
 
 def write_facts(stated: list[knowledge.Fact], folder: Folder) -> dict:
@@ -170,18 +172,15 @@ def make(config: Config, inputs: build.Inputs) -> None:
     stated = knowledge.in_training_order(knowledge.facts_of(config), knowledge.FACT_SEED)
     statements = [knowledge.statement(fact, config.pivot) for fact in stated
                   if text_language(fact.language, config.pivot) == config.pivot]
-    texts = build.Texts(config, os.path.join(partial, "work"))
-    build.make_table(config, inputs, texts, statements, partial)
+    build.make_table(config, inputs, statements, partial)
     folder = Folder(partial)
-    splits: dict[str, dict[str, dict]] = {"train": {}, "val": {}}
+    counts = {}
     with Workers(config.workers, start_worker, partial) as workers:
         for language in config.written:
-            for split in splits:
-                done = os.path.join(partial, "work", f"{language}_{split}.json")
-                splits[split][language] = kept(done, lambda: write_bins(
-                    texts.of(language, split, f"tokens {language} {split}"), language, split, config, folder, workers))
-    for split, counts in splits.items():
-        splits[split] = {language: counts[text_language(language, config.pivot)] for language in folder.languages}
+            done = os.path.join(partial, "work", f"bins_{language}.json")
+            counts[language] = kept(done, lambda: write_bins(language, config, folder, workers))
+    splits = {split: {language: counts[text_language(language, config.pivot)][split] for language in folder.languages}
+              for split in ("train", "val")}
     if stated:
         splits["facts"] = {config.pivot: write_facts(stated, folder)}
     build.write_meta(partial, folder.meta | {"splits": splits})

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import heapq
 import math
 import os
 import re
@@ -47,60 +46,9 @@ def documents(config: Config, language: str, progress: str = "") -> Iterator[str
             return
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def in_share(text: str, share: float) -> bool:
-    """Whether a document is in a share of them, chosen by its digest (its last digits: the first choose what is held out)."""
-    return int(_digest(text)[8:], 16) < share * 2**32
-
-
-def choose_held_out(config: Config, language: str, spare: int = 50_000_000) -> list[str]:
-    """
-    Digests of the held-out documents: in the order of their digests, until val_fraction of the text is reached.
-
-    Memory holds only the documents with the smallest digests, twice as much text as may be needed so far and `spare` characters.
-    """
-    sizes: dict[str, int] = {}
-    largest_first: list[tuple[int, str]] = []
-    total = kept = distinct = 0
-    for text in documents(config, language, f"choosing {language}"):
-        digest = _digest(text)
-        if digest in sizes:
-            continue
-        distinct += 1
-        total += len(text)
-        kept += len(text)
-        sizes[digest] = len(text)
-        heapq.heappush(largest_first, (-int(digest, 16), digest))
-        while kept - sizes[largest_first[0][1]] > 2 * config.val_fraction * total + spare:
-            kept -= sizes.pop(heapq.heappop(largest_first)[1])
-    if distinct < 2:
-        raise UserError(f"{config.source_of(language)}: found {distinct} distinct documents; at least 2 are needed, one to train on and one to hold out "
-                        "(blank lines separate documents in .txt; a very small budget may need but one)")
-    held_out, needed = [], config.val_fraction * total
-    for digest in sorted(sizes)[:distinct - 1]:
-        held_out.append(digest)
-        needed -= sizes[digest]
-        if needed <= 0:
-            break
-    return held_out
-
-
-class Texts:
-    """The documents of every language, in training and held out."""
-
-    def __init__(self, config: Config, work: str):
-        self.config = config
-        self.held_out = {language: frozenset(kept(os.path.join(work, f"held_out_{language}.json"),
-                                                  lambda: choose_held_out(config, language)))
-                         for language in config.written}
-
-    def of(self, language: str, split: str, progress: str = "") -> Iterator[str]:
-        held_out = self.held_out[language]
-        return (text for text in documents(self.config, language, progress)
-                if (_digest(text) in held_out) == (split == "val"))
+def place(text: str) -> float:
+    """A number between 0 and 1 that only the text decides. Documents below `held_out` of it are held out."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -149,16 +97,30 @@ def count_target_words(config: Config, language: str, texts: Iterable[str], entr
         return count_in(workers, count, texts)
 
 
-def fit_to_text(books: dict[str, dictionary.Dictionary], config: Config, texts: Texts,
-                work: str) -> dict[str, dictionary.Dictionary]:
-    """Dictionaries with the most common translations, each in the case in which the target's text has it."""
-    fitted = {}
-    for language, book in books.items():
-        counts = Counter(kept(os.path.join(work, f"counts_{language}.json"), lambda: count_target_words(
-            config, language, texts.of(language, "train", f"words {language}"), book.entries)))
-        entries = dictionary.as_text_has_them(book.entries, counts, config.dictionary_translations)
-        fitted[language] = replace(book, entries=entries)
-    return fitted
+def count_training(config: Config, language: str, work: str,
+                   count: Callable[[Iterable[str]], Counter]) -> tuple[Counter, float]:
+    """`count` of a language's documents that are not held out, and the place below which they are."""
+    def make() -> list:
+        smallest, largest = 1.0, 0.0
+
+        def training() -> Iterator[str]:
+            nonlocal smallest, largest
+            for text in documents(config, language, f"words {language}"):
+                at = place(text)
+                smallest, largest = min(smallest, at), max(largest, at)
+                if at >= config.val_fraction:
+                    yield text
+
+        return [count(training()), smallest, largest]
+
+    counts, smallest, largest = kept(os.path.join(work, f"counts_{language}.json"), make)
+    if smallest >= largest:
+        raise UserError(f"{config.source_of(language)}: found one distinct document; at least 2 are needed, one to "
+                        "train on and one to hold out (blank lines separate documents in .txt; a very small budget may "
+                        "need but one)")
+    # In a small text val_fraction may hold out nothing, or all: then at least the first document by place is held out,
+    # though its words are counted, and at least the last is trained on.
+    return Counter(counts), min(max(config.val_fraction, math.nextafter(smallest, 1)), largest)
 
 
 # ---- what a folder is made from ----
@@ -187,8 +149,8 @@ def read_inputs(config: Config) -> Inputs:
         for key in ("source",) if config.table else ("source", "dictionary"):
             if "{language}" not in getattr(config, key):
                 raise UserError(f"targets: {language!r} needs text and a dictionary of its own: {key} must have "
-                                f"{{language}} in it, as in \"texts/{{language}}\", found {getattr(config, key)!r}; the "
-                                "target that needs neither is \"clone\"")
+                                f"{{language}} in it, as in \"texts/{{language}}\", found {getattr(config, key)!r}; "
+                                "the target that needs neither is \"clone\"")
     if config.tokenizer != "train":
         load_tokenizer(config.tokenizer, "")
     files: dict[str, str] = {}
@@ -198,19 +160,21 @@ def read_inputs(config: Config) -> Inputs:
     files |= {path: file_digest(path) for pattern in patterns for path in dictionary.dictionary_files(pattern)}
     by_hand = dictionary.read_table_tsv(config.table, config) if config.table else {}
     books = {} if config.table else {
-        language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first) for language in targets}
+        language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first)
+        for language in targets}
     plain = config.plain()
     return Inputs({key: plain[key] for key in SETTINGS}, files, by_hand, books)
 
 
 # ---- vocabulary and table ----
 
-def make_vocabulary(config: Config, texts: Texts, path: str) -> tiktoken.Encoding:
+def make_vocabulary(config: Config, held_out: dict[str, float], path: str) -> tiktoken.Encoding:
     """The tokenizer that config names, or one trained on the texts and kept at `path`."""
     if config.tokenizer == "train" and not os.path.exists(path):
         print(f"training a vocabulary of {config.vocab_size} tokens")
-        sample = (text for language in config.written for text in texts.of(language, "train", f"vocabulary {language}")
-                  if in_share(text, config.tokenizer_share.get(language, 1.0)))
+        sample = (text for language in config.written for text in documents(config, language, f"vocabulary {language}")
+                  if place(text) >= held_out[language]
+                  and place("share " + text) <= config.tokenizer_share.get(language, 1.0))
         train_tokenizer(sample, config.vocab_size, path)
     encoding = load_tokenizer(config.tokenizer, path)
     if config.tokenizer == "train" and encoding.n_vocab < config.vocab_size:
@@ -218,13 +182,21 @@ def make_vocabulary(config: Config, texts: Texts, path: str) -> tiktoken.Encodin
     return encoding
 
 
-def make_table(config: Config, inputs: Inputs, texts: Texts, statements: list[str], folder: str) -> None:
+def make_table(config: Config, inputs: Inputs, statements: list[str], folder: str) -> None:
     """Makes tokenizer.tiktoken, table.npz and table.tsv, and begins meta.json. The words of `statements` count too."""
-    work = os.path.join(folder, "work")
+    work, held_out = os.path.join(folder, "work"), {}
     print(f"counting words with {config.workers or os.cpu_count()} processes")
-    counts = Counter(kept(os.path.join(work, "counts.json"), lambda: count_pivot_surfaces(
-        config, texts.of(config.pivot, "train", f"words {config.pivot}"), statements)))
-    dictionaries = fit_to_text(inputs.books, config, texts, work)
+    counts, held_out[config.pivot] = count_training(
+        config, config.pivot, work, lambda texts: count_pivot_surfaces(config, texts, statements))
+    dictionaries = {}
+    for language in config.written[1:]:
+        entries = inputs.books[language].entries if language in inputs.books else {}
+        in_target, held_out[language] = count_training(
+            config, language, work, lambda texts: count_target_words(config, language, texts, entries))
+        if language in inputs.books:
+            # The most common translations, each in the case in which the target's text has it.
+            entries = dictionary.as_text_has_them(entries, in_target, config.dictionary_translations)
+            dictionaries[language] = replace(inputs.books[language], entries=entries)
     if config.table:
         # An entry's number is its place by frequency, whatever was edited.
         in_text = sorted((surface for surface in inputs.by_hand if counts[surface]), key=lambda s: (-counts[s], s))
@@ -237,7 +209,7 @@ def make_table(config: Config, inputs: Inputs, texts: Texts, statements: list[st
         raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in "
                         f"{config.table or config.dictionary}; is it the right one, and the right way round "
                         "(--dictionary_target_first)?")
-    encoding = make_vocabulary(config, texts, os.path.join(folder, "tokenizer.tiktoken"))
+    encoding = make_vocabulary(config, held_out, os.path.join(folder, "tokenizer.tiktoken"))
     V = encoding.n_vocab
     offsets = {language: V if language == "clone" else 0 for language in (config.pivot, *config.targets)}
     short = dictionary.keep_short(translated, encoding, config.translation_tokens)
@@ -245,7 +217,7 @@ def make_table(config: Config, inputs: Inputs, texts: Texts, statements: list[st
     write_meta(folder, {
         "format": FORMAT, "fingerprint": inputs.fingerprint, "settings": inputs.settings, "inputs": inputs.files,
         "V": V, "vocab_size": V + max(offsets.values()), "end_of_text": encoding.eot_token, "offsets": offsets,
-        "entries": len(short), "splits": {},
+        "entries": len(short), "splits": {}, "held_out": held_out,
         "coverage": dictionary.coverage(short, translated, counts, dictionaries, config.written[1:])})
 
 

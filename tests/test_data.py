@@ -329,8 +329,7 @@ def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
         assert dataset.splits[split]["en"]["documents"] == len(texts)
         assert dataset.splits[split]["en"]["bytes"] == sum(len(text.encode()) for text in texts)
         assert dataset.splits[split]["en"]["tokens"] == len(dataset.tokens("en", split)) == len(dataset.align(split))
-    size = sum(map(len, documents))
-    assert 0.1 * size <= sum(map(len, val)) < 0.1 * size + max(map(len, documents))
+    assert val == [text for text in documents if build.place(text) < 0.1]
 
 
 def test_clone_is_the_pivot_plus_V(tiny):
@@ -392,8 +391,9 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tiny, tmp_path, mon
 
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path):
     source = write(tmp_path / "twice.txt", make_text(20) + "\n\n" + make_text(20))
-    for val_fraction in (0.0, 0.3, 1.0):
-        config = replace(tiny, data_dir=str(tmp_path / "data"), source=source, val_fraction=val_fraction)
+    for val_fraction in (0.0, 0.3, 0.9):  # 0.0 holds out the first document by place
+        config = replace(tiny, data_dir=str(tmp_path / "data"), source=source, val_fraction=val_fraction, vocab_size=300,
+                         fact_count=0)
         prepare(config)
         train, val = (texts_of(Folder(config.data_dir), split) for split in ("train", "val"))
         assert train and val and set(train).isdisjoint(val)
@@ -440,7 +440,7 @@ def test_the_command(tiny, tmp_path):
     arguments = overrides(tiny, data_dir=str(tmp_path / "data"))
     first, second = run_command("data.py", *arguments), run_command("data.py", *arguments, "--seed=9", "--workers=2")
     assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")
-    assert "59 documents" in first.stdout and second.stdout == f"{tmp_path}/data is up to date\n"
+    assert "60 documents" in first.stdout and second.stdout == f"{tmp_path}/data is up to date\n"
     assert contents(str(tmp_path / "data")) == contents(tiny.data_dir)
 
 
@@ -466,7 +466,7 @@ def test_another_setting_or_text_makes_it_anew(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("before", ["old data", "nothing"])
-@pytest.mark.parametrize("stop_after", ["counts.json", "en_train.bin", "clone_val.bin", "meta.json"])
+@pytest.mark.parametrize("stop_after", ["counts_en.json", "tokenizer.tiktoken", "en_val.bin", "bins_en.json"])
 def test_an_interrupted_preparation_goes_on_with_what_is_whole(tiny, tmp_path, monkeypatch, before, stop_after):
     config, old = replace(tiny, data_dir=str(tmp_path / "data")), {}
     if before == "old data":
@@ -491,8 +491,8 @@ def test_an_interrupted_preparation_goes_on_with_what_is_whole(tiny, tmp_path, m
     moved.clear()
     prepare(config)
     assert contents(config.data_dir) == contents(tiny.data_dir)
-    assert whole.isdisjoint(moved) or stop_after != "counts.json"
-    assert "tokenizer.tiktoken" not in set(moved) & whole
+    assert {"counts_en.json", "tokenizer.tiktoken", "bins_en.json"}.isdisjoint(whole & set(moved))
+    assert ("en_train.bin" in moved) == (stop_after != "bins_en.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.lock"]
 
 
