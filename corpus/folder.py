@@ -12,7 +12,7 @@ from runtime import config as configs
 from runtime.errors import UserError
 from runtime.files import read_json
 
-FORMAT = 8
+FORMAT = 9
 AGAIN = "run `python data.py` with the same config"
 
 
@@ -57,8 +57,8 @@ class Folder:
         return path
 
     def to_language(self, ids: np.ndarray, language: str) -> np.ndarray:
-        """The token ids that stand in `language` for ids of the vocabulary: themselves, or in En-Clone id + V."""
-        return ids + self.offsets[language]
+        """The ids of `language` for ids of the vocabulary: themselves, or in En-Clone id + V. All share end-of-text."""
+        return np.where(ids == self.end_of_text, ids, ids + self.offsets[language])
 
     def ids_of(self, language: str) -> np.ndarray:
         """The id in `language` of every id of the vocabulary (V,) int64."""

@@ -332,14 +332,16 @@ def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
     assert val == [text for text in documents if build.place(text) < 0.1]
 
 
-def test_clone_is_the_pivot_plus_V(tiny):
+def test_clone_is_the_pivot_plus_V_but_for_the_end_of_text(tiny):
     dataset = Folder(tiny.data_dir)
     assert (dataset.languages, dataset.pivot, dataset.vocab_size) == (("en", "clone"), "en", 2 * dataset.V)
     assert dataset.offsets == {"en": 0, "clone": dataset.V}
     for split in ("train", "val"):
         pivot, clone = dataset.tokens("en", split), dataset.tokens("clone", split)
         assert pivot.dtype == clone.dtype == np.dtype("<u2")
-        assert pivot.max() < dataset.V and clone.tolist() == [i + dataset.V for i in pivot.tolist()]
+        expected = [i if i == dataset.end_of_text else i + dataset.V for i in pivot.tolist()]
+        assert pivot.max() < dataset.V and clone.tolist() == expected
+    assert dataset.ids_of("clone").tolist() == [i + 400 if i != 399 else 399 for i in range(400)]
 
 
 def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
@@ -357,12 +359,12 @@ def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
     prepare(config)
     dataset = Folder(config.data_dir)
     ids, align, V = dataset.tokens("en", "facts").astype(np.int64), dataset.align("facts"), dataset.V
-    ends = np.flatnonzero(ids % V == dataset.end_of_text)
+    ends = np.flatnonzero(ids == dataset.end_of_text)
     assert len(ends) == 32
     stated = []
     for start, end in zip([0, *(ends + 1)], ends):
         language = "clone" if ids[start] >= V else "en"
-        assert (ids[start:end + 1] // V == (language == "clone")).all()
+        assert (ids[start:end] // V == (language == "clone")).all()
         assert (align[start:end + 1] != 0).any() == (language == "en")  # a clone's words are not in the pivot's place
         stated.append((language, dataset.encoding.decode((ids[start:end] % V).tolist())))
     expected = {(fact.language, statement(fact, "en")): fact for fact in facts_of(dataset.settings)}
