@@ -139,16 +139,12 @@ def write_facts(stated: list[knowledge.Fact], folder: Folder) -> dict:
     Writes PIVOT_facts.bin: statements as documents, in the order in which they are stated, each in its fact's language.
     Returns the counts for meta.json.
     """
-    start_worker(folder.dir)
-    ids, align = [], []
+    ids = []
     for fact in stated:
-        i, a = _encoder(knowledge.statement(fact, text_language(fact.language, folder.pivot)))
-        ids.append(folder.to_language(np.append(i, folder.end_of_text), fact.language))
-        align.append(np.append(a * (fact.language == folder.pivot), 0))
+        text = knowledge.statement(fact, text_language(fact.language, folder.pivot))
+        ids.append(folder.to_language(np.append(encode(folder.encoding, text), folder.end_of_text), fact.language))
     with replacing(os.path.join(folder.dir, f"{folder.pivot}_facts.bin")) as f:
         np.concatenate(ids).astype(folder.dtype).tofile(f)
-    with replacing(os.path.join(folder.dir, f"{folder.pivot}_facts.align.bin")) as f:
-        np.concatenate(align).astype("<i4").tofile(f)
     # Where the statements of each period end, in tokens.
     last = np.searchsorted([fact.period for fact in stated], range(folder.settings.fact_periods), side="right")
     ends = np.cumsum([0, *map(len, ids)])
@@ -315,10 +311,10 @@ class Sampler:
         self.weights = [weight / sum(mix.values()) for weight in mix.values()]
         self.bins = {language: folder.tokens(language, "train") for language in mix}
         self.align = {folder.pivot: folder.align("train")} if folder.pivot in mix else {}
-        # Facts are stated in stage 2 only, and are codeswitched like any text of the pivot.
+        # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
         self.facts = None
         if "facts" in folder.splits and folder.pivot in mix and config.max_steps > config.stage1_steps:
-            self.bins["facts"], self.align["facts"] = folder.tokens(folder.pivot, "facts"), folder.align("facts")
+            self.bins["facts"] = folder.tokens(folder.pivot, "facts")
         self.streams = tuple(self.bins)  # the languages of mix, then facts
         self.windows = {name: (len(tokens) - 1) // config.block_size for name, tokens in self.bins.items()}
         for name, number in self.windows.items():

@@ -28,7 +28,7 @@ SETTINGS = (*PATHS, "budget", "shard_seed", "pivot", "targets", "dictionary_targ
             "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages",
             "fact_periods")
 # The files of a prepared folder.
-OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_(train|val|facts)(\.align)?\.bin")
+OURS = re.compile(r"meta\.json|table\.(npz|tsv)|tokenizer\.tiktoken|[A-Za-z0-9-]+_((train|val)(\.align)?|facts)\.bin")
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 BATCH_CHARACTERS = 500_000     # enough work for a process at a time

@@ -12,7 +12,7 @@ from runtime import config as configs
 from runtime.errors import UserError
 from runtime.files import read_json
 
-FORMAT = 9
+FORMAT = 10
 AGAIN = "run `python data.py` with the same config"
 
 
@@ -78,7 +78,7 @@ class Folder:
         return np.memmap(self.path(f"{language}_{split}.bin"), self.dtype, mode="r")
 
     def align(self, split: str) -> np.ndarray:
-        """Alignment ids (n,) int32 of the pivot, memory-mapped."""
+        """Alignment ids (n,) int32 of the pivot's train or val text, memory-mapped."""
         return np.memmap(self.path(f"{self.pivot}_{split}.align.bin"), np.dtype("<i4"), mode="r")
 
     @functools.cached_property

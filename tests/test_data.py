@@ -29,7 +29,7 @@ from corpus.folder import Folder, smallest_dtype
 from corpus.table import Table, make_table
 from corpus.tokenizer import END_OF_TEXT, PATTERN, encode, load_tokenizer, token_byte_lengths, train_tokenizer
 from corpus.words import ABBREVIATED
-from data import Encoder, Sampler, pick_words, prepare, splice, stream_of_rows
+from data import Batch, Encoder, Sampler, pick_words, prepare, splice, stream_of_rows
 from runtime.errors import UserError
 from runtime.files import exclusive, read_json, write_text
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, file_digest, hash64, permute, uniform
@@ -300,7 +300,7 @@ def test_bins_hold_the_alignment_of_every_document(tiny):
     for k in range(len(dataset.table)):
         (w,) = dataset.table.words(k, 0)
         entries[dataset.encoding.decode(dataset.table.word(w).tolist())] = k + 1
-    for split in dataset.splits:
+    for split in ("train", "val"):
         expected = []
         for text in texts_of(dataset, split):
             expected += slow_align(dataset.encoding, entries, text)[1] + [0]
@@ -309,13 +309,14 @@ def test_bins_hold_the_alignment_of_every_document(tiny):
 
 def test_words_are_whole_tokens_of_a_vocabulary_made_here(tiny):
     dataset = Folder(tiny.data_dir)
-    in_text = Counter(text[start:stop] for split in ("train", "facts") for text in texts_of(dataset, split) for start, stop in slow_words(text))
-    aligned = Counter(a for split in ("train", "facts") for a in dataset.align(split).tolist() if a > 0)
+    in_facts = Counter(text[start:stop] for text in texts_of(dataset, "facts") for start, stop in slow_words(text))
+    aligned = Counter(a for a in dataset.align("train").tolist() if a > 0)
+    in_train = Counter(text[start:stop] for text in texts_of(dataset, "train") for start, stop in slow_words(text))
     for k in range(len(dataset.table)):
         (w,) = dataset.table.words(k, 0)
         surface = dataset.encoding.decode(dataset.table.word(w).tolist())
-        assert dataset.table.frequency[k] == in_text[surface]
-        assert aligned[k + 1] == in_text[surface]  # in this text tokens never straddle words
+        assert dataset.table.frequency[k] == in_train[surface] + in_facts[surface]
+        assert aligned[k + 1] == in_train[surface]  # in this text tokens never straddle words
 
 
 def test_bins_are_the_text_and_documents_end_with_end_of_text(tiny):
@@ -355,17 +356,17 @@ def test_every_fact_is_stated_as_often_as_it_should(tiny, tmp_path):
 
 
 def test_facts_in_two_languages_and_two_periods(tiny, tmp_path):
-    config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=16, fact_frequencies=(2,), fact_languages=("en", "clone"), fact_periods=2)
+    config = replace(tiny, data_dir=str(tmp_path / "data"), fact_count=16, fact_frequencies=(2,),
+                     fact_languages=("en", "clone"), fact_periods=2)
     prepare(config)
     dataset = Folder(config.data_dir)
-    ids, align, V = dataset.tokens("en", "facts").astype(np.int64), dataset.align("facts"), dataset.V
+    ids, V = dataset.tokens("en", "facts").astype(np.int64), dataset.V
     ends = np.flatnonzero(ids == dataset.end_of_text)
     assert len(ends) == 32
     stated = []
     for start, end in zip([0, *(ends + 1)], ends):
         language = "clone" if ids[start] >= V else "en"
         assert (ids[start:end] // V == (language == "clone")).all()
-        assert (align[start:end + 1] != 0).any() == (language == "en")  # a clone's words are not in the pivot's place
         stated.append((language, dataset.encoding.decode((ids[start:end] % V).tolist())))
     expected = {(fact.language, statement(fact, "en")): fact for fact in facts_of(dataset.settings)}
     assert Counter(stated) == dict.fromkeys(expected, 2) and len(expected) == 16
@@ -554,7 +555,8 @@ def read_everything(data_dir: str) -> None:
     for split, counts in folder.splits.items():
         for language in counts:
             folder.tokens(language, split)
-        folder.align(split)
+        if split != "facts":
+            folder.align(split)
     folder.table, folder.encoding, facts_of(folder.settings)
 
 
@@ -886,29 +888,39 @@ def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("target, coverage", [*((target, 1.0) for target in TARGETS), ("input-only", 0.3)])
-def test_the_sampler_codeswitches_as_the_slow_one_does(tiny, target, coverage):
-    data, rows = Folder(tiny.data_dir), np.arange(320)
-    n = len(data.tokens("en", "train"))
-    T = next(T for T in range(24, 64) if (n - 1) % T < T // 8)  # the tokens that fill up the last window are not all there
-    slack, ends_of_bins = T // 8, 0
+def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny, target, coverage):
+    folder, rows = Folder(tiny.data_dir), np.arange(320)
+    ids, align = folder.tokens("en", "train").astype(np.int64), folder.align("train")
+    # So long a row that the tokens which fill up the last window are not all there.
+    T = next(T for T in range(24, 64) if (len(ids) - 1) % T < T // 8)
     plain = sampler_of(tiny, block_size=T).batch(rows)
-    batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target, align_coverage=coverage).batch(rows)
+    batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target,
+                       align_coverage=coverage).batch(rows)
     assert np.array_equal(batch.stream, plain.stream)
-    entries = np.ceil(coverage * len(data.table))
-    for s, split in ((0, "train"), (2, "facts")):
-        here = np.flatnonzero(batch.stream == s)
-        ids, align = data.tokens("en", split).astype(np.int64), data.align(split)
-        align = np.array([a if abs(a) <= entries else 0 for a in align])
-        starts = [T * windows_of(ids, T).index(row) for row, stream in zip(whole_rows(plain), plain.stream) if stream == s]
-        ends_of_bins += sum(start + T + 1 + slack > len(ids) for start in starts)
-        ids, align = np.append(ids, [data.end_of_text] * slack), np.append(align, [0] * slack)
-        at = np.array(starts)[:, None] + np.arange(T + 1 + slack)
-        inputs, labels = slow_codeswitch(ids[at], align[at], data.table, 0.4, rows[here], tiny.seed, T + 1, target, data.end_of_text)
-        assert np.array_equal(batch.inputs[here], inputs[:, :-1]) and np.array_equal(batch.targets[here], labels[:, 1:])
-        assert (inputs >= data.V).any()
-    assert ends_of_bins
-    clone = batch.stream == 1
-    assert np.array_equal(batch.inputs[clone], plain.inputs[clone]) and np.array_equal(batch.targets[clone], plain.targets[clone])
+    here = np.flatnonzero(batch.stream == 0)
+    starts = np.array([T * windows_of(ids, T).index(row) for row in whole_rows(Batch(*(x[here] for x in plain)))])
+    assert (starts + T + 1 + T // 8 > len(ids)).any()
+    align = np.array([a if abs(a) <= np.ceil(coverage * len(folder.table)) else 0 for a in align])
+    ids, align = np.append(ids, [folder.end_of_text] * T), np.append(align, [0] * T)
+    at = starts[:, None] + np.arange(T + 1 + T // 8)
+    inputs, labels = slow_codeswitch(ids[at], align[at], folder.table, 0.4, rows[here], tiny.seed, T + 1, target,
+                                     folder.end_of_text)
+    assert np.array_equal(batch.inputs[here], inputs[:, :-1]) and np.array_equal(batch.targets[here], labels[:, 1:])
+    assert (inputs >= folder.V).any()
+    # En-Clone's rows and those of facts stay as they are.
+    others = np.flatnonzero(batch.stream != 0)
+    assert set(batch.stream[others].tolist()) == {1, 2}
+    assert torch.equal(batch.inputs[others], plain.inputs[others])
+    assert torch.equal(batch.targets[others], plain.targets[others])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_token_of_a_target_language_is_in_a_row_of_facts_stated_in_english(tiny, target):
+    batch = sampler_of(tiny, codeswitch_ratio=1.0, codeswitch_target=target).batch(np.arange(320))
+    facts, english = batch.stream == 2, batch.stream == 0
+    V = Folder(tiny.data_dir).V
+    assert facts.sum() > 10 and (batch.inputs[facts] < V).all() and (batch.targets[facts] < V).all()
+    assert (batch.inputs[english] >= V).float().mean() > 0.3  # while English text is all switched
 
 
 def test_too_little_text_and_too_many_facts(tiny):
