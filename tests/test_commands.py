@@ -22,7 +22,6 @@ SOURCES = {path: path.read_text(encoding="utf-8")
            for pattern in ("*.py", "[a-z]*/*.py", "config/*/*.py", "results/*/*.py", "runs/*.sh")
            for path in ROOT.glob(pattern) if path.relative_to(ROOT).parts[0] not in ("bins", "out")}
 LANGUAGES = ("en", "de", "zh", "ru", "ar")
-PROGRAMS = ("python", "torchrun", "pip", "lm_eval")
 # From the top down: a folder, or a file of the ground floor, imports itself and what stands after it.
 FLOORS = ("tools", "eval", "prealign", "train", "data", "tasks", "corpus", "report", "runtime", "model")
 # Arguments that are no knobs: of torchrun, tests/kill.py and runs/gpu.sh.
@@ -33,17 +32,16 @@ FOREIGN = "--(key|knob|nproc_per_node|nnodes|node_rank|master_addr|kills|process
 def project(tmp_path, monkeypatch):
     """The scripts and configs, with Table 6's texts, beside programs that only print what they are called with."""
     bin = tmp_path / ".venv" / "bin"
-    for folder in (bin, *(tmp_path / "texts" / language for language in LANGUAGES), tmp_path / "dictionaries"):
-        folder.mkdir(parents=True)
     for file in ("requirements.txt", ".venv/installed.txt", ".venv/bin/activate",
-                 *(f"dictionaries/en-{language}.txt" for language in LANGUAGES)):
+                 *(f"texts/{l}/text.txt" for l in LANGUAGES), *(f"dictionaries/en-{l}.txt" for l in LANGUAGES)):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     for folder in ("runs", "config"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     # These two are tested on their own.
     for script in ("gpu", "wheels"):
         (tmp_path / "runs" / f"{script}.sh").write_text("")
-    for name in PROGRAMS:
+    for name in ("python", "torchrun", "pip", "lm_eval"):
         # The scripts read knobs by `python -c`.
         real = f'if [ "$1" = -c ]; then PYTHONPATH={ROOT} exec {shutil.which("python3")} "$@"; fi'
         (bin / name).write_text(f"#!/bin/bash\n{real}\nprintf '%q ' {name} \"$@\"; echo\n")
