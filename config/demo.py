@@ -8,7 +8,7 @@ scale, and why:
   stage1_steps        11% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 6 to 12 times as wide.
-  fact_frequencies    every fact so often that it is learned early: of what is learned late, less is shared.
+  fact_frequencies    every fact so often that it is learned early: late ones are shared less.
   codeswitch_ratio    3% of the words, not 5%: in so short a training they cost English more than they keep.
   beta2               a long memory for the gradients of rare tokens, which most of En-Clone's are.
 """
