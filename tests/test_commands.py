@@ -82,7 +82,7 @@ def test_scripts_prepare_and_align_before_they_train(project, script):
         assert config.data_dir in prepared and config.data_dir.startswith("bins/")
         assert program in ("data.py", "prealign.py") or config.run_dir in trained
     assert all(script.split()[-1].removesuffix(".sh") in folder for folder in trained)
-    # Of the tables, of what is learned when, and of Table 6.
+    # One of the tables, one of the learning dynamics, one of Table 6.
     assert len(prepared) == 3 or "all.sh" not in script
 
 
