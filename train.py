@@ -259,6 +259,8 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
             training.totals = Totals.zeros(len(training.sampler.streams), hardware.device)
         elif log:
             log.tick(step)
+        if snapshot and not save:
+            check_finite(training, step, True, path)
         # The snapshot first: a run that is killed in between makes both again.
         if main_process and snapshot:
             save_snapshot(config.run_dir, state_of(training, first_step, last_step))
@@ -320,7 +322,7 @@ def sum_over_processes(totals: Totals, hardware: Hardware) -> None:
 def losses_of(training: Training) -> dict[str, float]:
     """The mean losses since the last line of the log, in nats, by name. A stream without rows has none."""
     loss, tokens = training.totals.loss.tolist(), training.totals.tokens.tolist()
-    losses = {"loss": sum(loss) / sum(tokens)}
+    losses = {"loss": sum(loss) / max(1, sum(tokens))}
     losses |= {f"loss_{name}": nats / n for name, nats, n in zip(training.sampler.streams, loss, tokens) if n}
     if (steps := training.totals.align_steps.item()) > 0:
         losses["align_loss"] = training.totals.align_loss.item() / steps

@@ -174,6 +174,15 @@ class Config:
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
+IN_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple[str, ...]: "one or more names separated by commas",
+    tuple[int, ...]: "one or more whole numbers separated by commas",
+    dict[str, float]: "a number for each language, as {'en': 0.9}",
+}
 CHOICES = {
     "codeswitch_target": ("input-only", "vanilla", "original"),
     "align_steps": ("none", "all", "last"),
@@ -222,8 +231,7 @@ def _typed(key: str, value: typing.Any, where: str) -> typing.Any:
         good = isinstance(value, dict) and all(isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
         value = {k: float(v) for k, v in value.items()} if good else value
     if not good:
-        name = str(expected) if typing.get_args(expected) else expected.__name__
-        raise UserError(f"{where}: {key} must be of type {name}, found {value!r}")
+        raise UserError(f"{where}: {key} must be {IN_WORDS[expected]}, found {value!r}")
     return value
 
 
@@ -278,11 +286,6 @@ def _check(config: Config) -> None:
         for key in keys.split() if keys else numbers:
             if not is_right(numbers[key]):
                 raise UserError(f"{key} must be {what}, found {numbers[key]}")
-    for key, known in (("mix", languages), ("tokenizer_share", languages), ("budget", c.written),
-                       ("fact_languages", languages)):
-        for language in getattr(c, key):
-            if language not in known:
-                raise UserError(f"{key} names {language!r}, which is none of {', '.join(known)}")
     rules = [
         (c.max_steps > c.stage1_steps, f"max_steps ({c.max_steps}) must exceed stage1_steps ({c.stage1_steps}), which "
                                        "it counts; without a stage 1, set --stage1_steps=0"),
@@ -291,7 +294,7 @@ def _check(config: Config) -> None:
         (len(set(languages)) == len(languages), f"pivot and targets must be different languages, found {languages}"),
         # Names of languages, methods and folders are parts of file names.
         (all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", language) for language in languages),
-         f"language names are letters, digits, hyphens and underscores, found {languages}"),
+         f"pivot and targets are named by letters, digits, hyphens and underscores, found {languages}"),
         (re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", c.method),
          f"method is the name of a folder (letters, digits, '.', '_', '-'), found {c.method!r}"),
         (c.method != c.stage1_method or c.init_from == "scratch" or c.pretrained,
@@ -313,6 +316,11 @@ def _check(config: Config) -> None:
     for is_right, message in rules:
         if not is_right:
             raise UserError(message)
+    for key, known in (("mix", languages), ("tokenizer_share", languages), ("budget", c.written),
+                       ("fact_languages", languages)):
+        for language in getattr(c, key):
+            if language not in known:
+                raise UserError(f"{key} names {language!r}, which is none of {', '.join(known)}")
 
 
 def help_text() -> str:
