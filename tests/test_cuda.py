@@ -7,6 +7,7 @@ same tests run on the CPU, so that they cannot rot where there is no GPU.
 """
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -19,48 +20,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
-from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile
 
-from runtime import errors
 import eval as evaluation
 import model as gpt
 import train as training
-from data import Sampler, prefetch
-from runtime.checkpoint import load_trained, make_model, save_checkpoint
-from runtime.config import Config
-from conftest import overrides, run_command
+from conftest import NothingIsRead, overrides, run_command
 from corpus.folder import Folder
-from runtime.hardware import compiled, start, synchronize
-from model import GPT
 from corpus.table import Table, make_table
-from test_train import (PREALIGN, NothingIsRead, assert_same_run, killed_after, losses_of, metrics_of, stage1, stage2,
-                        state_of)
+from data import Sampler, prefetch
+from model import GPT
+from prealign import Alignment
+from runtime import errors
+from runtime.checkpoint import make_model
+from runtime.config import Config
+from runtime.hardware import compiled, start, synchronize
+from test_train import assert_same_run, assert_same_state, killed_after, losses_of, stage2, state_of
 
 DEVICE = os.environ.get("PREALIGN_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
-NO_GPU = ON_GPU and not torch.cuda.is_available()
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(NO_GPU, reason="no GPU; PREALIGN_TEST_DEVICE=cpu does without")]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="no GPU")]
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """
-    On the CPU one thread, so that sums are added in the same order everywhere; signal handlers as they were; no
-    measuring of the machine; no graph that another test has compiled.
-    """
+def one_thread_and_nothing_compiled():
+    """On the CPU sums are added in the same order everywhere; no graph of another test is used."""
     threads = torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     torch.set_num_threads(threads if ON_GPU else 1)
     torch._dynamo.reset()
     counters.clear()
     yield
     torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -74,7 +65,8 @@ def ready(config: Config, seed: int = 0) -> training.Training:
     """A run of the config before its first step."""
     data = Folder(config.data_dir)
     torch.manual_seed(seed)
-    return training.set_up(config, start(config), data, make_model(config, data.vocab_size))
+    objective = Alignment if config.align_steps != "none" else None
+    return training.set_up(config, start(config), data, make_model(config, data.vocab_size), objective)
 
 
 def step_of(state: training.Training, step: int) -> None:
@@ -89,13 +81,13 @@ def off_by(x: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def gradients(network: torch.nn.Module, model: GPT, inputs: torch.Tensor, targets: torch.Tensor,
-              dtype: torch.dtype) -> tuple[torch.Tensor, dict]:
-    """The sum of the losses of `network`, which is `model` or made from it, and its gradient by every parameter."""
+              dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The gradient of the summed losses of `network`, `model` or made from it, by parameter; the sum as "loss"."""
     model.zero_grad(set_to_none=True)
     with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
         loss, _ = network(inputs, targets)
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+    return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()}
 
 
 # ---- precision and compilation ----
@@ -104,49 +96,42 @@ def gradients(network: torch.nn.Module, model: GPT, inputs: torch.Tensor, target
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("tie", [True, False])
 def test_loss_and_gradients_are_those_of_float64(monkeypatch, dtype, tolerance, tie):
-    """
-    With full logits on the CPU. Four chunks of tokens, some not predicted, and a vocabulary that no tile of a GPU
-    divides.
-    """
+    """With full logits on the CPU. Four chunks of tokens, some not predicted; a vocabulary that no tile divides."""
     monkeypatch.setattr(gpt, "chunk_size", lambda *_: 128)
     torch.manual_seed(0)
     model = GPT(1003, 64, 2, 2, 128, tie, init_std=0.1, embedding_init_std=0.1)
     inputs, targets = torch.randint(1003, (2, 8, 64))
     targets[torch.rand(targets.shape) < 0.1] = -1
-    exact = GPT(1003, 64, 2, 2, 128, tie).double()
-    exact.load_state_dict(model.state_dict())
+    exact = copy.deepcopy(model).double()
     logits = exact(inputs) @ exact.lm_head.weight.T
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
     expected.backward()
-    loss, found = gradients(model.to(DEVICE), model, inputs.to(DEVICE), targets.to(DEVICE), dtype)
-    assert off_by(loss, expected) < tolerance / 10
+    found = gradients(model.to(DEVICE), model, inputs.to(DEVICE), targets.to(DEVICE), dtype)
+    assert off_by(found["loss"], expected) < tolerance / 10
     for name, p in exact.named_parameters():
         assert found[name].dtype == torch.float32 and off_by(found[name], p.grad) < tolerance, name
 
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
-    """And what runs is the compiled network, and nothing is compiled once it has been tried."""
+    """And nothing is compiled once the network has been tried."""
     monkeypatch.setattr(gpt, "chunk_size", lambda *_: 64)  # two chunks
     config = replace(small, compile="on", tie_embeddings=tie)
     data, hardware = Folder(config.data_dir), start(config)
     torch.manual_seed(0)
     model = make_model(config, data.vocab_size).to(hardware.device)
     network = compiled(model, config, hardware)
-    told = capsys.readouterr().out
-    if not ON_GPU and "does not work here" in told:
+    printed = capsys.readouterr().out
+    if not ON_GPU and "does not work here" in printed:
         pytest.skip("no compiler here")
-    assert told == "" and (graphs := counters["stats"]["unique_graphs"]) > 0
+    assert network is not model and printed == "" and (graphs := counters["stats"]["unique_graphs"]) > 0
     for step in range(3):
         batch = Sampler(data, config).batch(np.arange(4 * step, 4 * step + 4))
         inputs, targets = (x.to(hardware.device) for x in batch[:2])
-        expected, eager = gradients(model, model, inputs, targets, hardware.dtype)
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            loss, fast = gradients(network, model, inputs, targets, hardware.dtype)
-        assert any("Torch-Compiled Region" in event.key for event in seen.key_averages())
-        assert off_by(loss, expected) < 3e-3
+        eager = gradients(model, model, inputs, targets, hardware.dtype)
+        fast = gradients(network, model, inputs, targets, hardware.dtype)
         for name in eager:  # a compiler keeps float32 between operations that are bf16 otherwise
-            assert off_by(fast[name], eager[name]) < 3e-2, name
+            assert off_by(fast[name], eager[name]) < (3e-3 if name == "loss" else 3e-2), name
     assert counters["stats"]["unique_graphs"] == graphs
 
 
@@ -154,11 +139,9 @@ def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
 
 @contextlib.contextmanager
 def nothing_waits():
-    """
-    While it is entered, it is an error that the CPU waits for a result. Stage 1 may read the words of the batch, which
-    are integers on the CPU.
-    """
+    """While it is entered, it is an error that the CPU waits for a result."""
     if not ON_GPU:
+        # Stage 1 may read the words of the batch, which are integers on the CPU.
         with NothingIsRead(but=(torch.int64, torch.bool)):
             yield
         return
@@ -182,15 +165,13 @@ def test_a_step_waits_for_nothing(small, dtype):
         batch, words = state.batch(step)
         with nothing_waits():
             training.take_step(state, step, batch, words if step == 2 else None, 100)
-    assert state.skipped.tolist() == [0, -1]
+    assert state.totals.bad_step.item() == -1
 
 
 def test_batches_are_made_ahead(small):
-    """Codeswitched and pinned; where a step takes a while, the loop hardly waits for them."""
-    large = dict(n_layer=12, n_head=12, n_embd=768, block_size=128, batch_size=128, micro_batch_size=128)
-    size = large if ON_GPU else dict(n_embd=128)
-    state = ready(replace(small, codeswitch_ratio=0.3, **size))
-    device = state.hardware.device
+    """Codeswitched and pinned; where a step takes a while, a GPU hardly waits for them."""
+    size = dict(n_layer=12, n_head=12, n_embd=768, block_size=128, batch_size=128, micro_batch_size=128)
+    state = ready(replace(small, codeswitch_ratio=0.3, **size if ON_GPU else {}))
     batches = prefetch(state.batch, range(8, 28))
     waited, taken = [], []
     for step in range(8, 28):
@@ -199,13 +180,11 @@ def test_batches_are_made_ahead(small):
         waited.append(time.perf_counter() - asked)
         assert all(x.is_pinned() == x[:4].is_pinned() == ON_GPU for x in batch)
         training.take_step(state, step, batch, words, 100)
-        synchronize(device)
+        synchronize(state.hardware.device)
         taken.append(time.perf_counter() - asked)
     batches.close()
-    if ON_GPU:
-        assert statistics.median(taken[5:]) > 0.01
     # A CPU makes batches on the cores that also train.
-    assert sum(waited[5:]) < (0.02 if ON_GPU else 0.2) * sum(taken[5:])
+    assert not ON_GPU or sum(waited[5:]) < 0.02 * sum(taken[5:])
 
 
 # ---- memory ----
@@ -213,11 +192,8 @@ def test_batches_are_made_ahead(small):
 def table_of_many_lengths(entries: int, longest: int, vocab_size: int) -> Table:
     """Words of one to `longest` tokens, short ones most often, with one or two translations."""
     rng = np.random.default_rng(0)
-
-    def word() -> np.ndarray:
-        return rng.integers(1, vocab_size, min(longest, rng.geometric(0.3)))
-
-    words = [[[word()], [word() for _ in range(rng.integers(1, 3))]] for _ in range(entries)]
+    words = [[[rng.integers(1, vocab_size, min(longest, rng.geometric(0.3))) for _ in range(n)]
+              for n in (1, rng.integers(1, 3))] for _ in range(entries)]
     return make_table(words, list(range(entries, 0, -1)), ("en", "clone"))
 
 
@@ -225,7 +201,7 @@ def test_stage_1_is_steady(small):
     """Words of many lengths, new ones at every step: no memory is added, nothing compiled, no kernel planned anew."""
     entries, steps = (4096, 40) if ON_GPU else (64, 24)
     state = ready(replace(small, compile="on", align_steps="all", align_entries=entries, max_steps=steps))
-    state.sampler.table = table_of_many_lengths(3 * entries, 24, len(state.model.wte.weight))
+    state.objective.table = table_of_many_lengths(3 * entries, 24, len(state.model.wte.weight))
     graphs, held, seconds = counters["stats"]["unique_graphs"], [], []
     for step in range(steps):
         if ON_GPU:
@@ -235,9 +211,8 @@ def test_stage_1_is_steady(small):
         synchronize(state.hardware.device)
         seconds.append(time.perf_counter() - begin)
         if ON_GPU:
-            held.append((torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(),
-                         torch.cuda.memory_reserved()))
-    assert counters["stats"]["unique_graphs"] == graphs and state.skipped.tolist() == [0, -1]
+            held.append((torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()))
+    assert counters["stats"]["unique_graphs"] == graphs and state.totals.bad_step.item() == -1
     if ON_GPU:
         # A step has a few words more or less than another one.
         for early, late in zip(map(max, zip(*held[10:20])), map(max, zip(*held[20:]))):
@@ -245,44 +220,35 @@ def test_stage_1_is_steady(small):
         assert statistics.median(seconds[20:]) < 0.3  # were attention planned for new shapes, a step would take seconds
 
 
-def message(monkeypatch, config: Config) -> str:
-    """What the command says when it stops with an error."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *overrides(config)])
-    with pytest.raises(SystemExit) as stopped:
-        errors.run(training.main)
-    return str(stopped.value.code)
-
-
 def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, capsys):
     """Wherever memory ends while a run goes on: in its weights, its optimizer, the compiler, a step, a checkpoint."""
     def too_much(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    straight = stage2(small, "straight")
     with monkeypatch.context() as patch:
         killed_after(7, patch, signal.SIGTERM)
         pytest.raises(SystemExit, stage2, small)
+    saved = state_of(small)
     capsys.readouterr()
-    optimizer = torch.optim.AdamW
-    for place, name in ((GPT, "load_state_dict"), (optimizer, "load_state_dict"), (torch, "compile"), (GPT, "layers"),
-                        (torch, "save")):
-        with monkeypatch.context() as patch:
+    for place, name in ((GPT, "load_state_dict"), (torch.optim.AdamW, "load_state_dict"), (torch, "compile"),
+                        (GPT, "layers"), (torch, "save")):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
             patch.setattr(place, name, too_much)
-            said = message(patch, replace(small, compile="on" if name == "compile" else "off"))
-        assert said.startswith("error: out of memory; ") and "--micro_batch_size" in said, name
-        assert "delete" not in said and "\n" not in said, name
-        assert "does not work here" not in capsys.readouterr().out
-    resumed = stage2(small)
-    for mine, theirs in zip(metrics_of(resumed), metrics_of(straight), strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+            patch.setattr(sys, "argv", ["train.py", *overrides(small, compile="on" if name == "compile" else "off")])
+            errors.run(training.main)
+        message = stopped.value.code
+        assert message.startswith("error: out of memory; ") and "--micro_batch_size" in message, name
+        assert "\n" not in message and "does not work here" not in capsys.readouterr().out, name
+    assert_same_state(saved, state_of(small))
+    assert state_of(stage2(small))["step"] == 16
 
 
 SMALL_GPU = """
 import torch
 import train
-from runtime import errors
+from runtime import errors, log
 torch.cuda.set_per_process_memory_fraction(64e6 / torch.cuda.get_device_properties(0).total_memory)
-train.matmul_rate = lambda hardware: 1e9
+log.matmul_rate = lambda hardware: 1e9
 errors.run(train.main)
 """
 
@@ -291,54 +257,25 @@ errors.run(train.main)
 def test_a_micro_batch_that_does_not_fit_is_one_line(small):
     result = run_command("-c", SMALL_GPU, *overrides(small, batch_size=4096, micro_batch_size=4096))
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: out of memory; ") and "--micro_batch_size" in last
+    assert result.stderr.splitlines()[-1].startswith("error: out of memory; ")
 
 
 # ---- runs ----
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_an_interrupted_run_goes_on(small, monkeypatch, stage):
-    """To the bit on a CPU; on a GPU, which adds gradients of embeddings in any order, nearly so."""
-    def run_stage(number: int, config: Config) -> Config:
-        return stage1(config) if number == 1 else stage2(config, **PREALIGN)
-
-    broken = replace(small, out_dir=small.out_dir + "-broken")
-    for config in (small, broken):
-        if stage == 2:
-            run_stage(1, config)
-    straight = run_stage(stage, small)
-    with monkeypatch.context() as patch:
-        killed_after(8 * stage - 3, patch, signal.SIGTERM)
-        pytest.raises(SystemExit, run_stage, stage, broken)
-    resumed = run_stage(stage, broken)
-    if not ON_GPU:
-        assert_same_run(straight, resumed)
-    for mine, theirs in zip(losses_of(resumed), losses_of(straight), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3)
-
-
 def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
-    """Begun on the device, continued on the CPU, finished on the device: the model of the run that stayed, on both."""
-    small = replace(small, dtype="fp32", eval_tokens=300)
-    data = Folder(small.data_dir)
-    stayed, moved = stage2(small, "stayed"), replace(small, method="moved")
+    """Begun on the device, continued on the CPU, finished on the device: as if it had stayed."""
+    small = replace(small, dtype="fp32", align_steps="all", codeswitch_ratio=0.3)
+    stayed = stage2(small, "stayed")
     for step, device in ((4, DEVICE), (9, "cpu")):
         with monkeypatch.context() as patch:
             killed_after(step, patch, signal.SIGTERM)
             pytest.raises(SystemExit, stage2, small, "moved", device=device)
-    stage2(small, "moved")
-    # Written once more by a machine without a GPU.
-    copied = replace(small, method="copied")
-    os.makedirs(copied.run_dir)
-    save_checkpoint(os.path.join(copied.run_dir, "checkpoint.pt"), state_of(stayed))
-    perplexities = []
-    for config in (stayed, moved, copied):
-        for device in (DEVICE, "cpu"):
-            model, _ = load_trained(config.run_dir, data, device)
-            assert model.wte.weight.device.type == torch.device(device).type
-            perplexities.append(evaluation.language_model(model, data, "en", config)["ppl"])
-    assert perplexities == pytest.approx([perplexities[0]] * 6, rel=1e-3)
+    moved = stage2(small, "moved")
+    if not ON_GPU:
+        assert_same_run(stayed, moved)
+    # A GPU adds the gradients of embeddings in any order.
+    for mine, theirs in zip(losses_of(moved), losses_of(stayed), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 def test_evaluation_is_that_of_the_cpu(small, capsys):
@@ -357,41 +294,20 @@ def test_evaluation_is_that_of_the_cpu(small, capsys):
         assert (a["words"], a["text"]) == pytest.approx((b["words"], b["text"]), abs=1e-3)
     assert mine["clka"]["en->clone"]["n"] == 8 and mine["mixed"]["clone"]["n"] == 8
     evaluation.main(["xnli", *overrides(small)])
-    about = json.loads(Path(small.run_dir, "xnli.json").read_text())
-    assert about["pairs"] == 30 and [about["languages"][language]["n"] for language in ("en", "clone")] == [3, 3]
+    assert set(json.loads(Path(small.run_dir, "xnli.json").read_text())["languages"]) == {"en", "clone"}
     capsys.readouterr()
     evaluation.main(["sample", *overrides(small, sample_count=2, prompt="Ba")])
     assert capsys.readouterr().out.strip()
 
 
-# ---- torchrun ----
-
-def test_torchrun(small):
-    config = replace(small, compile="auto", method="joint")
+def test_torchrun_with_one_process_computes_what_none_does(small):
+    """NCCL on a GPU: words are gathered and gradients summed over a group, as they would be over several processes."""
+    small = replace(small, dtype="fp32", align_steps="all")
+    alone, config = stage2(small), replace(small, method="group", compile="auto")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
     result = run_command(*launch, "train.py", *overrides(config))
     assert result.returncode == 0, result.stderr
-    assert state_of(config)["step"] == 16
+    for mine, theirs in zip(losses_of(config), losses_of(alone), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
     about = json.loads(Path(config.run_dir, "run.json").read_text())
     assert about["compiled"] == ON_GPU and about["device"].startswith(DEVICE)
-
-
-def test_a_group_of_one_process_computes_what_none_does(small, tmp_path):
-    """NCCL on a GPU: words are gathered and gradients summed over a group, as they would be over several processes."""
-    def losses(grouped: bool) -> list[float]:
-        state = ready(replace(small, dtype="fp32", align_steps="all"))
-        if grouped:
-            devices = [state.hardware.device] if ON_GPU else None
-            state.network = DistributedDataParallel(state.network, device_ids=devices, gradient_as_bucket_view=True)
-        for step in range(4):
-            step_of(state, step)
-        return state.sums.tolist()
-
-    alone = losses(False)
-    backend = "nccl" if ON_GPU else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    try:
-        together = losses(True)
-    finally:
-        dist.destroy_process_group()
-    assert together == pytest.approx(alone, rel=1e-3)

@@ -1,0 +1,241 @@
+"""What every command rests on: knobs, errors of one line, checkpoints, the machine, the log."""
+
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+from conftest import ROOT
+from corpus.folder import Folder
+from runtime import errors, hardware
+from runtime.checkpoint import load_trained, make_model, save_checkpoint
+from runtime.config import FIELDS, Config, load
+from runtime.errors import UserError
+from runtime.hardware import Hardware
+from runtime.log import Log
+from train import check_fits, train
+
+CPU = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)
+
+
+def message(function, *arguments) -> str:
+    """The one line that a call ends with."""
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- knobs ----
+
+def test_files_in_the_order_given_then_arguments(tmp_path):
+    first, second = str(tmp_path / "first.py"), str(tmp_path / "second.py")
+    Path(first).write_text('"""Why."""\n\nseed = 2\nn_layer = 2  # why\nmax_steps = 2000\nmax_steps = 3000\n')
+    Path(second).write_text("seed = 4\n")
+    assert load(["--seed=6", first, second, "--seed=5"]) == Config(seed=5, n_layer=2, max_steps=3000)
+    assert [load(files).seed for files in ([], [first, second], [second, first])] == [1, 4, 2]
+
+
+@pytest.mark.parametrize("argument, value", [
+    ("--eval_tokens=200_000", 200_000), ("--learning_rate=3e-4", 0.0003), ("--learning_rate=2", 2.0),
+    ("--tie_embeddings=False", False), ("--tie_embeddings=true", True), ("--method=12", "12"), ("--source=a=b", "a=b"),
+    ("--fact_frequencies=1,2", (1, 2)), ("--fact_frequencies=3", (3,)), ("--targets=clone,de", ("clone", "de")),
+    ("--targets=('clone',)", ("clone",)), ("--mix={'en': 1, 'clone': 0.5}", {"en": 1.0, "clone": 0.5}),
+    ('--budget={"en": "10B",}', {"en": 1e10}), ("--budget={}", {}), ("--beta1=0", 0.0), ("--codeswitch_ratio=1", 1.0)])
+def test_an_argument_has_the_type_of_its_knob(argument, value):
+    found = getattr(load([argument]), argument[2:].partition("=")[0])
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("argument", [
+    "--seed=1.0", "--seed=True", "--batch_size=", "--learning_rate=fast", "--learning_rate=nan", "--learning_rate=[1]",
+    "--tie_embeddings=1", "--targets=", "--targets=(1, 2)", "--fact_frequencies=1,x", "--fact_frequencies=1.5",
+    "--fact_frequencies=()", "--mix=0.5", "--mix={}", "--mix={'en': '1B'}", "--mix={1: 1.0}", "--mix={'en'",
+    "--budget={'en': '10X'}",
+    # Of the right type, and impossible.
+    "--dtype=fp8", "--batch_size=0", "--batch_size=-1", "--workers=-1", "--weight_decay=-0.1",
+    "--codeswitch_ratio=1.01", "--beta2=1", "--learning_rate=1" + 400 * "0", "--seed=1" + 400 * "0", "--n_embd=130",
+    "--targets=en", "--targets=../x", "--only=fr", "--mix={'fr': 1}", "--mix={'en': 2, 'clone': -1}", "--mix={'en': 0}",
+    "--mix={'en': 1e999}", "--method=a/b", "--method=..", "--data_dir=", "--max_steps=9", "--llm_key=sk-123"])
+def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
+    assert argument[2:].partition("=")[0] in message(load, [argument])
+
+
+def test_messages_name_the_closest_knob_the_kind_of_value_and_the_line(tmp_path):
+    assert message(load, ["--n-layer=1"]).endswith("did you mean n_layer?")
+    assert "'xyzzy'" in message(load, ["--xyzzy=1"]) and "--key=value" in message(load, ["--seed"])
+    assert "must be a whole number, found 1.5" in message(load, ["--batch_size=1.5"])
+    assert f"{tmp_path}/none.py" in message(load, [f"{tmp_path}/none.py"]) and "seed=3" in message(load, ["seed=3"])
+
+
+@pytest.mark.parametrize("code, line", [
+    ("import os\nos.mkdir({marker!r})", 1), ("\nseed = __import__('os').mkdir({marker!r}) or 3", 2),
+    ("data_dir = f'{{open({marker!r}, \"w\")}}'", 1), ("for seed in [1]:\n    open({marker!r}, 'w')", 1),
+    ("seed = n_layer = 3", 1), ("seed, n_layer = 1, 3", 1), ("seed += 1", 1), ("max_steps = 10 * 100", 1),
+    ("seed = n_layer", 1), ("# why\nblok_size = 8", 2), ("seed = 1\nlearning rate = 3", 2), ("seed = 1\0", 1),
+    ("method = 3", 1), ("seed = " + 5000 * "-" + "1", 1), ("seed = " + 5000 * "[" + 5000 * "]", 1)])
+def test_what_is_no_plain_assignment_is_refused_with_its_line_and_never_run(tmp_path, code, line):
+    path, marker = tmp_path / "c.py", tmp_path / "it ran"
+    path.write_text(code.format(marker=str(marker)))
+    assert message(load, [str(path)]).startswith(f"{path}:{line}: ") and not marker.exists()
+
+
+def test_help_lists_every_knob_with_its_default_and_comment(capsys):
+    with pytest.raises(SystemExit) as e:
+        load(["config/missing.py", "--seed=wrong", "--help"], "\nHow to use it.\n")
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and text.startswith("How to use it.\n")
+    source = (ROOT / "runtime" / "config.py").read_text(encoding="utf-8")
+    for name in FIELDS:
+        comment = re.search(rf"^    {name}: .*?(?:  # (.*))?$", source, re.M)[1] or ""
+        (default, below), = re.findall(rf"^  --{name}=(.*?)  \(.*\n(.*)", text, re.M)
+        assert comment in below
+        # Typed into a shell without its quotes, a default is what it was.
+        assert load([f"--{name}={default if default[0] in '[{' else shlex.split(default)[0]}"]) == Config(), name
+
+
+# ---- how commands end ----
+
+@pytest.mark.parametrize("raised, code", [
+    (UserError("what and where"), "error: what"), (FileNotFoundError(2, "No such file", "a.txt"), "error: a.txt: "),
+    (MemoryError(), "error: out of memory"), (torch.OutOfMemoryError("on the GPU"), "error: out of memory"),
+    (KeyboardInterrupt(), "130"), (errors.Terminated(), "143")])
+def test_a_command_ends_in_one_line_or_by_its_signal(monkeypatch, raised, code):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def main(arguments):
+        raise raised
+
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(main)
+    assert str(stopped.value.code).startswith(code)
+
+
+# ---- checkpoints ----
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Config:
+    config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("out")), max_steps=9, stage1_steps=2)
+    train(config, 0, 9)
+    return config
+
+
+class Code:
+    """Unpickled, this makes a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("code was run"),)
+
+
+SPOILED = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one byte": lambda path: path.write_bytes(path.read_bytes().replace(b"fused", b"fuses", 1)),
+    "pickle with code": lambda path: path.write_bytes(pickle.dumps(Code())),
+    "zip with code": lambda path: torch.save({**torch.load(path), "config": Code()}, path),
+    "another program's": lambda path: torch.save({"model": {}, "step": 3}, path),
+    "a list": lambda path: torch.save([1, 2, 3], path),
+    "unfinished": lambda path: torch.save(torch.load(path) | {"step": 3}, path),
+    "other data": lambda path: torch.save(torch.load(path) | {"data": "other"}, path),
+    "other shape": lambda path: torch.save(torch.load(path) | {"model": {}}, path),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_checkpoint_is_an_error_that_names_it_and_runs_no_code(finished, tmp_path, monkeypatch, how):
+    path, data = tmp_path / "checkpoint.pt", Folder(finished.data_dir)
+    monkeypatch.chdir(tmp_path)
+    path.write_bytes(Path(finished.run_dir, "checkpoint.pt").read_bytes())
+    model, state = load_trained(str(tmp_path), data)
+    assert not model.training and all(torch.equal(x, state["model"][name]) for name, x in model.state_dict().items())
+    del model, state
+    SPOILED[how](path)
+    assert str(path) in message(load_trained, str(tmp_path), data) and os.listdir() == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("knob, value", [("max_steps", 20), ("dtype", "bf16"), ("n_layer", 1), ("mix", {"en": 0.5})])
+def test_another_value_of_a_knob_is_an_error_that_names_it(finished, knob, value):
+    said = message(train, replace(finished, **{knob: value}), 0, 9)
+    assert f"another {knob} " in said and os.path.join(finished.run_dir, "checkpoint.pt") in said
+
+
+def test_whatever_happens_there_is_a_whole_checkpoint(tmp_path, monkeypatch):
+    path, save = str(tmp_path / "checkpoint.pt"), torch.save
+    save_checkpoint(path, {"n": 0})
+
+    def full_disk(state, file):
+        assert torch.load(path) == {"n": 0}
+        save(state, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    assert path in message(save_checkpoint, path, {"n": 1})
+    assert torch.load(path) == {"n": 0} and os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+# ---- the machine ----
+
+def test_a_machine_that_does_not_suit_the_config_is_an_error(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device in ("cuda", "cuda:99", "gpu"):
+        assert device in message(hardware.open_device, Config(device=device))
+    assert "batch_size" in message(check_fits, tiny, replace(CPU, world=3), Folder(tiny.data_dir))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "device" in message(hardware.start, Config(device="cuda:0"))
+
+
+def test_without_a_compiler_the_model_is_used_as_it_is(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: 1 / 0)
+    assert hardware.compiled(model := make_model(tiny, 10), replace(tiny, compile="on"), CPU) is model
+    assert "torch.compile does not work here" in capsys.readouterr().out
+
+
+# ---- the log ----
+
+def write_log(config: Config, first: int, last: int) -> list[dict]:
+    log = Log(config, CPU, make_model(config, 100), False, first, last)
+    for step in range(first + 1, last + 1):
+        log.line(step, 0.1, {"loss": 2.0, "loss_en": 1.0})
+    log.close()
+    return [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_json_and_metrics(tiny, tmp_path):
+    """Lines of steps that come again are dropped, and so is half a line."""
+    config = replace(tiny, out_dir=str(tmp_path))
+    write_log(config, 0, 4)
+    with open(Path(config.run_dir, "metrics.jsonl"), "a") as f:
+        f.write('{"step": 5, "tok')
+    lines = write_log(config, 2, 6)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    expected = {"step": 3, "tokens": 3 * 8 * 32, "lr": 0.1, "loss": 2.0, "loss_en": 1.0}
+    assert expected.items() <= lines[2].items() and lines[2]["tokens_per_s"] > 0 and lines[2]["mfu"] > 0
+    about = json.loads(Path(config.run_dir, "run.json").read_text())
+    assert about["config"] == config.plain() and about["versions"]["torch"] == torch.__version__
+    assert about["parameters"] == sum(p.numel() for p in make_model(config, 100).parameters())
+
+
+def test_lines_go_to_other_logs_too(tiny, tmp_path, monkeypatch):
+    """Stand-ins for the two packages, which need not be installed."""
+    wandb, board = MagicMock(), MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    config = replace(tiny, out_dir=str(tmp_path), wandb="mine", tensorboard=True)
+    line = write_log(config, 0, 2)[-1]
+    wandb.init.return_value.log.assert_called_with(line, step=2)
+    board.SummaryWriter.assert_called_once_with(os.path.join(config.run_dir, "tensorboard"), purge_step=1)
+    board.SummaryWriter.return_value.add_scalar.assert_any_call("loss", 2.0, 2)
+    write_log(config, 2, 3)
+    first, again = (call.kwargs for call in wandb.init.call_args_list)
+    assert first["project"] == "mine" and first["id"] == again["id"]  # it goes on in the same one
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install wandb" in message(write_log, config, 3, 4)
