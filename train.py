@@ -152,12 +152,12 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     config, hardware, totals, scaler = training.config, training.hardware, training.totals, training.scaler
     # DDP takes the mean of the gradients over processes, and both losses below are shares of a sum.
     scale = hardware.world
-    no_sync = training.network.no_sync if hardware.distributed else contextlib.nullcontext
+    no_sync: Any = training.network.no_sync if hardware.distributed else contextlib.nullcontext
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
 
     # The contrastive loss (Eq. 3) over all layers.
-    if words is not None:
+    if training.objective is not None and words is not None:
         with no_sync():
             align_loss = training.objective.loss(training.model, words)
             scaler.scale(config.align_weight * scale * align_loss).backward()

@@ -51,8 +51,9 @@ def save_checkpoint(path: str, state: dict) -> None:
 
 def save_snapshot(run_dir: str, state: dict) -> None:
     """Keep the weights of a step for the learning dynamics."""
-    os.makedirs(os.path.join(run_dir, "snapshots"), exist_ok=True)
-    save_checkpoint(os.path.join(run_dir, "snapshots", f"{state['step']:08}.pt"), state | {"optimizer": {}, "scaler": {}})
+    folder = os.path.join(run_dir, "snapshots")
+    os.makedirs(folder, exist_ok=True)
+    save_checkpoint(os.path.join(folder, f"{state['step']:08}.pt"), state | {"optimizer": {}, "scaler": {}})
 
 
 def load_checkpoint(path: str) -> dict:

@@ -313,8 +313,8 @@ def _check(config: Config) -> None:
          "llm_key: expected the name of the environment variable that holds the key, as OPENAI_API_KEY, not the key"),
         (re.fullmatch(r"https?://[^\s@]+", c.llm_url), "llm_url: expected http(s)://... without a password"),
     ]
-    for is_right, message in rules:
-        if not is_right:
+    for is_kept, message in rules:
+        if not is_kept:
             raise UserError(message)
     for key, known in (("mix", languages), ("tokenizer_share", languages), ("budget", c.written),
                        ("fact_languages", languages)):

@@ -22,7 +22,7 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 
 def is_device_fault(e: BaseException) -> bool:
-    """Whether an error is the machine's and not of the work it was doing, whatever that was: memory, or a broken GPU."""
+    """Whether an error is the machine's, memory or a broken GPU, and not of the work that it was doing."""
     return is_out_of_memory(e) or type(e).__name__ == "AcceleratorError"
 
 

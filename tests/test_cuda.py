@@ -157,10 +157,9 @@ def test_a_step_waits_for_nothing(small, dtype):
     """With and without the words of stage 1, compiled on a GPU; after two steps, in which libraries load."""
     with pytest.raises((RuntimeError, AssertionError)), nothing_waits():
         torch.ones(1, device=DEVICE).item()
-    compile = "on" if ON_GPU and dtype == "bf16" else "off"
-    state = ready(replace(small, dtype=dtype, compile=compile, align_steps="all", codeswitch_ratio=0.3))
-    for step in range(2):
-        step_of(state, step)
+    state = ready(replace(small, dtype=dtype, compile="on" if ON_GPU and dtype == "bf16" else "off", align_steps="all",
+                          codeswitch_ratio=0.3))
+    step_of(state, 0), step_of(state, 1)
     for step in (2, 3):
         batch, words = state.batch(step)
         with nothing_waits():
@@ -259,8 +258,6 @@ def test_a_micro_batch_that_does_not_fit_is_one_line(small):
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: out of memory; ")
 
-
-# ---- runs ----
 
 def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
     """Begun on the device, continued on the CPU, finished on the device: as if it had stayed."""

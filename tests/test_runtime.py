@@ -225,8 +225,7 @@ def test_run_json_and_metrics(tiny, tmp_path):
 
 
 def test_lines_go_to_other_logs_too(tiny, tmp_path, monkeypatch):
-    """Stand-ins for the two packages, which need not be installed."""
-    wandb, board = MagicMock(), MagicMock()
+    wandb, board = MagicMock(), MagicMock()  # the packages need not be installed
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     config = replace(tiny, out_dir=str(tmp_path), wandb="mine", tensorboard=True)

@@ -175,7 +175,6 @@ def test_half_precision_trains_like_full_precision(small, dtype, tolerance):
     full, half = (stage2(small, name, dtype=name, align_steps="all") for name in ("fp32", dtype))
     for mine, exact in zip(metrics_of(half), metrics_of(full), strict=True):
         assert mine["loss"] == pytest.approx(exact["loss"], rel=tolerance)
-    assert all(weight.dtype == torch.float32 for weight in state_of(half)["model"].values())
 
 
 @pytest.mark.parametrize("read", [
