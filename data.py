@@ -35,9 +35,7 @@ from tasks import facts as knowledge
 __all__ = ["Batch", "Sampler", "prefetch", "prepare"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Text to token ids and alignment ids
-
+# ---- Text to token ids and alignment ids ----
 
 class Encoder:
     """Text to token ids and alignment ids."""
@@ -97,9 +95,7 @@ def encode_documents(texts: list[str], aligned: bool, held_out: float) -> tuple[
     return np.concatenate(ids), np.concatenate(align), length, n_bytes, is_held_out
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Preparing a folder
-
+# ---- Preparing a folder ----
 
 def write_bins(language: str, config: Config, folder: Folder, workers: Workers) -> dict[str, dict[str, int]]:
     """
@@ -134,23 +130,6 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
     return counts
 
 
-def write_facts(stated: list[knowledge.Fact], folder: Folder) -> dict:
-    """
-    Writes PIVOT_facts.bin: statements as documents, in the order in which they are stated, each in its fact's language.
-    Returns the counts for meta.json.
-    """
-    ids = []
-    for fact in stated:
-        text = knowledge.statement(fact, text_language(fact.language, folder.pivot))
-        ids.append(folder.to_language(np.append(encode(folder.encoding, text), folder.end_of_text), fact.language))
-    with replacing(os.path.join(folder.dir, f"{folder.pivot}_facts.bin")) as f:
-        np.concatenate(ids).astype(folder.dtype).tofile(f)
-    # Where the statements of each period end, in tokens.
-    last = np.searchsorted([fact.period for fact in stated], range(folder.settings.fact_periods), side="right")
-    ends = np.cumsum([0, *map(len, ids)])
-    return {"documents": len(stated), "tokens": int(ends[-1]), "period_ends": ends[last].tolist()}
-
-
 def prepare(config: Config) -> None:
     """Makes config.data_dir, unless it is there and made from the same texts with the same settings."""
     inputs = build.read_inputs(config)
@@ -178,15 +157,13 @@ def make(config: Config, inputs: build.Inputs) -> None:
     splits = {split: {language: counts[text_language(language, config.pivot)][split] for language in folder.languages}
               for split in ("train", "val")}
     if stated:
-        splits["facts"] = {config.pivot: write_facts(stated, folder)}
+        splits["facts"] = {config.pivot: knowledge.write_bin(stated, folder)}
     build.write_meta(partial, folder.meta | {"splits": splits})
     build.move_into_place(partial, config.data_dir)
     print(build.summary(Folder(config.data_dir)))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Codeswitching (paper, section 3.2)
-
+# ---- Codeswitching (paper, section 3.2) ----
 
 def pick_words(align: np.ndarray, table: Table, ratio: float, rows: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
     """
@@ -265,9 +242,7 @@ def splice(tokens: np.ndarray, align: np.ndarray, table: Table, picked: tuple[np
     return inputs, labels
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The rows of a step
-
+# ---- The rows of a step ----
 
 class Batch(NamedTuple):
     """Rows of a step, as int64 tensors on the CPU."""
@@ -302,7 +277,9 @@ class Sampler:
     """
     The rows of every step. A row is a window: block_size tokens of a bin, and the one after them as the last target.
     The windows of a language are visited without replacement, epoch after epoch, each in an order of its own. The rest
-    at a bin's end, less than a window, is not visited.
+    at a bin's end, less than a window, is not visited. Nor are the tokens that fall off a row's end where translations
+    are longer than their words: none for En-Clone, 0.5 to 0.9% of English in an epoch with 5% of its words in German or
+    Russian, by a vocabulary of 16,384 or 4,096 tokens.
     """
 
     def __init__(self, folder: Folder, config: Config):

@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from corpus.folder import Folder, text_language
+from corpus.tokenizer import encode
 from runtime.config import Config
 from runtime.errors import UserError
+from runtime.files import replacing
 from runtime.hashing import permute
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "relations.tsv")
@@ -170,6 +173,23 @@ def in_training_order(facts: Sequence[Fact], seed: int) -> list[Fact]:
     rng = random.Random(f"clka statements {seed}")
     times = [(fact.period + (k + rng.random()) / fact.frequency, fact) for fact in facts for k in range(fact.frequency)]
     return [fact for _, fact in sorted(times, key=lambda pair: pair[0])]
+
+
+def write_bin(stated: list[Fact], folder: Folder) -> dict:
+    """
+    Writes PIVOT_facts.bin: statements as documents, in the order in which they are stated, each in its fact's language.
+    Returns the counts for meta.json.
+    """
+    ids = []
+    for fact in stated:
+        text = statement(fact, text_language(fact.language, folder.pivot))
+        ids.append(folder.to_language(np.append(encode(folder.encoding, text), folder.end_of_text), fact.language))
+    with replacing(os.path.join(folder.dir, f"{folder.pivot}_facts.bin")) as f:
+        np.concatenate(ids).astype(folder.dtype).tofile(f)
+    # Where the statements of each period end, in tokens.
+    last = np.searchsorted([fact.period for fact in stated], range(folder.settings.fact_periods), side="right")
+    ends = np.cumsum([0, *map(len, ids)])
+    return {"documents": len(stated), "tokens": int(ends[-1]), "period_ends": ends[last].tolist()}
 
 
 class FactRows:
