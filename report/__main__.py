@@ -5,6 +5,7 @@ Every evaluated run of a folder in one report: printed, and written as report.md
 """
 
 import os
+from pathlib import Path
 
 from report.figures import draw
 from report.results import dynamics_in, runs_in
@@ -16,15 +17,14 @@ from runtime.files import write_json, write_text
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("expected: python -m report OUT_DIR")
-    (out_dir,) = arguments
+    out_dir = arguments[0]
     runs, dynamics = runs_in(out_dir, report_tables), dynamics_in(out_dir, dynamics_table)
     if not runs:
         raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by eval.py")
     text = report_tables(runs, dynamics)
-    notes = os.path.join(out_dir, "notes.md")
-    if os.path.exists(notes):
-        with open(notes, encoding="utf-8") as f:
-            text += f"\n\n{f.read().strip()}"
+    notes = Path(out_dir, "notes.md")
+    if notes.exists():
+        text += f"\n\n{notes.read_text(encoding='utf-8').strip()}"
     print(f"{text}\n")
     for file, title, caption in draw(out_dir, runs, dynamics):
         print(f"{title}: {os.path.join(out_dir, file)}")

@@ -61,11 +61,10 @@ def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
     for axis in axes.flat:
         axis.axhline(25, color="grey", linewidth=0.8, linestyle=":")
         axis.set_ylim(0, 103)
-    facts = sorted({str(a.n) for a in asked})
     return figure, "Figure 4: learning dynamics", (
         "CLKA right after the period of training that stated the facts, by language in which they were stated → "
-        f"language in which they are asked. Every point is {' or '.join(facts)} facts per seed, too few to tell single "
-        "points apart (the table has intervals); dotted: chance.")
+        f"language in which they are asked. Every point is {asked[0].n} facts per seed, too few to tell single points "
+        "apart (the table has intervals); dotted: chance.")
 
 
 def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
@@ -82,16 +81,18 @@ def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
 
 
 def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
-    runs = [run for run in runs if run["method"] in ("joint", "prealign") or run["method"].startswith("coverage")]
-    if not any(run["method"].startswith("coverage") for run in runs):
+    methods = {m: group for m, group in by_method(runs).items() if m in ("joint", "prealign") or "coverage" in m}
+    if not any("coverage" in method for method in methods):
         return None
     # Tokens do not compare as well between seeds: only those that every method has, where there are such.
-    seeds = set.intersection(*({run["seed"] for run in group} for group in by_method(runs).values()))
+    seeds = set.intersection(*({run["seed"] for run in group} for group in methods.values()))
+    points = []
     # By the share of the table that is aligned: joint nothing, PreAlign everything.
-    runs = sorted((run for run in runs if not seeds or run["seed"] in seeds),
-                  key=lambda run: (run["method"] != "joint", run["method"] == "prealign", run["method"]))
-    points = [("perplexity per token (log scale)", language, run["method"], TOKEN_KINDS.index(kind), m["ppl"])
-              for run in runs for language in run["lm"] for kind, m in kinds_of(run, language).items()]
+    for method in sorted(methods, key=lambda method: (method != "joint", method == "prealign", method)):
+        for run in methods[method]:
+            points += [("perplexity per token (log scale)", language, method, TOKEN_KINDS.index(kind), m["ppl"])
+                       for language in run["lm"] for kind, m in kinds_of(run, language).items()
+                       if not seeds or run["seed"] in seeds]
     if not points:
         return None
     figure, axes = curves(points, "kind of token, by its word's place in the table", 4.6, 3)
@@ -106,7 +107,7 @@ def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
 def figure_words(runs: list[dict], dynamics: list[dict]) -> Drawn:
     # The first seed of every method that has read all that is drawn.
     runs = [run for run in runs if run.get("components") and all(has_read(run, language) for language in run["lm"])]
-    runs = [group[0] for method, group in by_method(runs).items() if not method.startswith("coverage")]
+    runs = [group[0] for method, group in by_method(runs).items() if "coverage" not in method]
     if not runs:
         return None
     states = max((list(run["components"]) for run in runs), key=len)
@@ -116,13 +117,12 @@ def figure_words(runs: list[dict], dynamics: list[dict]) -> Drawn:
         axis.set(xticks=[], yticks=[])
         if state not in run["components"]:
             axis.set_axis_off()
-            continue
-        words = {language: np.array(places) for language, places in run["components"][state].items()}  # (words, 2)
-        for i, (language, places) in enumerate(words.items()):
+        for i, (language, places) in enumerate(run["components"].get(state, {}).items()):
+            pivot = next(iter(run["components"][state].values()))
             # From every word of the pivot, which comes first, a line to its translation.
-            lines = np.stack([next(iter(words.values())), places])  # (2, words, 2)
+            lines = np.array([pivot, places])  # (2, words, 2)
             axis.plot(*lines.transpose(2, 0, 1), color="grey", linewidth=0.3, alpha=0.5)
-            axis.scatter(*places.T, s=6 if i else 14, label=language, zorder=2 + i, linewidths=0)
+            axis.scatter(*lines[1].T, s=6 if i else 14, label=language, zorder=2 + i, linewidths=0)
     for row in axes:
         row[0].legend(fontsize="small", markerscale=2)
     return figure, "Aligned words in two principal components", (

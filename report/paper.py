@@ -6,9 +6,18 @@ from typing import NamedTuple
 
 class PaperTable(NamedTuple):
     name: str
-    millions: float  # of parameters
     scale: str       # as "150M parameters, 10.1B tokens"
+    columns: list[str]
     rows: dict[str, dict[str, float | None]]  # method -> column -> number
+
+    @property
+    def millions(self) -> float:
+        """Its parameters."""
+        return float(self.scale.partition("M")[0])
+
+    @property
+    def languages(self) -> set[str]:
+        return {column.removeprefix("ppl ") for column in self.columns if column.startswith("ppl ")}
 
 
 def parse(section: str) -> PaperTable:
@@ -16,7 +25,7 @@ def parse(section: str) -> PaperTable:
     name, _, scale = section.partition("\n")[0].partition(": ")
     header, _, *rows = [[c.strip() for c in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
     numbers = {row[0]: {c: float(v) if v else None for c, v in zip(header[1:], row[1:])} for row in rows}
-    return PaperTable(name, float(scale.partition("M")[0]), scale, numbers)
+    return PaperTable(name, scale, header[1:], numbers)
 
 
 PAPER = [parse(s) for s in Path(__file__).with_name("paper.md").read_text(encoding="utf-8").split("\n## ")[1:]]

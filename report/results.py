@@ -46,15 +46,15 @@ def runs_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]:
     for folder in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", ""))):
         path, transfer, checkpoint = (folder + name for name in ("eval.json", "xnli.json", "checkpoint.pt"))
         # Results may also stand there without their checkpoint, as copied from another machine.
-        alone = not os.path.exists(checkpoint)
-        current = [file for file in (path, transfer) if os.path.exists(file) and (alone or is_newer(file, checkpoint))]
+        current = [file for file in (path, transfer) if os.path.exists(file)
+                   and (is_newer(file, checkpoint) or not os.path.exists(checkpoint))]
         if path in current:
-            runs += read(path, use)
+            (run,) = read(path, use)
+            if transfer in current:
+                (run["nli"],) = read(transfer, lambda values: use([run | {"nli": values[0]}]))
+            runs.append(run)
         elif os.path.exists(path):
             print(f"{path} is older than its run and left out; run eval.py again\n")
-        if current == [path, transfer]:
-            run = runs[-1]
-            run["nli"] = read(transfer, lambda values: use([run | {"nli": values[0]}]))[0]
     return sorted(runs, key=lambda run: (run["method"] != "joint", run["method"], run["seed"]))
 
 
@@ -106,14 +106,10 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
-def percent(shares: Sequence[float], n: int) -> Measured:
-    """The mean of shares of n, as "38% (25-52)" with its 95% interval; of several fine-tunings also their range."""
-    mean = statistics.mean(shares)
-    low, high = wilson(round(mean * n), n)
-    text = f"{100 * mean:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
-    if len(shares) > 1:
-        text += f", {100 * min(shares):.0f} to {100 * max(shares):.0f} in {len(shares)} fine-tunings"
-    return Measured(100 * mean, text)
+def percent(share: float, n: int) -> Measured:
+    """A share of n, as "38% (25-52)" with its 95% interval."""
+    low, high = wilson(round(share * n), n)
+    return Measured(100 * share, f"{100 * share:.0f}% ({100 * low:.0f}-{100 * high:.0f})")
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -139,10 +135,10 @@ COLUMNS: dict[str, Callable[[dict], dict[str, Measured]]] = {
     "bits/byte": lambda run: of_text(run, "lm", "bpb", 3),
     "other ppl": lambda run: of_text(run, "text", "ppl"),
     "other bits/byte": lambda run: of_text(run, "text", "bpb", 3),
-    "CLKA": lambda run: {pair: percent([m["accuracy"]], m["n"]) for pair, m in run["clka"].items()},
-    "NLI": lambda run: {l: percent(m["accuracies"], m["n"])
+    "CLKA": lambda run: {pair: percent(m["accuracy"], m["n"]) for pair, m in run["clka"].items()},
+    "NLI": lambda run: {l: percent(statistics.mean(m["accuracies"]), m["n"])
                         for l, m in (run["nli"]["languages"] if "nli" in run else {}).items()},
-    "mixed": lambda run: {l: percent([m["share"]], m["n"]) for l, m in run.get("mixed", {}).items()},
+    "mixed": lambda run: {l: percent(m["share"], m["n"]) for l, m in run.get("mixed", {}).items()},
 }
 
 

@@ -35,17 +35,16 @@ def gpt2_config(model: GPT) -> dict:
 @torch.no_grad()
 def load_gpt2(model: GPT, folder: str, V: int) -> None:
     """
-    Begin with the GPT-2 in a Hugging Face folder, whose tokenizer has the data's V ids: its first V embeddings (others
-    pad), and as many positions as are here. En-Clone's embeddings stay as they are, unless they are there too, in an
-    export. Runs no code from the folder. Raises UserError for any other kind of model.
+    Begin with the GPT-2 in a Hugging Face folder: its first V embeddings (others pad), and as many positions as are
+    here. En-Clone's embeddings stay, unless they are there too, in an export. Runs no code from the folder.
     """
     ours, larger = gpt2_config(model) | {"vocab_size": V}, ("vocab_size", "n_positions", "tie_word_embeddings")
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
         theirs = GPT2Config().to_dict() | read_json(f"{folder}/config.json", "expected a Hugging Face folder")
-        if different := [f"{key}={theirs[key]!r} (here {value!r})" for key, value in ours.items()
-                         if (theirs[key] < value if key in larger else theirs[key] != value)]:
-            raise ValueError(", ".join(different))
+        for key, value in ours.items():
+            if theirs[key] < value if key in larger else theirs[key] != value:
+                raise ValueError(f"{key}={theirs[key]!r} (here {value!r})")
         # A config of our own, as other keys of theirs could ask transformers for other code.
         config = GPT2Config(**ours | {key: theirs[key] for key in larger})
         from_pretrained: Any = GPT2LMHeadModel.from_pretrained
@@ -58,8 +57,8 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
         # transformers raises whatever its readers of files raise.
         if is_out_of_memory(e):
             raise
-        raise UserError(f"init_from=hf:{folder}: expected a folder with a GPT-2 of the config's shape, the data's "
-                        "tokenizer, and transformers and safetensors to read it (pip install), "
+        raise UserError(f"init_from=hf:{folder}: expected a folder with a GPT-2 of the config's shape and the data's "
+                        "tokenizer (read by transformers and safetensors, pip install them), "
                         f"found {type(e).__name__}: {' '.join(str(e).split())[:150]}") from e
     for name, view in gpt2_weights(model).items():
         n = V if name.endswith(("wte.weight", "lm_head.weight")) and len(found[name]) != len(view) else len(view)

@@ -91,7 +91,7 @@ def formats(folder: str) -> dict[str, Format]:
     add("table", "table.tsv", TABLE, lambda path: dictionary.read_table_tsv(path, languages))
     add("xnli", "xnli.tsv", XNLI, nli.read)
     add("snli", "snli.jsonl", SNLI, nli.read)
-    add("answers", "answers.jsonl", ANSWERS, lambda path: translate.read_answers(path, "de", 5))
+    add("answers", "answers.jsonl", ANSWERS, lambda path: translate.read_answers(path, 5))
     add("checkpoint", "checkpoint.pt", state.getvalue(), weights_in)
     add("hf_config", "hf_config/config.json", json.dumps(gpt2.gpt2_config(model)), gpt2_in)
     add("hf_weights", "hf_weights/pytorch_model.bin", weights.getvalue(), gpt2_in)

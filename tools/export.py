@@ -45,9 +45,8 @@ def write_tokenizer(data: Folder, block_size: int, folder: str) -> None:
         f.writelines(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
     # The argument has one name in transformers 4 and another in 5, which take no notice of each other's.
     names = {"extra_special_tokens": special, "additional_special_tokens": special}
-    tokenizer = TikTokenConverter(path, data.encoding._pat_str, **names).converted()
+    TikTokenConverter(path, data.encoding._pat_str, **names).converted().save(f"{folder}/tokenizer.json")
     os.remove(path)
-    tokenizer.save(f"{folder}/tokenizer.json")
     # The class that transformers 4 and 5 both know, where save_pretrained of 5 names one that 4 does not.
     write_json(f"{folder}/tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size, "bos_token": end,
@@ -61,20 +60,19 @@ def model_card(config: Config, data: Folder, state: dict) -> str:
     results, path = "", os.path.join(config.run_dir, "eval.json")
     # Of this model, and not of one that was here before.
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        results = "\n# Results\n\n" + report_tables([read_json(path, "delete it and make it again with eval.py")])
-    languages = "".join(f"| {name} | {counts['tokens']:,} |\n" for name, counts in data.splits["train"].items())
+        results = report_tables([read_json(path, "delete it and make it again with eval.py")])
     return (f"---\nlibrary_name: transformers\ntags: [prealign]\n---\n\n# {config.method}, seed {config.seed}\n\n"
-            f"A GPT of {config.n_layer} layers x {config.n_embd}, trained with PreAlign's reference implementation "
-            f"(method \"{config.method}\") on {state['tokens']:,} tokens of `{config.source}`; V = {data.V:,}"
-            f"{', and En-Clone has ids of its own after these' if 'clone' in data.languages else ''}.\n\n"
-            f"| language | training tokens |\n|---|---:|\n{languages}\n# Configuration\n\n"
-            f"```json\n{json.dumps(state['config'], indent=1)}\n```\n{results}")
+            f"A GPT of {config.n_layer} layers x {config.n_embd}, trained with PreAlign's reference implementation on "
+            f"{state['tokens']:,} tokens in {', '.join(data.languages)}; V = {data.V:,}."
+            f"{' Token t of En-Clone is t + V.' if 'clone' in data.languages else ''}"
+            f"\n\n```json\n{json.dumps(state['config'], indent=1)}\n```\n\n{results}\n")
 
 
 def export(config: Config) -> str:
-    """The path of the folder, which is there whole or not at all. Raises UserError when the run is not finished."""
+    """The path of the folder. Raises UserError when the run is not finished."""
     data, folder = Folder(config.data_dir), os.path.join(config.run_dir, "huggingface")
     model, state = load_run(config, data)
+    # An earlier export is replaced when the new one is whole.
     beside = folder + ".tmp"
     shutil.rmtree(beside, ignore_errors=True)
     os.makedirs(beside)
