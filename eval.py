@@ -5,10 +5,10 @@ What a trained model can do: the three metrics of the paper (section 4.2), and h
     clka            CLKA: facts stated in one language, asked in another
     transfer        ZS-CLT: fine-tuned on English inference, tested in every language
 
-    python eval.py config/demo.py config/method/prealign.py          # -> out/demo/prealign/seed1/eval.json
-    python eval.py xnli CONFIG ...                                   # ZS-CLT -> xnli.json beside it
-    python eval.py sample CONFIG ... --prompt="The" --sample_count=3 # how the model goes on
-    python eval.py report OUT_DIR, python eval.py dynamics CONFIG ... # python -m report, python -m tools.dynamics
+    python eval.py config/demo.py config/method/prealign.py           # -> out/demo/prealign/seed1/eval.json
+    python eval.py xnli CONFIG ...                                    # ZS-CLT -> xnli.json beside it
+    python eval.py sample CONFIG ... --prompt="The" --sample_count=3  # how the model goes on
+    python eval.py dynamics CONFIG ...                                # as python -m tools.dynamics
 
 All but the fine-tuning is computed in float32.
 """
@@ -21,6 +21,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,6 @@ def by_length(rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
 
 
 # ---- LM: perplexity -------------------------------------------------------------------------------------------------
-
-
 def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Inputs and targets (B, block_size) that predict every token of a text but the first exactly once, in order."""
     # Windows start half a block apart, so that each token (but in the first window) has half a block of context.
@@ -114,8 +113,6 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 
 
 # ---- CLKA: cross-lingual knowledge application ----------------------------------------------------------------------
-
-
 @torch.no_grad()
 def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config: Config) -> dict:
     """
@@ -152,8 +149,6 @@ def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[
 
 
 # ---- ZS-CLT: zero-shot cross-lingual transfer -----------------------------------------------------------------------
-
-
 class Classifier(nn.Module):
     """The GPT with a linear layer on the final hidden state of the last token, which has seen the whole pair."""
 
@@ -230,28 +225,26 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
     return classifier, best
 
 
-def transfer(config: Config) -> dict:
+def transfer(config: Config) -> dict[str, Any]:
     """Accuracies, per language, of nli_seeds fine-tunings of a finished run on pairs in the pivot."""
     folder, hardware = Folder(config.data_dir), start(config)
     model, _ = load_run(config, folder, hardware.device)
     labels, train, dev, tests = nli.load(config, folder.languages)
     train_rows, dev_rows = (encode_pairs(pairs, folder, folder.pivot, config.block_size) for pairs in (train, dev))
     test_rows = {l: encode_pairs(pairs, folder, l, config.block_size) for l, pairs in tests.items()}
-    dev_accuracies: list[float] = []
-    accuracies: dict[str, list[float]] = {l: [] for l in tests}
+    result: dict[str, Any] = {
+        "train": config.nli_train, "test": config.nli_test, "pairs": len(train), "labels": list(labels), "dev": [],
+        "languages": {l: {"accuracies": [], "n": len(pairs)} for l, pairs in tests.items()}}
     # Only the pivot's pairs are trained on: what the other languages get right is transferred.
     for seed in range(1, config.nli_seeds + 1):
         classifier, score = fine_tune(model, train_rows, dev_rows, len(labels), config, hardware, seed)
-        dev_accuracies.append(score)
+        result["dev"].append(score)
         for l, rows in test_rows.items():
-            accuracies[l].append(accuracy(classifier, *rows, config.eval_batch_size))
-    return {"train": config.nli_train, "test": config.nli_test, "pairs": len(train), "labels": list(labels),
-            "dev": dev_accuracies, "languages": {l: {"accuracies": accuracies[l], "n": len(tests[l])} for l in tests}}
+            result["languages"][l]["accuracies"].append(accuracy(classifier, *rows, config.eval_batch_size))
+    return result
 
 
 # ---- Similarity of aligned words ------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence[int], count: int) -> torch.Tensor:
     """Representations (L + 2, len(languages), n, C) of the first word of n <= `count` entries in these languages."""
@@ -299,8 +292,6 @@ def running_text(model: GPT, folder: Folder, language: str, config: Config) -> l
 
 
 # ---- A run ----------------------------------------------------------------------------------------------------------
-
-
 def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu") -> tuple[GPT, dict]:
     """The model of this config's finished run, and its checkpoint. Raises UserError when they do not match."""
     model, state = load_trained(config.run_dir, folder, device)
@@ -324,7 +315,8 @@ def measure(config: Config) -> dict:
             "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
 
 
-def reuse_or_measure(name: str, config: Config, knobs: tuple[str, ...], measured: Callable[[Config], dict]) -> dict:
+def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = ("eval_", "sample_"),
+             measured: Callable[[Config], dict] = measure) -> dict:
     """The result `name` in the run's folder: as it is if newer than the run and of the same knobs, else measured."""
     path = os.path.join(config.run_dir, name)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
@@ -341,22 +333,10 @@ def reuse_or_measure(name: str, config: Config, knobs: tuple[str, ...], measured
     return result
 
 
-def evaluate(config: Config) -> dict:
-    """What eval.json says of a finished run: all but transfer."""
-    return reuse_or_measure("eval.json", config, ("eval_", "sample_"), measure)
-
-
-def evaluate_transfer(config: Config) -> dict:
-    """What xnli.json says of a finished run: transfer."""
-    return reuse_or_measure("xnli.json", config, ("nli_",), transfer)
-
-
 def main(arguments: list[str]) -> None:
-    # Verbs that are commands of their own.
-    elsewhere = {"report": "report.__main__", "dynamics": "tools.dynamics"}
-    verb = arguments[0] if arguments[:1] and arguments[0] in ("xnli", "sample", *elsewhere) else ""
-    if verb in elsewhere:
-        return importlib.import_module(elsewhere[verb]).main(arguments[1:])
+    if arguments[:1] == ["dynamics"]:
+        return importlib.import_module("tools.dynamics").main(arguments[1:])
+    verb = arguments[0] if arguments and arguments[0] in ("xnli", "sample") else ""
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "sample":
         folder = Folder(config.data_dir)
@@ -364,7 +344,7 @@ def main(arguments: list[str]) -> None:
         for text in continuations(model, folder, config):
             print(f"{config.prompt}|{text}\n")
     elif verb == "xnli":
-        for language, numbers in evaluate_transfer(config)["languages"].items():
+        for language, numbers in evaluate(config, "xnli.json", ("nli_",), transfer)["languages"].items():
             percent = 100 * statistics.mean(numbers["accuracies"])
             print(f"{config.method} seed {config.seed}: NLI {language} {percent:.1f}% of {numbers['n']} pairs")
     else:

@@ -3,7 +3,6 @@ What is looked at beside the paper's three metrics: samples and mixed script (Ta
 principal components for a picture of words.
 """
 
-import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -31,39 +30,32 @@ def vocabulary_ids(folder: Folder) -> np.ndarray:
 
 
 @torch.no_grad()
-def sample(model: GPT, ids: torch.Tensor, count: int, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """`count` more tokens for each row of ids (B, T), each drawn from softmax(logits / temperature): (B, count)."""
-    T = ids.shape[1]
-    for _ in range(count):
-        logits = F.linear(model(ids[:, -model.block_size:])[:, -1], model.lm_head.weight)  # (B, vocab_size)
-        p = (logits.float() / temperature).softmax(-1)
-        ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator)], dim=1)
-    return ids[:, T:]
-
-
-def samples(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
-    """sample_tokens more tokens for each prompt (R, T): (R, sample_tokens) int64, the same for the same seed."""
-    device = model.wte.weight.device
+def sample(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
+    """sample_tokens more tokens (R, sample_tokens) for each prompt (R, T), drawn from softmax(logits / temperature)."""
+    device, rows = model.wte.weight.device, []
     generator = torch.Generator(device).manual_seed(config.seed)
     batches = torch.from_numpy(prompts.astype(np.int64)).to(device).split(config.eval_batch_size)
-    rows = [sample(model, batch, config.sample_tokens, config.sample_temperature, generator)
-            for batch in tqdm(batches, desc="sampling", disable=None)]
+    for ids in tqdm(batches, desc="sampling", disable=None):
+        for _ in range(config.sample_tokens):
+            logits = F.linear(model(ids[:, -model.block_size:])[:, -1], model.lm_head.weight)  # (B, vocab_size)
+            p = (logits.float() / config.sample_temperature).softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator)], dim=1)
+        rows.append(ids[:, prompts.shape[1]:])
     return torch.cat(rows).cpu().numpy()
 
 
 def decoder(folder: Folder) -> Callable[[np.ndarray], str]:
-    """The text of token ids (n,), without En-Clone's and without ids that stand for nothing, as some encodings have."""
-    known = np.zeros(folder.vocab_size, dtype=bool)
-    known[:folder.V] = token_byte_lengths(folder.encoding) > 0
+    """A function from token ids (n,) to their text; En-Clone is shown as the words it clones."""
+    behind, known = vocabulary_ids(folder), token_byte_lengths(folder.encoding) > 0
+    # Some encodings have ids that stand for nothing.
     known[folder.end_of_text] = True
-    return lambda ids: folder.encoding.decode(ids[known[ids]].tolist())
+    return lambda ids: folder.encoding.decode([i for i in behind[ids].tolist() if known[i]])
 
 
 def continuations(model: GPT, folder: Folder, config: Config) -> list[str]:
-    """sample_count texts with which a model goes on from `prompt`; En-Clone is shown as the words it clones."""
+    """sample_count texts with which a model goes on from `prompt`."""
     prompt = np.append(folder.end_of_text, encode(folder.encoding, config.prompt))
-    rows = samples(model, np.tile(prompt, (config.sample_count, 1)), config)
-    return [decoder(folder)(row) for row in vocabulary_ids(folder)[rows]]
+    return list(map(decoder(folder), sample(model, np.tile(prompt, (config.sample_count, 1)), config)))
 
 
 def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
@@ -75,20 +67,18 @@ def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
     if language == "clone":
         own = np.setdiff1d(folder.ids_of("clone"), folder.ids_of(folder.pivot))
         return lambda ids: bool(np.isin(ids, own).any())
-
-    text = decoder(folder)
-    if (script := script_of(language)) is not None:
+    text, script, table = decoder(folder), script_of(language), folder.table
+    if script is not None:
         return lambda ids: re.search(f"[{script}]", text(ids)) is not None
-    table, l = folder.table, folder.languages.index(language)
 
-    def words(which: int) -> set[str]:
-        return {text(table.word(w)).strip().lower() for k in range(len(table)) for w in table.words(k, which)}
+    def whole_words(ids: np.ndarray) -> set[str]:
+        # The first word and the last may be cut.
+        return {word.lower() for word in re.findall(r"(?<=\s)[^\W\d_]+(?=\W)", text(ids))}
 
-    # The first word and the last may be cut.
-    whole_word = re.compile(r"(?<=\s)[^\W\d_]+(?=\W)")
-    held_out = {word.lower() for word in whole_word.findall(text(folder.tokens(folder.pivot, "val")))}
-    only_there = words(l) - words(0) - held_out
-    return lambda ids: any(word.lower() in only_there for word in whole_word.findall(text(ids)))
+    pivot, target = ({text(table.word(w)).strip().lower() for k in range(len(table)) for w in table.words(k, l)}
+                     for l in (0, folder.languages.index(language)))
+    only_there = target - pivot - whole_words(folder.tokens(folder.pivot, "val"))
+    return lambda ids: not whole_words(ids).isdisjoint(only_there)
 
 
 def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
@@ -96,7 +86,7 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     text = folder.tokens(folder.pivot, "val")
     length = min(config.sample_prompt, len(text))
     starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
-    rows = samples(model, text[starts[:, None] + np.arange(length)], config)
+    rows = sample(model, text[starts[:, None] + np.arange(length)], config)
     result = {}
     for language in folder.languages[1:]:
         mixed = sum(map(is_in(language, folder), rows))
@@ -106,13 +96,12 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
 
 def text_tokens(folder: Folder, language: str, config: Config) -> np.ndarray:
     """The first eval_tokens token ids (n,) of the language's part of eval_text (all if 0)."""
-    parts, room = [np.array([folder.end_of_text])], config.eval_tokens or math.inf
+    ids, most = [folder.end_of_text], config.eval_tokens or None
     for text in documents(config.eval_text.replace("{language}", text_language(language, folder.pivot))):
-        parts.append(np.append(encode(folder.encoding, text), folder.end_of_text))
-        room -= len(parts[-1])
-        if room <= 0:
+        ids += [*encode(folder.encoding, text).tolist(), folder.end_of_text]
+        if most and len(ids) >= most:
             break
-    return folder.to_language(np.concatenate(parts)[:config.eval_tokens or None], language)
+    return folder.to_language(np.array(ids[:most]), language)
 
 
 def token_kinds(folder: Folder) -> np.ndarray:

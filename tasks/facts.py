@@ -2,13 +2,12 @@
 Synthetic facts for CLKA, cross-lingual knowledge application (paper, section 4.2).
 
 A fact is an artificial person, a relation of Wikidata, and an artificial object. It is stated in one language during
-training. Asked in another language, a model that has it gives the true statement a higher likelihood than three
-statements with another object of the same relation. Chance is 25%.
-
-The sentences stand in relations.tsv, a column for each language; another column there is another language here.
-En-Clone has none: its statements are the English ones in its token ids.
+training. Asked in another, a model that has it gives the true statement a higher likelihood than three with another
+object of the same relation. Chance is 25%. The sentences stand in relations.tsv, a column for each language; En-Clone's
+are the English ones in its token ids.
 """
 
+import csv
 import itertools
 import os
 import random
@@ -25,10 +24,9 @@ from runtime.files import replacing
 from runtime.hashing import permute
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "relations.tsv")
-
-# Names are in Latin script in every language, so that a name is the same string wherever it stands: the sentence around
-# it is what must transfer. A name is consonant, vowel, l/n/r, consonant, vowel, and the ending of its kind: "Velko" +
-# "dor" is a place. These endings hardly ever make a word of English or German; STOPLIST has the exceptions.
+# Names are in Latin script in every language, so that it is the sentence around a name that must transfer. A name is
+# consonant, vowel, l/n/r, consonant, vowel, and the ending of its kind: "Velko" + "dor" is a place. These hardly ever
+# make a word of English or German; STOPLIST has the exceptions.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
 ENDINGS = {"given": "lo", "family": "sk", "place": "dor", "country": "lan", "organisation": "x", "field": "v",
            "work": "ndo", "language": "za", "instrument": "lm", "award": "mond", "sport": "dak", "occupation": "p",
@@ -42,50 +40,34 @@ FACTS_PER_OBJECT = 2  # before another relation is used, so that an object's emb
 
 
 @dataclass(frozen=True)
-class Relation:
-    pid: str                    # Wikidata's number of the property, "P19"
-    name: str                   # its English label there, "place of birth"
-    kind: str                   # of object, a key of ENDINGS or "person"
-    templates: dict[str, str] = field(hash=False)  # language -> sentence with one {subject} and one {object}
-
-
-@dataclass(frozen=True)
 class Fact:
-    index: int                  # place in the list of make_facts
-    subject: str                # in no other fact
-    relation: Relation
+    index: int                    # place in the list of make_facts
+    subject: str                  # in no other fact
+    relation: dict[str, str] = field(hash=False)
     object: str
     distractors: tuple[str, ...]  # three other objects of the same relation
-    frequency: int              # how many times it is stated in training
-    language: str               # in which it is stated there
-    period: int                 # of training, in which it is stated; from 0
+    frequency: int                # how many times it is stated in training
+    language: str                 # in which it is stated there
+    period: int                   # of training, in which it is stated; from 0
 
 
-def read_relations(path: str = TEMPLATES) -> tuple[Relation, ...]:
-    """The relations of a tab-separated file, checked: its header names the languages behind property, name and kind."""
-    with open(path, encoding="utf-8") as f:
-        header, *lines = [line.rstrip("\n").split("\t") for line in f]
-    relations = []
-    for number, fields in enumerate(lines, 2):
-        if len(fields) != len(header):
-            raise UserError(f"{path}:{number}: expected {len(header)} tab-separated fields, found {len(fields)}")
-        pid, name, kind, *templates = fields
-        relation = Relation(pid, name, kind, dict(zip(header[3:], templates)))
-        if relation.kind != "person" and relation.kind not in ENDINGS:
-            raise UserError(f"{path}:{number}: expected person or one of {', '.join(ENDINGS)}, found {relation.kind!r}")
-        for template in relation.templates.values():
-            if (template.count("{subject}"), template.count("{object}"), template.count("{")) != (1, 1, 2):
-                raise UserError(f"{path}:{number}: expected one {{subject}} and one {{object}}, found {template!r}")
-        relations.append(relation)
-    return tuple(relations)
+def read_relations(path: str = TEMPLATES) -> list[dict[str, str]]:
+    """The relations of a file, each by its columns: property, name, kind of object, and a sentence per language."""
+    with open(path, encoding="utf-8", newline="") as f:
+        relations = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+    for number, relation in enumerate(relations, 2):
+        for sentence in map(str, list(relation.values())[3:]):
+            if (sentence.count("{subject}"), sentence.count("{object}")) != (1, 1):
+                raise UserError(f"{path}:{number}: expected one {{subject}} and one {{object}}, found {sentence!r}")
+    return relations
 
 
 # A name must fit as it is, so no template asks for a case ending of it or knows its gender: Russian and Arabic avoid
 # verbs that agree with the person ("place of birth of X: Y"), and German has no article that would have to. The object
-# comes last: the statements of a comparison are the same up to it, and differ in it alone. Kinds of object are mixed
-# along the list, as a small set of facts uses only the first relations.
+# comes last: the statements of a comparison are the same up to it. Kinds of object are mixed along the list, as a small
+# set of facts uses only the first relations.
 RELATIONS = read_relations()
-LANGUAGES = tuple(RELATIONS[0].templates)
+LANGUAGES = tuple(RELATIONS[0])[3:]
 
 
 def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
@@ -95,13 +77,11 @@ def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
     while True:
         # Of a generator's methods, Python promises only random() to give the same numbers in every version.
         letters = [sounds[int(rng.random() * len(sounds))] for sounds in SOUNDS]
-        # "Krirbedor" and "Flalkox" are hard to say.
-        if letters[0][-1].lower() == letters[2]:
-            continue
         name = "".join(letters) + ENDINGS[kind]
         # Two words one insertion, deletion or replacement apart have in common what one or both are without one letter.
         near = {name} | {name[:i] + name[i + 1:] for i in range(len(name))}
-        if name not in STOPLIST and near.isdisjoint(taken):
+        # "Krirbedor" and "Flalkox" are hard to say.
+        if letters[0][-1].lower() != letters[2] and name not in STOPLIST and near.isdisjoint(taken):
             taken |= near
             return name
 
@@ -109,21 +89,17 @@ def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
 def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Sequence[str] = ("en",),
                periods: int = 1) -> list[Fact]:
     """
-    `count` facts, the same for the same arguments everywhere. Every frequency, in every language of training, in every
-    period of it, is dealt out in turn along the list.
+    `count` facts, the same for the same arguments everywhere, of every frequency, language and period in turn.
 
-    A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours that
-    have the same four choices: each is the answer of one of them, so that such a model is right once in every four.
-    Each kind of fact (frequency, language, period) has fours of its own, complete where `count` is a multiple of 4
-    times the number of kinds. In each kind, and in all, objects are the answer equally often up to one, at least once.
+    A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours of one
+    kind that have the same four choices: each is the answer of one of them, so that such a model is right once in four.
+    In each kind, and in all, objects are the answer equally often up to one, at least once.
     """
-    if not frequencies or any(f < 1 for f in frequencies):
-        raise UserError(f"fact_frequencies: expected one or more whole numbers above 0, found {tuple(frequencies)}")
     kinds = [(frequency, language, p) for p in range(periods) for language in languages for frequency in frequencies]
     minimum = CHOICES * len(kinds)
-    if not minimum <= count <= PARTS ** 2:
-        raise UserError(f"fact_count: expected {minimum} ({CHOICES} for each frequency, language and period) to "
-                        f"{PARTS ** 2} (there are no more names), found {count}")
+    if min(frequencies) < 1 or not minimum <= count <= PARTS ** 2:
+        raise UserError(f"fact_frequencies: expected numbers above 0, found {frequencies}; fact_count: expected "
+                        f"{minimum} ({CHOICES} of each frequency, language and period) to {PARTS ** 2}, found {count}")
     relations = RELATIONS[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
     n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(kinds) else CHOICES
 
@@ -132,45 +108,41 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Seq
     taken: set[str] = set()
     given = [_name(rng, "given", taken) for _ in range(PARTS)]
     family = [_name(rng, "family", taken) for _ in range(PARTS)]
-    pools = [[_name(rng, relation.kind, taken) for _ in range(n_object)] for relation in relations]
-    fours = [(relation, pool[start:start + CHOICES])
-             for start in range(0, n_object, CHOICES) for relation, pool in zip(relations, pools)]
-    answers = [(relation, answer, tuple(o for o in four if o != answer)) for relation, four in fours for answer in four]
-
-    facts = []
-    # Kind by kind, so that the facts of a four are of one.
-    by_kind = sorted(range(count), key=lambda i: i % len(kinds))
-    for place, index in enumerate(by_kind):
-        # Along the diagonals of the given x family table: small sets share no part of a name, and no name comes twice.
-        subject = f"{given[index % PARTS]} {family[(index + index // PARTS) % PARTS]}"
-        relation, answer, others = answers[place % len(answers)]
-        facts.append(Fact(index, subject, relation, answer, others, *kinds[index % len(kinds)]))
+    pools = [[_name(rng, relation["kind"], taken) for _ in range(n_object)] for relation in relations]
+    # Relation, object and distractors of one fact after another, four by four.
+    answers = []
+    for start in range(0, n_object, CHOICES):
+        for relation, pool in zip(relations, pools):
+            four = pool[start:start + CHOICES]
+            answers += [(relation, answer, tuple(o for o in four if o != answer)) for answer in four]
+    facts: list[Fact] = []
+    for k, kind in enumerate(kinds):
+        for index in range(k, count, len(kinds)):
+            # Along the diagonals of the given x family table: small sets share no part of a name.
+            subject = f"{given[index % PARTS]} {family[(index + index // PARTS) % PARTS]}"
+            facts.append(Fact(index, subject, *answers[len(facts) % len(answers)], *kind))
     return sorted(facts, key=lambda fact: fact.index)
 
 
 def facts_of(settings: Config) -> list[Fact]:
     """The facts of a data folder made with these settings."""
-    s = settings
-    if not s.fact_count:
-        return []
-    return make_facts(s.fact_count, s.fact_frequencies, FACT_SEED, s.fact_languages, s.fact_periods)
+    count = settings.fact_count
+    languages, periods = settings.fact_languages, settings.fact_periods
+    return make_facts(count, settings.fact_frequencies, FACT_SEED, languages, periods) if count else []
 
 
 def statement(fact: Fact, language: str, object: str | None = None) -> str:
     """The fact as a sentence of `language`, with another object if one is given (a distractor)."""
-    templates = fact.relation.templates
-    if language not in templates:
-        raise UserError(f"there are no fact templates in {language!r}, only in {', '.join(templates)}; "
+    if language not in LANGUAGES:
+        raise UserError(f"there are no fact templates in {language!r}, only in {', '.join(LANGUAGES)}; "
                         f"add a column to {TEMPLATES}, or use fact_count=0")
-    return templates[language].format(subject=fact.subject, object=fact.object if object is None else object)
+    return fact.relation[language].replace("{subject}", fact.subject).replace("{object}", object or fact.object)
 
 
 def in_training_order(facts: Sequence[Fact], seed: int) -> list[Fact]:
-    """
-    Every fact `frequency` times, in the order in which they are stated: period after period, once in each n-th of it.
-    Equally frequent facts come in rounds, each of them once, in a new order.
-    """
+    """Every fact `frequency` times, in the order in which they are stated: period after period, evenly over each."""
     rng = random.Random(f"clka statements {seed}")
+    # Once in each n-th of its period, so equally frequent facts come in rounds, each of them once, in a new order.
     times = [(fact.period + (k + rng.random()) / fact.frequency, fact) for fact in facts for k in range(fact.frequency)]
     return [fact for _, fact in sorted(times, key=lambda pair: pair[0])]
 
