@@ -23,7 +23,8 @@ from runtime.config import Config
 
 def vocabulary_ids(folder: Folder) -> np.ndarray:
     """The vocabulary's id (vocab_size,) behind every id: itself, but for En-Clone's ids that of their English twin."""
-    ids = np.arange(folder.vocab_size) % folder.V  # one id is En-Clone's own end-of-text, which no text has
+    # One id is En-Clone's own end-of-text, which no text has.
+    ids = np.arange(folder.vocab_size) % folder.V
     for language in folder.languages:
         ids[folder.ids_of(language)] = np.arange(folder.V)
     return ids
