@@ -33,9 +33,6 @@ MULTIPLE = 128  # tokens: words go through the model in blocks of so many
 PIECE = 2**13   # tokens of words that go through it at once: 20 GB of activations in the 1.3B model
 
 
-# ---- The words of a step ----
-
-
 @dataclass(frozen=True)
 class Words:
     """A batch of words as rows, padded to the longest."""
@@ -79,9 +76,6 @@ def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
                  np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
 
 
-# ---- Their representations ----
-
-
 def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """
     The mean over each word's tokens at layers 0..L+1, padding excluded.
@@ -120,9 +114,6 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
             parts.append(part[:, :len(rows)])
             order.append(rows)
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
-
-
-# ---- The loss ----
 
 
 class SupervisedContrastive(torch.autograd.Function):
@@ -217,9 +208,6 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
         total = sum(SupervisedContrastive.apply(a, r, entry_there, positives_there, padding, first, tau)
                     for a, r in zip(anchors.unbind(), rows.unbind()))
     return total / max(1, positives.sum().item())
-
-
-# ---- Stage 1 ----
 
 
 class Alignment:

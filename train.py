@@ -31,7 +31,7 @@ from runtime import config as configs
 from runtime import errors
 from runtime import hardware as machine
 from runtime.checkpoint import (FIXED, check_matches, initial_state, load_checkpoint, load_optimizer, load_weights,
-                                make_model, save_checkpoint, save_snapshot)
+                                make_model, save_checkpoint)
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import exclusive
@@ -52,9 +52,6 @@ class Objective(Protocol):
 MakeObjective = Callable[[Config, Table, Hardware], Objective]
 
 
-# ---- One step ----
-
-
 @dataclass
 class Totals:
     """Sums over the steps since the last line of the log, on the device, so that no step waits for their values."""
@@ -67,10 +64,7 @@ class Totals:
 
     @staticmethod
     def zeros(streams: int, device: torch.device) -> "Totals":
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, device=device)
-
-        return Totals(zeros(streams), zeros(streams), zeros(), zeros(), zeros() - 1)
+        return Totals(*torch.zeros(2, streams, device=device), *torch.tensor([0.0, 0.0, -1.0]).to(device))
 
 
 @dataclass
@@ -187,9 +181,6 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     training.optimizer.zero_grad(set_to_none=True)
 
 
-# ---- The loop ----
-
-
 def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
            objective: MakeObjective | None) -> Training | None:
     """The run as its checkpoint left it, or as init_from says that it begins. None when it is finished."""
@@ -263,7 +254,8 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
             check_finite(training, step, True, path)
         # The snapshot first: a run that is killed in between makes both again.
         if main_process and snapshot:
-            save_snapshot(config.run_dir, state_of(training, first_step, last_step))
+            weights = state_of(training, first_step, last_step) | {"optimizer": {}, "scaler": {}}
+            save_checkpoint(os.path.join(config.run_dir, "snapshots", f"{step:08}.pt"), weights)
         if main_process and save:
             save_checkpoint(path, state_of(training, first_step, last_step))
         if stopping:
@@ -297,9 +289,6 @@ def train(config: Config, first_step: int, last_step: int, objective: MakeObject
         dist.destroy_process_group()
     if exit_code:
         raise SystemExit(exit_code)
-
-
-# ---- Between processes, and what stops a run ----
 
 
 def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:

@@ -5,7 +5,6 @@ A checkpoint is written beside its place and renamed, so that whatever has its n
 code from it.
 """
 
-import contextlib
 import os
 import zipfile
 from typing import Any
@@ -16,6 +15,7 @@ from model import GPT
 from runtime import config as configs
 from runtime.config import Config
 from runtime.errors import UserError, is_device_fault
+from runtime.files import replacing
 from runtime.gpt2 import load_gpt2
 
 FIELDS = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"}
@@ -35,25 +35,14 @@ def make_model(config: Config, vocab_size: int) -> GPT:
 def save_checkpoint(path: str, state: dict) -> None:
     """Write `state` so that whatever happens there is a whole checkpoint at `path`: this one or the one before."""
     try:
-        with open(path + ".tmp", "wb") as f:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with replacing(path) as f:
             torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + ".tmp", path)
     except (OSError, RuntimeError) as e:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".tmp")
         if is_device_fault(e):
             raise
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same "
                         "command again") from e
-
-
-def save_snapshot(run_dir: str, state: dict) -> None:
-    """Keep the weights of a step for the learning dynamics."""
-    folder = os.path.join(run_dir, "snapshots")
-    os.makedirs(folder, exist_ok=True)
-    save_checkpoint(os.path.join(folder, f"{state['step']:08}.pt"), state | {"optimizer": {}, "scaler": {}})
 
 
 def load_checkpoint(path: str) -> dict:

@@ -23,11 +23,17 @@ def unreadable(path: str, e: Exception) -> UserError:
 @contextlib.contextmanager
 def replacing(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file to write to. It is moved to `path` when all is written: there is a whole file, or the one before."""
-    with open(path + ".tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
-        yield f
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + ".tmp", path)
+    except BaseException:
+        # A disk that is full needs the room.
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise
 
 
 def write_text(path: str, text: str) -> None:

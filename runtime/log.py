@@ -20,10 +20,6 @@ from runtime.files import read_json, write_json, write_text
 from runtime.hardware import Hardware, matmul_rate
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
 class Log:
     """
     The log of a run from `step` on. Lines of later steps, left by a run that was killed, are dropped: they come again.
@@ -37,7 +33,8 @@ class Log:
         write_json(os.path.join(config.run_dir, "run.json"), {
             "config": config.plain(), "command": sys.argv, "device": str(hardware.device), "dtype": str(hardware.dtype),
             "world": hardware.world, "compiled": compiled, "parameters": sum(p.numel() for p in model.parameters()),
-            "matmul_flops": peak, "versions": versions()})
+            "matmul_flops": peak,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}})
         path = os.path.join(config.run_dir, "metrics.jsonl")
         if os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as f:
@@ -98,16 +95,9 @@ def other_logs(config: Config, step: int) -> list[Callable[[dict], None]]:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"), purge_step=step + 1)
-
-            def write(record: dict) -> None:
-                for name, value in record.items():
-                    writer.add_scalar(name, value, record["step"])
-                writer.flush()
-
-            logs.append(write)
+            logs.append(lambda record: [writer.add_scalar(k, v, record["step"]) for k, v in record.items()])
     except ImportError as e:
-        package = (e.name or "tensorboard").partition(".")[0]
-        raise UserError(f"logging needs a package that is not installed: pip install {package}") from e
+        raise UserError(f"logging needs a package that is not installed: pip install {e.name or 'tensorboard'}") from e
     except Exception as e:  # no key, no network: each has an exception of its own
         raise UserError(f"logging: {' '.join(str(e).split()) or type(e).__name__}; train without --wandb") from e
     return logs
