@@ -155,7 +155,7 @@ def read_inputs(config: Config) -> Inputs:
         load_tokenizer(config.tokenizer, "")
     files: dict[str, str] = {}
     for language in config.written:
-        files |= readers.fingerprint(config.source_of(language), progress=True, workers=config.workers)
+        files |= readers.fingerprint(config.source_of(language), workers=config.workers)
     patterns = [config.table] if config.table else [config.dictionary_of(language) for language in targets]
     files |= {path: file_digest(path) for pattern in patterns for path in dictionary.dictionary_files(pattern)}
     by_hand = dictionary.read_table_tsv(config.table, config) if config.table else {}

