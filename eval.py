@@ -115,14 +115,10 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 # ---- CLKA: cross-lingual knowledge application ----------------------------------------------------------------------
 @torch.no_grad()
 def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config: Config) -> dict:
-    """
-    The share of facts whose true statement is more likely, as a whole sentence, than the three with another object.
-
-    The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so that
-    a model that ignores the subject is right in one of four (tasks/facts.py). It also leaves open whether facts are
-    codeswitched: here they are not.
-    """
-    # Of each fact the true statement, and three with another object.
+    """The share of facts whose true statement is more likely, as a whole, than the three with another object."""
+    # The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so
+    # that a model that ignores the subject is right in one of four (tasks/facts.py). It also leaves open whether facts
+    # are codeswitched: here they are not.
     sentences = [statement(fact, text_language(language, folder.pivot), object_)
                  for fact in facts for object_ in (fact.object, *fact.distractors)]
     rows = [folder.to_language(np.append(folder.end_of_text, encode(folder.encoding, s)), language) for s in sentences]
@@ -173,8 +169,8 @@ def encode_pairs(pairs: list[nli.Pair], folder: Folder, language: str, block_siz
     for pair in pairs:
         premise, hypothesis = encode(folder.encoding, pair.premise), encode(folder.encoding, pair.hypothesis)
         # End-of-text before, between and behind: the last one is what the classifier reads.
-        row = folder.to_language(np.concatenate([eot, premise, eot, hypothesis, eot]), language)
-        rows.append(row[-block_size:])
+        row = np.concatenate([eot, premise, eot, hypothesis, eot])[-block_size:]
+        rows.append(folder.to_language(row, language))
     return rows, np.array([pair.label for pair in pairs])
 
 

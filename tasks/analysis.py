@@ -60,15 +60,13 @@ def continuations(model: GPT, folder: Folder, config: Config) -> list[str]:
 
 
 def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
-    """
-    Whether token ids (n,) of a continuation of pivot text have anything of a target in them: any token of En-Clone; any
-    character of the target's script; for a target in the pivot's script, any whole word that in the table only the
-    target has and that does not stand in held-out pivot text (a dictionary without "he" would make English German).
-    """
+    """Whether token ids (n,) of a continuation of pivot text have anything of a target in them."""
+    # Any token of En-Clone.
     if language == "clone":
         own = np.setdiff1d(folder.ids_of("clone"), folder.ids_of(folder.pivot))
         return lambda ids: bool(np.isin(ids, own).any())
     text, script, table = decoder(folder), script_of(language), folder.table
+    # Any character of the target's script.
     if script is not None:
         return lambda ids: re.search(f"[{script}]", text(ids)) is not None
 
@@ -76,6 +74,8 @@ def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
         # The first word and the last may be cut.
         return {word.lower() for word in re.findall(r"(?<=\s)[^\W\d_]+(?=\W)", text(ids))}
 
+    # In the pivot's script, any whole word that in the table only the target has and that does not stand in held-out
+    # pivot text: a dictionary without "he" would make English German.
     pivot, target = ({text(table.word(w)).strip().lower() for k in range(len(table)) for w in table.words(k, l)}
                      for l in (0, folder.languages.index(language)))
     only_there = target - pivot - whole_words(folder.tokens(folder.pivot, "val"))
@@ -106,15 +106,13 @@ def text_tokens(folder: Folder, language: str, config: Config) -> np.ndarray:
 
 
 def token_kinds(folder: Folder) -> np.ndarray:
-    """
-    An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone: part of a word with an
-    entry in this quarter of the table, the most frequent first; part of a word without one; neither. The kinds are the
-    same for every run, so that runs with a part of the table are compared on the same tokens (Fig. 6).
-    """
+    """An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone (Fig. 6)."""
     align = np.abs(folder.align("val"))
+    # Part of a word without an entry: a token with a letter or a digit.
     wordlike = np.zeros(folder.V, dtype=bool)
     for token in folder.encoding.token_byte_values():
         wordlike[folder.encoding.encode_single_token(token)] = re.search(rb"[0-9A-Za-z\x80-\xff]", token) is not None
+    # Quarters of the whole table by frequency: runs with a part of it are compared on the same tokens.
     cuts = [len(folder.table.top(share)) for share in (0.25, 0.5, 0.75)]
     without_entry = np.where(wordlike[folder.tokens(folder.pivot, "val")], len(TOKEN_KINDS) - 2, len(TOKEN_KINDS) - 1)
     return np.where(align > 0, np.searchsorted(cuts, align), without_entry)
@@ -139,6 +137,7 @@ def states(model: GPT, folder: Folder, config: Config) -> dict[str, GPT]:
 
 def components(vectors: torch.Tensor, languages: Sequence[str]) -> dict[str, list]:
     """Vectors (len(languages), n, C) of words in the two directions of largest variance: {language: [[x, y], ...]}."""
+    # The right singular vectors are the eigenvectors of the covariance.
     centred = vectors.flatten(0, 1) - vectors.flatten(0, 1).mean(0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # (2, C)
     points = (centred @ directions.T).unflatten(0, vectors.shape[:2])  # (len(languages), n, 2)

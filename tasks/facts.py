@@ -32,11 +32,14 @@ ENDINGS = {"given": "lo", "family": "sk", "place": "dor", "country": "lan", "org
            "work": "ndo", "language": "za", "instrument": "lm", "award": "mond", "sport": "dak", "occupation": "p",
            "religion": "dan", "disease": "ff", "people": "ta", "rank": "mir", "office": "vik"}
 STOPLIST = set("Gonzalo Hengelo Kolkata Konkav Konvex Linkup Markov Markup Tangelo Tinkoff Venkata".split())
-FACT_SEED = 0  # facts belong to the data, not to a run: every seed of every method is asked the same ones
+# Facts belong to the data, not to a run: every seed of every method is asked the same ones.
+FACT_SEED = 0
 PARTS = 200  # given names, and as many family names, that subjects are made of
 CHOICES = 4  # statements that are compared: the true one and three distractors
-MAX_OBJECTS = 8  # of a relation: few, so that a model learns each as a word and the fact is what is hard
-FACTS_PER_OBJECT = 2  # before another relation is used, so that an object's embedding alone cannot hold its fact
+# A relation has few objects, so that a model learns each as a word and the fact is what is hard; and each is used twice
+# before there is another relation, so that an object's embedding alone cannot hold its fact.
+MAX_OBJECTS = 8
+FACTS_PER_OBJECT = 2
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,7 @@ def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
 
 def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Sequence[str] = ("en",),
                periods: int = 1) -> list[Fact]:
-    """
-    `count` facts, the same for the same arguments everywhere, of every frequency, language and period in turn.
-
-    A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours of one
-    kind that have the same four choices: each is the answer of one of them, so that such a model is right once in four.
-    In each kind, and in all, objects are the answer equally often up to one, at least once.
-    """
+    """`count` facts, the same for the same arguments everywhere, of every frequency, language and period in turn."""
     kinds = [(frequency, language, p) for p in range(periods) for language in languages for frequency in frequencies]
     minimum = CHOICES * len(kinds)
     if min(frequencies) < 1 or not minimum <= count <= PARTS ** 2:
@@ -109,7 +106,9 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Seq
     given = [_name(rng, "given", taken) for _ in range(PARTS)]
     family = [_name(rng, "family", taken) for _ in range(PARTS)]
     pools = [[_name(rng, relation["kind"], taken) for _ in range(n_object)] for relation in relations]
-    # Relation, object and distractors of one fact after another, four by four.
+    # A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours of one
+    # kind that have the same four choices: each is the answer of one of them, so that such a model is right once in
+    # four. In each kind, and in all, objects are the answer equally often up to one, at least once.
     answers = []
     for start in range(0, n_object, CHOICES):
         for relation, pool in zip(relations, pools):
@@ -148,10 +147,7 @@ def in_training_order(facts: Sequence[Fact], seed: int) -> list[Fact]:
 
 
 def write_bin(stated: list[Fact], folder: Folder) -> dict:
-    """
-    Writes PIVOT_facts.bin: statements as documents, in the order in which they are stated, each in its fact's language.
-    Returns the counts for meta.json.
-    """
+    """The counts for meta.json of PIVOT_facts.bin, which it writes: statements as documents, in the order stated."""
     ids = []
     for fact in stated:
         text = statement(fact, text_language(fact.language, folder.pivot))

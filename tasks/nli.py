@@ -44,19 +44,16 @@ COLUMNS = (("premise", "sentence1", "sentence_A"), ("hypothesis", "hypo", "sente
 
 
 def read(path: str, language: str = "en", several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
-    """
-    The pairs of a file in a language, and the names of its labels: LABELS, or ("0", "1") as in PAWS-X.
-
-    Its column `language` says in which language a row is. Without that column all are in the one asked for, unless the
-    file must hold `several`. Pairs without a gold label ("-") are left out, as their publishers advise.
-    """
+    """The pairs of a file in a language, and the names of its labels: LABELS, or ("0", "1") as in PAWS-X."""
     pairs: list[Pair] = []
     labels: tuple[str, ...] = ()
     languages = set()
     for where, row in _rows(path):
+        # Without such a column all are in the language asked for, unless the file must hold several.
         written_in = row.get("language", "an unnamed one" if several else language)
         languages.add(str(written_in))
         premise, hypothesis, label = (next((row[name] for name in names if name in row), None) for names in COLUMNS)
+        # Pairs without a gold label ("-") are left out, as their publishers advise.
         if written_in != language or label == "-":
             continue
         # MultiNLI writes "contradictory".
@@ -162,21 +159,20 @@ def label(premise: Statement, hypothesis: Statement) -> int:
 
 
 def _premises(rng: random.Random, topic: list[Statement], hypothesis: Statement, used: dict) -> list[Statement]:
-    """
-    A premise for each label; the three have one quantifier, one voice and as many words in common with the hypothesis.
-    None where there are no such, or only of forms that were `used` too often with these labels and not with another.
-    """
+    """Premises of one quantifier and one voice, one for each label, that fit the hypothesis; or none."""
     # With "some" or "not every" only two of the three labels could be right.
     quantifier = "no" if rng.random() < 0.25 else "every"
     passive = rng.random() < 0.5
+    # By how many words they share with the hypothesis, and by label.
     groups: dict[int, list[list]] = defaultdict(lambda: [[], [], []])
     for premise in topic:
         if (premise.quantifier, premise.passive) == (quantifier, passive) and premise != hypothesis:
             shared = sum(a == b for a, b in zip(premise[1:4], hypothesis[1:4]))
-            # The form of a premise is what it looks like: its quantifier, and whether its words are specific ones.
+            # How often with each label this form was used: its quantifier, and whether its words are specific ones.
             times = used[premise.quantifier, premise.subject in GENERAL, premise.object in GENERAL]
             i = label(premise, hypothesis)
             groups[shared][i].append((times[i] - min(times), rng.random(), premise, times))
+    # The three share as many words, and are of forms that were not used much more with their labels than with another.
     triples = [[min(of_label) for of_label in group] for group in groups.values() if all(group)]
     best = min(triples, key=lambda triple: sum(excess for excess, *_ in triple), default=[])
     if sum(excess for excess, *_ in best) > 10:
@@ -187,11 +183,9 @@ def _premises(rng: random.Random, topic: list[Statement], hypothesis: Statement,
 
 
 def builtin(split: str, count: int) -> list[Pair]:
-    """
-    `count` hypotheses of the split "train", "dev" or "test", each with three premises, one per label, in a fixed order.
-    Each topic belongs to one split, so that no sentence is in two. Raises UserError when there are not so many.
-    """
+    """`count` hypotheses of the split "train", "dev" or "test", each with three premises, one per label, shuffled."""
     rng = random.Random(f"nli {split}")
+    # Each topic belongs to one split, so that no sentence is in two.
     places = {"dev": (0,), "test": (1,), "train": range(2, 10)}[split]
     drawn = []
     # A topic is a general subject, opposites, and a general object: all statements about them.
