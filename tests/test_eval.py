@@ -242,11 +242,9 @@ def test_the_classifier_reads_the_last_token_whatever_shares_its_batch(tiny, dat
     classifier = Classifier(untrained(tiny, data), 3)
     torch.nn.init.normal_(classifier.head.weight)
     rows, labels = encode_pairs(PAIRS, data, "en", 32)
-    together = classifier(rows)
-    for row, logits in zip(rows, together):
-        hidden = classifier.model(torch.from_numpy(row)[None])[0, -1]
-        torch.testing.assert_close(logits, classifier.head(hidden), rtol=1e-4, atol=1e-5)
-    share = (together.argmax(1).numpy() == labels).mean()
+    alone = torch.stack([classifier.head(classifier.model(torch.from_numpy(row)[None])[0, -1]) for row in rows])
+    torch.testing.assert_close(classifier(rows), alone, rtol=1e-4, atol=1e-5)
+    share = (alone.argmax(1).numpy() == labels).mean()
     assert [accuracy(classifier, rows, labels, batch_size) for batch_size in (1, 2, 100)] == pytest.approx([share] * 3)
 
 
@@ -314,19 +312,16 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
 def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knobs(tiny, out_dir, tmp_path):
     config = replace(tiny, out_dir=str(tmp_path), max_steps=12, method="joint")
     shutil.copytree(out_dir / "joint", tmp_path / "joint")
-    path, made = Path(config.run_dir, "eval.json"), []
+    made: list[int] = []
 
-    def times_measured(config: Config) -> int:
-        evaluate(config, "eval.json", ("eval_words",), lambda _: made.append(1) or {})
+    def times_measured(**changes) -> int:
+        evaluate(replace(config, **changes), "eval.json", ("eval_words",), lambda _: made.append(1) or {})
         return len(made)
 
-    assert times_measured(config) == times_measured(replace(config, eval_tokens=5)) == 0
-    other = replace(config, eval_words=5)
-    assert times_measured(other) == times_measured(other) == 1
-    os.utime(path, (0, 0))
-    assert times_measured(other) == 2
-    path.unlink()
-    assert times_measured(other) == 3 and path.exists()
+    assert times_measured() == times_measured(eval_tokens=5) == 0
+    assert times_measured(eval_words=5) == times_measured(eval_words=5) == 1
+    os.utime(Path(config.run_dir, "eval.json"), (0, 0))
+    assert times_measured(eval_words=5) == 2
 
 
 def test_components_are_the_leading_eigenvectors_of_the_covariance_of_words(tiny, data, out_dir):

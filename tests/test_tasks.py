@@ -41,9 +41,8 @@ def test_templates(relation):
         assert language == "zh" or re.search(r"(^| )\{subject\} ", template) and " {object}" in template
 
 
-def test_relations():
-    assert len(RELATIONS) >= 30 and all(re.fullmatch(r"P[1-9]\d{0,4}", relation["property"]) for relation in RELATIONS)
-    # Two relations are never stated in the same words.
+def test_two_relations_are_never_stated_in_the_same_words():
+    assert len(RELATIONS) >= 30
     for column in ("property", "name", *LANGUAGES):
         assert len({relation[column] for relation in RELATIONS}) == len(RELATIONS)
 
@@ -115,6 +114,7 @@ def test_names():
     near = Counter(shape for word in words for shape in {word} | {word[:i] + word[i + 1:] for i in range(len(word))})
     assert max(near.values()) == 1
     assert all(len(f.object.split()) == (2 if f.relation["kind"] == "person" else 1) for f in facts)
+    # As many as there are parts of names.
     few = [fact.subject.split() for fact in make_facts(200, (1,), 7)]
     assert len({given for given, _ in few}) == len({family for _, family in few}) == 200
     many = make_facts(20_000, (1, 2, 4, 8), 8)
@@ -135,7 +135,6 @@ def test_a_statement_differs_from_its_distractors_in_the_object_alone():
 def test_statements_of_a_fact_are_spread_evenly_over_its_period():
     facts = make_facts(120, (1, 3, 12), 11, periods=2)
     order = in_training_order(facts, 2)
-    assert order == in_training_order(facts, 2) != in_training_order(facts, 1)
     assert Counter(order) == {fact: fact.frequency for fact in facts}
     assert [fact.period for fact in order] == sorted(fact.period for fact in order)
     # One in every n-th, give or take what the others' places allow.
@@ -239,9 +238,6 @@ def test_labels_are_those_of_every_small_world():
             assert label(premise, hypothesis) == expected, (str(premise), str(hypothesis))
             found[expected] += 1
     assert min(found.values()) > 100
-
-
-def test_the_passive_says_the_same():
     active, passive = (Statement("no", "server", "kept", "files", voice) for voice in (False, True))
     assert (str(active), str(passive)) == ("No server kept the files.", "The files were kept by no server.")
     assert label(active, passive) == label(passive, active) == 0
