@@ -143,6 +143,7 @@ import time
 import eval as evaluation
 import prealign
 import train
+from report import __main__ as report
 from runtime import errors
 
 METHODS = ("joint", "prealign", "init_only", "codeswitch_only", "golden", "full_target")
@@ -162,7 +163,7 @@ def main(arguments):
         with open(os.path.join(runs, method, "seed1", "eval.json"), encoding="utf-8") as f:
             lines.write(json.dumps(json.load(f) | {"seconds": None if begun else seconds}) + "\n")
         # The report as it now is, and all that the runs have left but their weights, side by side.
-        evaluation.main(["report", runs])
+        report.main([runs])
         for name in ("report.md", "report.json"):
             shutil.copy(os.path.join(runs, name), out)
         with tarfile.open(os.path.join(out, "runs.tar.gz"), "w:gz") as tar:

@@ -11,7 +11,8 @@ Subjects and objects may be replaced by more general or more specific ones, verb
 says the same as the active. Each hypothesis comes with one premise for each label. The three have the same quantifier
 and share as many words with it, and what a premise looks like is balanced: one sentence, the negations, or the
 quantifiers and the overlap do not tell the label. The shortcut that remains is part of the task: quantifiers and
-whether the verb is the same tell it in 67% of the pairs (chance is 33%).
+whether the verb is the same tell it in 67% of the pairs, quantifiers and which of the three words are the same in 87%
+(chance is 33%).
 """
 
 import functools
