@@ -23,7 +23,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -38,66 +37,54 @@ from runtime.errors import UserError
 from tasks import nli
 from tools import translate
 
-SECONDS = 10
 PIECES = [b"", b"\n", b"\t", b"\0", b'"', b"{", b"}", b"[]", b"null", b"-1", b"NaN", b"1e999", 20 * b"9", b"\xff\xfe",
           b"\xed\xa0\x80", b"\r\n\r\n", 9999 * b"["]
 TEXT = 'The old house by the river had a door.\n\nHe said: "The small door?" She did not.\n\n' * 12
-JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXT.split("\n\n"))
+JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXT.split("\n\n")).encode()
 XNLI = "language\tgold_label\tsentence1\tsentence2\nen\tneutral\tA man walks.\tHe is tall.\nde\tentailment\tEr.\tEr.\n"
 SNLI = "".join(json.dumps({"gold_label": label, "sentence1": f"A man {verb}.", "sentence2": "A man moves."}) + "\n"
                for label, verb in (("entailment", "walks"), ("contradiction", "sleeps"), ("neutral", "waits")))
 TABLE = '1\t20\t" house"\tclone\t" house"\n1\t20\t" house"\tde\t" Haus"\n2\t9\t"door"\tde\t"Tür"\n'
-ANSWERS = "".join(json.dumps({"word": word, "language": "de", "model": "m", "k": 5, "translations": texts}) + "\n"
-                  for word, texts in {"house": ["Haus", "Heim"], "door": ["Tür"]}.items())
+ANSWERS = '{"word": "house", "k": 5, "translations": ["Haus", "Heim"]}\n{"word": "a", "k": 9, "translations": ["x"]}\n'
+
+Format = tuple[str, bytes, Callable[[str], object]]  # a file's name, what an undamaged one holds, what reads it
 
 
-class Format(NamedTuple):
-    file: str
-    whole: bytes
-    read: Callable[[str], object]
-
-
-def formats(folder: str) -> dict[str, Format]:
-    """Of every format a file's name, what an undamaged one holds, and what reads it."""
-    def add(name: str, file: str, whole: str | bytes, read: Callable[[str], object]) -> None:
-        found[name] = Format(file, whole if isinstance(whole, bytes) else whole.encode(), read)
-
-    def texts(path: str) -> object:
-        return list(readers.documents(path))
-
-    def gpt2_in(path: str) -> object:
-        return gpt2.load_gpt2(model, os.path.dirname(path), 50)
-
-    def weights_in(path: str) -> object:
-        return {name: value.tolist() for name, value in checkpoint.load_checkpoint(path)["model"].items()}
-
-    found: dict[str, Format] = {}
+def formats() -> dict[str, Format]:
     model, languages = GPT(50, 8, 1, 1, 16), configs.Config(targets=("clone", "de"))
     torch.save(gpt2.gpt2_weights(model), weights := io.BytesIO())
     torch.save(dict.fromkeys(checkpoint.FIELDS, 0) | {"model": model.state_dict()}, state := io.BytesIO())
-    add("txt", "a.txt", TEXT, texts)
-    add("jsonl", "a.jsonl", JSONL, texts)
-    add("gz", "a.jsonl.gz", gzip.compress(JSONL.encode()), texts)
-    add("xz", "a.jsonl.xz", lzma.compress(JSONL.encode()), texts)
+    shape = json.dumps(gpt2.gpt2_config(model)).encode()
+
+    def texts(path: str) -> list:
+        return list(readers.documents(path))
+
+    def gpt2_in(path: str) -> object:
+        # The other file of the folder is whole.
+        other, whole = ("config.json", shape) if path.endswith(".bin") else ("pytorch_model.bin", weights.getvalue())
+        Path(path).with_name(other).write_bytes(whole)
+        return gpt2.load_gpt2(model, os.path.dirname(path), 50)
+
+    def weights_in(path: str) -> dict:
+        return {name: value.tolist() for name, value in checkpoint.load_checkpoint(path)["model"].items()}
+
+    found: dict[str, Format] = {
+        "txt": ("a.txt", TEXT.encode(), texts), "jsonl": ("a.jsonl", JSONL, texts),
+        "gz": ("a.jsonl.gz", gzip.compress(JSONL), texts), "xz": ("a.jsonl.xz", lzma.compress(JSONL), texts),
+        "config": ("a.py", b'max_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\n', lambda path: configs.load([path])),
+        "dictionary": ("en-de.txt", b"house\tHaus\nold alt\nriver\tFluss\n", dictionary.read),
+        "table": ("table.tsv", TABLE.encode(), lambda path: dictionary.read_table_tsv(path, languages)),
+        "xnli": ("xnli.tsv", XNLI.encode(), nli.read), "snli": ("snli.jsonl", SNLI.encode(), nli.read),
+        "answers": ("answers.jsonl", ANSWERS.encode(), lambda path: translate.read_answers(path, 5)),
+        "checkpoint": ("checkpoint.pt", state.getvalue(), weights_in),
+        "hf_config": ("config.json", shape, gpt2_in), "hf_weights": ("pytorch_model.bin", weights.getvalue(), gpt2_in)}
     with contextlib.suppress(ImportError):
         from backports import zstd
-        add("zst", "a.jsonl.zst", zstd.compress(JSONL.encode()), texts)
+        found["zst"] = "a.jsonl.zst", zstd.compress(JSONL), texts
     with contextlib.suppress(ImportError):
         import pyarrow.parquet
         pyarrow.parquet.write_table(pyarrow.table({"text": TEXT.split("\n\n")}), table := io.BytesIO())
-        add("parquet", "a.parquet", table.getvalue(), texts)
-    add("config", "a.py", 'max_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\n', lambda path: configs.load([path]))
-    add("dictionary", "en-de.txt", "house\tHaus\nold alt\nriver\tFluss\n", dictionary.read)
-    add("table", "table.tsv", TABLE, lambda path: dictionary.read_table_tsv(path, languages))
-    add("xnli", "xnli.tsv", XNLI, nli.read)
-    add("snli", "snli.jsonl", SNLI, nli.read)
-    add("answers", "answers.jsonl", ANSWERS, lambda path: translate.read_answers(path, 5))
-    add("checkpoint", "checkpoint.pt", state.getvalue(), weights_in)
-    add("hf_config", "hf_config/config.json", json.dumps(gpt2.gpt2_config(model)), gpt2_in)
-    add("hf_weights", "hf_weights/pytorch_model.bin", weights.getvalue(), gpt2_in)
-    for name, other in (("hf_config", "hf_weights"), ("hf_weights", "hf_config")):
-        os.makedirs(f"{folder}/{name}")
-        Path(folder, name, os.path.basename(found[other].file)).write_bytes(found[other].whole)
+        found["parquet"] = "a.parquet", table.getvalue(), texts
     return found
 
 
@@ -115,17 +102,18 @@ class TooLong(BaseException):
     """No Exception, as a reader might catch it."""
 
 
-def outcome(form: Format, path: Path, undamaged: object) -> str:
-    """"read", "refused", or what else happened."""
-    def too_long(*_: object) -> None:
-        raise TooLong(f"more than {SECONDS} seconds")
+def too_long(*_: object) -> None:
+    raise TooLong("more than 10 seconds")
 
+
+def outcome(path: str, read: Callable[[str], object], undamaged: object) -> str:
+    """"read", "refused", or what else happened."""
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
+    signal.alarm(10)
     try:
         with contextlib.redirect_stdout(None):
-            result = form.read(str(path))
-        return "read as another" if path.name == "checkpoint.pt" and result != undamaged else "read"
+            result = read(path)
+        return "read as another" if path.endswith("checkpoint.pt") and result != undamaged else "read"
     except UserError as e:
         return "refused" if "\n" not in str(e) else f"not one line: {str(e)!r}"
     except (Exception, TooLong) as e:
@@ -136,12 +124,13 @@ def outcome(form: Format, path: Path, undamaged: object) -> str:
 
 def fuzz(form: Format, name: str, folder: str, count: int, seed: int = 0) -> Counter:
     """How often each outcome came; a file with another than "read" and "refused" is kept in `folder`."""
-    outcomes, path = Counter(), Path(folder, form.file)
-    path.write_bytes(form.whole)
-    undamaged = form.read(str(path))
+    (file, whole, read), outcomes = form, Counter()
+    path = os.path.join(folder, file)
+    Path(path).write_bytes(whole)
+    undamaged = read(path)
     for case in tqdm(range(count), desc=name, disable=None):
-        path.write_bytes(damaged(form.whole, random.Random(f"{seed} {name} {case}")))
-        outcomes[result := outcome(form, path, undamaged)] += 1
+        Path(path).write_bytes(damaged(whole, random.Random(f"{seed} {name} {case}")))
+        outcomes[result := outcome(path, read, undamaged)] += 1
         if result not in ("read", "refused"):
             shutil.copy(path, f"{folder}/{name}.{case}")
     return outcomes
@@ -150,13 +139,12 @@ def fuzz(form: Format, name: str, folder: str, count: int, seed: int = 0) -> Cou
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="damaged copies of each")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("names", nargs="*", help="formats; all when none is named")
     arguments = parser.parse_args()
     folder, bad = tempfile.mkdtemp(prefix="fuzz-"), 0
-    everything = formats(folder)
+    everything = formats()
     for name in arguments.names or everything:
-        outcomes = fuzz(everything[name], name, folder, arguments.count, arguments.seed)
+        outcomes = fuzz(everything[name], name, folder, arguments.count)
         print(f"{name:<12}" + ", ".join(f"{n} {what[:150]}" for what, n in outcomes.most_common()))
         bad += outcomes.total() - outcomes["read"] - outcomes["refused"]
     if bad:
