@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
     if not runs:
         raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by eval.py")
     text = report_tables(runs, dynamics)
+    # What people have written about the runs stands between their tables and their figures.
     notes = Path(out_dir, "notes.md")
     if notes.exists():
         text += f"\n\n{notes.read_text(encoding='utf-8').strip()}"

@@ -47,6 +47,7 @@ def curves(points: list[tuple[str, str, str, int, float]], xlabel: str, width: f
             dashed = line in ("joint", "output embedding", "final hidden state")
             if own:
                 axis.plot(steps, means, color=colour, label=line, marker=".", linestyle="--" if dashed else "-")
+    # One legend a row, beside it: the lines are the same in all its panels.
     for row in axes:
         row[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure, axes
@@ -58,13 +59,14 @@ def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
         return None
     figure, axes = curves([(f"accuracy, %\nstated {a.frequency} times", a.pair.replace("->", " → "), a.method, a.step,
                             100 * a.accuracy) for a in asked], "training step", 2.6, 2.3)
+    # The dotted line is chance.
     for axis in axes.flat:
         axis.axhline(25, color="grey", linewidth=0.8, linestyle=":")
         axis.set_ylim(0, 103)
     return figure, "Figure 4: learning dynamics", (
         "CLKA right after the period of training that stated the facts, by language in which they were stated → "
-        f"language in which they are asked. Every point is {asked[0].n} facts per seed, too few to tell single points "
-        "apart (the table has intervals); dotted: chance.")
+        f"language in which they are asked, of {asked[0].n} facts per seed (the table has intervals); dotted: "
+        "chance.")
 
 
 def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
@@ -75,9 +77,7 @@ def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
         return None
     return curves(points, "training step", 3.6, 2.5)[0], "Figure 5: similarity over training", (
         "Mean cosine between a word and its translation, each encoded alone, in every layer; for En-Clone also between "
-        "held-out text and its clone, position by position. Where the embeddings are tied, word and output embedding "
-        "are one line. The first point of a run with stage 1 is the end of it. The runs are those of figure 4, which "
-        "read facts in every language.")
+        "held-out text and its clone. A run with stage 1 begins at its end. The runs are those of figure 4.")
 
 
 def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
@@ -86,13 +86,11 @@ def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
         return None
     # Tokens do not compare as well between seeds: only those that every method has, where there are such.
     seeds = set.intersection(*({run["seed"] for run in group} for group in methods.values()))
-    points = []
     # By the share of the table that is aligned: joint nothing, PreAlign everything.
-    for method in sorted(methods, key=lambda method: (method != "joint", method == "prealign", method)):
-        for run in methods[method]:
-            points += [("perplexity per token (log scale)", language, method, TOKEN_KINDS.index(kind), m["ppl"])
-                       for language in run["lm"] for kind, m in kinds_of(run, language).items()
-                       if not seeds or run["seed"] in seeds]
+    order = sorted(methods, key=lambda method: (method != "joint", method == "prealign", method))
+    points = [("perplexity per token (log scale)", language, method, TOKEN_KINDS.index(kind), m["ppl"])
+              for method in order for run in methods[method] if not seeds or run["seed"] in seeds
+              for language in run["lm"] for kind, m in kinds_of(run, language).items()]
     if not points:
         return None
     figure, axes = curves(points, "kind of token, by its word's place in the table", 4.6, 3)
@@ -100,8 +98,7 @@ def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
         axis.set_yscale("log")
         axis.set_xticks(range(len(TOKEN_KINDS)), TOKEN_KINDS, rotation=30, ha="right")
     return figure, "Figure 6: perplexity of seen and unseen words", (
-        "Perplexity by quarter of the table, the most frequent words first: a run with 25% of the table has aligned "
-        "only the first kind. The other words have no entry in any run.")
+        "By quarter of the table, the most frequent words first: a run with 25% has aligned only the first kind.")
 
 
 def figure_words(runs: list[dict], dynamics: list[dict]) -> Drawn:
@@ -110,6 +107,7 @@ def figure_words(runs: list[dict], dynamics: list[dict]) -> Drawn:
     runs = [group[0] for method, group in by_method(runs).items() if "coverage" not in method]
     if not runs:
         return None
+    # Some methods have no stage 1, and so no state after it.
     states = max((list(run["components"]) for run in runs), key=len)
     names = [f"{run['method']}\nsecond component" for run in runs]
     figure, axes = panels(names, states, "first component", 3.2, 3, shared=False)
@@ -126,8 +124,7 @@ def figure_words(runs: list[dict], dynamics: list[dict]) -> Drawn:
     for row in axes:
         row[0].legend(fontsize="small", markerscale=2)
     return figure, "Aligned words in two principal components", (
-        f"The word embeddings of {len(places)} words and their translations, drawn by frequency; a grey line joins a "
-        "word to its translations. Each panel has components of its own, without a unit.")
+        f"The word embeddings of {len(places)} words, each joined to its translations by a grey line.")
 
 
 def draw(out_dir: str, runs: list[dict], dynamics: list[dict]) -> list[tuple[str, str, str]]:

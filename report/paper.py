@@ -20,6 +20,7 @@ class PaperTable(NamedTuple):
         return {column.removeprefix("ppl ") for column in self.columns if column.startswith("ppl ")}
 
 
+# Read as text, so that paper.md is what people read too.
 def parse(section: str) -> PaperTable:
     """A section of paper.md: a heading "NAME: SCALE", and a Markdown table in which some cells are empty."""
     name, _, scale = section.partition("\n")[0].partition(": ")

@@ -50,6 +50,7 @@ def runs_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]:
                    and (is_newer(file, checkpoint) or not os.path.exists(checkpoint))]
         if path in current:
             (run,) = read(path, use)
+            # Checked with what it stands beside in a table, so that a damaged file is named.
             if transfer in current:
                 (run["nli"],) = read(transfer, lambda values: use([run | {"nli": values[0]}]))
             runs.append(run)
@@ -64,6 +65,9 @@ def dynamics_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]
     paths = glob.glob(os.path.join(out_dir, "dynamics", name)) or glob.glob(os.path.join(out_dir, name))
     lines = [line for path in sorted(paths) for line in read(path, use)]
     return sorted(lines, key=lambda line: (line["method"] != "joint", line["method"]))
+
+
+# ---- What is measured in a run or in a line of dynamics ----
 
 
 def asked_in(dynamics: Sequence[dict]) -> list[Asked]:
@@ -99,6 +103,9 @@ def kinds_of(run: dict, language: str) -> dict[str, dict]:
     return run["lm"].get(language, {}).get("kinds", {}) if has_read(run, language) else {}
 
 
+# ---- Numbers ----
+
+
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95% confidence interval of a proportion (Wilson, 1927)."""
     z, p = 1.959964, correct / n
@@ -125,6 +132,8 @@ def of_text(run: dict, source: str, key: str, digits: int = 1) -> dict[str, Meas
     return {language: Measured(numbers[key], f"{numbers[key]:.{digits}f}")
             for language, numbers in run.get(source, {}).items() if has_read(run, language)}
 
+
+# ---- The columns of tables ----
 
 # Kind of column -> what a run has in columns of that kind, by language or by pair of languages, "STATED->ASKED".
 COLUMNS: dict[str, Callable[[dict], dict[str, Measured]]] = {

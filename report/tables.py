@@ -39,6 +39,7 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
     def shown(*kinds: str) -> str:
         return of_runs(lambda run: {column: measured.text for column, measured in columns(run, *kinds).items()})
 
+    # ---- Language modelling, and what is asked of a model ----
     methods, joint = by_method(runs), {run["seed"]: run for run in runs if run["method"] == "joint"}
     yield "Perplexity", shown("tokens", "ppl", "in-language ppl", "bits/byte")
     yield "Perplexity on other text (eval_text)", shown("other ppl", "other bits/byte")
@@ -50,6 +51,7 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
         notes.append(f"NLI is measured on {pairs}; by chance it is {100 / labels:.0f}%.")
     yield ("Knowledge across languages (CLKA), inference (NLI), mixed script, with 95% intervals",
            f"{body}\n\n{' '.join(notes)}".strip())
+    # ---- Methods beside each other, and beside the paper ----
     if len(methods) < len(runs):
         means = distinct(column for run in runs for column in columns(run, "ppl", "CLKA", "NLI"))
         yield "Mean and standard deviation over seeds, CLKA and NLI in %", table([
@@ -57,6 +59,7 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
             for method, group in methods.items()])
     yield "Against joint training of the same seed", of_runs(lambda run: against(run, joint.get(run["seed"])))
     yield "Beside the paper", "\n\n".join(paper_tables(methods))
+    # ---- By kind of token, and by layer ----
     for language in distinct(language for run in runs for language in run["lm"]):
         rows = [{"method": run["method"], "seed": str(run["seed"])} | {
             kind: f"{m['ppl']:.1f}" for kind, m in kinds_of(run, language).items()}
@@ -76,6 +79,7 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
 def against(run: dict, joint: dict | None) -> Row:
     """Changes of perplexity; and how much is closed of joint's gap between En-Clone and the pivot, the same text."""
     row: Row = {}
+    # Without joint training of that seed there is nothing to say; nor of itself.
     if joint is None or run is joint:
         return row
     for column in columns(run, "ppl", "other ppl"):
@@ -95,6 +99,7 @@ def dynamics_table(dynamics: Sequence[dict]) -> str:
     seeds are asked the same facts, so that the interval is that of one seed's.
     """
     asked, rows = asked_in(dynamics), []
+    # Runs may differ in length: the second half is each method's own.
     last = {a.method: a.step for a in sorted(asked, key=lambda a: a.step)}
     late = [a for a in asked if a.step > last[a.method] / 2]
     for method, pair in distinct((a.method, a.pair) for a in late):
@@ -123,6 +128,7 @@ def paper_tables(methods: dict[str, list[dict]]) -> Iterator[str]:
         paper = min((p for p in PAPER if p.name == name), key=lambda p: abs(math.log(p.millions / size)))
         here = {method: methods[method] for method in paper.rows if method in methods
                 and all(paper.languages <= set(run["lm"]) for run in methods[method])}
+        # One method alone has nothing to compare.
         if len(here) < 2:
             continue
         runs = [run for group in here.values() for run in group]
@@ -149,6 +155,7 @@ def disagreements(methods: dict[str, list[dict]], paper: PaperTable) -> Iterator
     for name, (a, b) in itertools.product(paper.columns, itertools.combinations(methods, 2)):
         x, y = paper.rows[a][name], paper.rows[b][name]
         ours = [{run["seed"]: v for run in methods[m] if (v := value(run, name)) is not None} for m in (a, b)]
+        # Of the same seed, as the means over all may be of different seeds.
         differences = [ours[0][seed] - ours[1][seed] for seed in ours[0] if seed in ours[1]]
         if differences and x and y and (x - y) * statistics.mean(differences) < 0:
             yield f"{name} of {a} and {b}"

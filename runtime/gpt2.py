@@ -8,6 +8,7 @@ from model import GPT
 from runtime.errors import UserError, is_out_of_memory
 from runtime.files import read_json
 
+# Parts of names, ours and theirs.
 NAMES = {"blocks.": "h.", "attention.qkv": "attn.c_attn", "attention.proj": "attn.c_proj", "mlp.": "mlp.c_"}
 
 
@@ -60,6 +61,7 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
         raise UserError(f"init_from=hf:{folder}: expected a folder with a GPT-2 of the config's shape and the data's "
                         "tokenizer (read by transformers and safetensors, pip install them), "
                         f"found {type(e).__name__}: {' '.join(str(e).split())[:150]}") from e
+    # Only now, when all is read, is the model changed.
     for name, view in gpt2_weights(model).items():
         n = V if name.endswith(("wte.weight", "lm_head.weight")) and len(found[name]) != len(view) else len(view)
         view[:n] = found[name][:n]

@@ -4,9 +4,8 @@ How fast it is on this machine, against the machine's matrix products and agains
     python data.py config/bench.py && python -m tools.bench config/bench.py        # a table, and OUT_DIR/bench.jsonl
     python -m tools.bench config/paper.py config/size/1.3b.py       # each further file is a size on top of the first
 
-Every row is printed and written when it is measured, so that the run may be cut short. A step has SLICE micro-batches,
-or the config's own batch if that is smaller; where a micro-batch does not fit the GPU it is halved. Beside ours,
-transformers' GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop.
+Every row is printed and written when it is measured, so that the run may be cut short. Beside ours, transformers'
+GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop.
 """
 
 import contextlib
@@ -39,10 +38,14 @@ from runtime.errors import UserError, is_out_of_memory
 from runtime.hardware import Hardware, matmul_rate, start, synchronize, to_device
 from train import set_up, take_step
 
-SLICE, WARM_UP = 4, 3    # micro-batches of a step, and steps before the measured ones
-MOST, SECONDS = 10, 5.0  # measured steps, or fewer in so much time
+# A step has so many micro-batches, or the config's own batch if that is smaller: a whole batch of the paper takes long.
+SLICE = 4
+# Steps before the measured ones, in which code is compiled and memory is allocated.
+WARM_UP = 3
+# Measured steps, or fewer in so many seconds.
+MOST, SECONDS = 10, 5.0
 
-# What is printed of a row. The share of the matrix rate counts the language model's operations alone, in stage 1 too.
+# What is printed of a row, and how.
 SHOWN = {"size": "{:6}", "row": "{:25}", "tokens_per_s": "{:>10,.0f} tokens/s", "mfu": "{:6.1%} of the matrix rate",
          "peak_gb": "{:6.2f} GB", "idle_share": "{:.1%} of the time without a kernel",
          "micro_batch_size": "{} rows at a time", "kernels": "\n{}", "error": "{}"}
@@ -76,6 +79,7 @@ class Theirs:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(config.seed)
+        # Ours has no dropout.
         shape = GPT2Config(vocab_size=data.vocab_size, n_positions=config.block_size, n_embd=config.n_embd,
                            n_layer=config.n_layer, n_head=config.n_head, tie_word_embeddings=config.tie_embeddings,
                            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)
@@ -97,6 +101,7 @@ class Theirs:
         labels[:, 1:] = torch.where(batch.targets < 0, -100, batch.targets)[:, :-1]
         return batch.inputs, labels
 
+    # As nanoGPT's loop does it: gradients add up over micro-batches, and are clipped once.
     def take(self, step: int, made: Any) -> None:
         for rows in zip(*(x.split(self.config.micro_batch_size) for x in made)):
             inputs, labels = (to_device(x, self.hardware.device) for x in rows)
@@ -122,7 +127,9 @@ def steps(model: Ours | Theirs, config: Config, hardware: Hardware, most: int = 
         begin = time.perf_counter()
         model.take(step, next(batches))
     synchronize(hardware.device)
+    # The last step of the warm-up says how many there is time for.
     count = max(1, round(min(most, SECONDS / (time.perf_counter() - begin))))
+    # From here to the end nothing waits for the GPU, as in training.
     with watch or contextlib.nullcontext():
         begin = time.perf_counter()
         for step in range(first + WARM_UP, first + WARM_UP + count):
@@ -150,6 +157,7 @@ def profile(model: Ours, config: Config, hardware: Hardware) -> dict:
     profiler = torch.profiler.profile(activities=[activity])
     result = steps(model, config, hardware, 2, profiler)
     averages = profiler.key_averages()
+    # Self times: an operator that calls others is counted without them.
     busy = sum(getattr(e, spent) for e in averages if e.device_type == device and not e.is_user_annotation) / 1e6
     return {"idle_share": 1 - busy / (result["steps"] * result["seconds_per_step"]),
             "kernels": averages.table(sort_by=spent, row_limit=10, max_name_column_width=60)}
@@ -225,6 +233,7 @@ def main(arguments: list[str]) -> None:
     with open(os.path.join(first.out_dir, "bench.jsonl"), "w", encoding="utf-8", buffering=1) as file:
         file.write(json.dumps(machine | {"configs": {size: config.plain() for size, config in sizes.items()}}) + "\n")
         for size, config in sizes.items():
+            # The operations of the language model alone, in stage 1 too. On "meta" nothing is allocated.
             with torch.device("meta"):
                 flops = make_model(config, data.vocab_size).flops_per_token()
             for record in measured(config, hardware, data):

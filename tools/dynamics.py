@@ -25,11 +25,13 @@ from tasks.facts import facts_of
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
     data, path = Folder(config.data_dir), os.path.join(config.run_dir, "dynamics.jsonl")
-    # Raises UserError when the run is not finished, or not what the config says.
+    # The last weights are not measured here: this raises UserError when the run is not finished, or another.
     load_run(config, data)
+    # runs/methods.sh goes through all methods again after an interruption.
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
         print(f"{path} is up to date; delete it to measure again")
         return
+    # Stage 1's snapshots come first: they are the same run's earlier steps.
     folders = [config.stage1_dir] * (config.init_from == "align") + [config.run_dir]
     snapshots = [(folder, file) for folder in folders for file in sorted(glob.glob(f"{folder}/snapshots/*.pt"))]
     if not snapshots:

@@ -38,12 +38,11 @@ PAIR = re.compile(rf"{STRING}\s*:\s*\[\s*{STRING}(?:\s*,\s*{STRING})*\s*\]")  # 
 
 
 def prompt(words: list[str], language: str, config: Config) -> str:
-    return (f"You write a bilingual dictionary. Languages are named by their ISO codes. For each word of this JSON "
-            f"list, of language {config.pivot!r}, give its {config.llm_translations} most common translations into "
-            f"language {language!r}, the most common first; fewer when there are not so many. Each is one word, or a "
-            "short phrase where that language needs one, as it stands in ordinary text, without explanations. Names "
-            "get the form that it uses. Answer with one JSON object only: every word of the list, exactly as written "
-            f"here, to the list of its translations.\n{json.dumps(words, ensure_ascii=False)}")
+    return (f"For each word of this JSON list, of language {config.pivot!r} (an ISO code), give its most common "
+            f"translations into language {language!r}, at most {config.llm_translations}, the most common first. Each "
+            "is one word, or a short phrase where that language needs one, as it stands in ordinary text, without "
+            "explanations. Answer with one JSON object only: every word of the list, exactly as written here, to the "
+            f"list of its translations.\n{json.dumps(words, ensure_ascii=False)}")
 
 
 def parse(answer: str, words: list[str], k: int) -> dict[str, list[str]]:
@@ -90,13 +89,10 @@ def words_to_ask(config: Config) -> list[str]:
     return list(dict.fromkeys(word.lower() if counts[word.lower()] >= counts[word] else word for word in words))
 
 
-def estimate(groups: list[list[str]], language: str, config: Config) -> str:
-    """About how many tokens requests for these words take, and what they cost."""
-    # English has some 4 characters a token; in other scripts a letter may be half a token.
-    asked = sum(len(prompt(group, language, config)) for group in groups) / 4
-    answered = sum(len(word) / 4 + config.llm_translations * (len(word) / 2 + 2) for group in groups for word in group)
-    dollars = (asked * config.llm_price_in + answered * config.llm_price_out) / 1e6
-    return f"{asked:,.0f} tokens in, {answered:,.0f} out" + f", ${dollars:,.2f}" * (dollars > 0)
+def missing(words: list[str], known: dict[str, list[str]], size: int) -> list[list[str]]:
+    """The words that are not known, in requests of a size."""
+    words = [word for word in words if word not in known]
+    return [words[i:i + size] for i in range(0, len(words), size)]
 
 
 def connect(config: Config) -> Any:
@@ -116,7 +112,7 @@ def connect(config: Config) -> Any:
 
 
 def ask(client: Any, text: str, model: str) -> tuple[int, str]:
-    """The status of a request (0 for no answer at all), and the text of the answer or the reason that there is none."""
+    """The status of a request (0 for no answer at all), and the answer or the reason that there is none."""
     import openai
     url = str(client.base_url)
     try:
@@ -134,24 +130,24 @@ def ask(client: Any, text: str, model: str) -> tuple[int, str]:
 
 def translate(words: list[str], known: dict[str, list[str]], language: str, client: Any, config: Config) -> None:
     """Ask for the words that are not `known`, and keep the answers there. Raises UserError when it is of no use."""
-    path, k, lock, failures = config.dictionary_of(language) + ".jsonl", config.llm_translations, threading.Lock(), 0
+    path, lock, failures = config.dictionary_of(language) + ".jsonl", threading.Lock(), 0
 
     def request(group: list[str]) -> tuple[int, str]:
         status, text = ask(client, prompt(group, language, config), config.llm_model)
-        found = parse(text, group, k) if status == 200 else {}
+        found = parse(text, group, config.llm_translations) if status == 200 else {}
         with lock, open(path, "a", encoding="utf-8") as f:
             for word, texts in found.items():
-                row = {"word": word, "model": config.llm_model, "k": k, "translations": texts}
+                row = {"word": word, "model": config.llm_model, "k": config.llm_translations, "translations": texts}
                 f.write(json.dumps(row, ensure_ascii=False) + "\n")
             known.update(found)
         return status, text
 
-    bar = tqdm(total=len(words), initial=len(known), desc=f"words {language}", unit="word", disable=None)
     for size in ROUNDS:
-        pool, groups = ThreadPoolExecutor(config.llm_requests), groups_of(words, known, size)
+        pool = ThreadPoolExecutor(config.llm_requests)
+        requests = [pool.submit(request, group) for group in missing(words, known, size)]
         try:
-            for future in as_completed([pool.submit(request, group) for group in groups]):
-                status, text = future.result()
+            bar = tqdm(as_completed(requests), f"{language}, {size} words at a time", len(requests), disable=None)
+            for status, text in (future.result() for future in bar):
                 text = " ".join(text.replace(client.api_key, "***").split())[:300]
                 text = f"{config.llm_url}, {config.llm_model}: status {status}: {text}"
                 # What a content filter refuses, and odd answers, stop nothing where others are answered.
@@ -160,16 +156,9 @@ def translate(words: list[str], known: dict[str, list[str]], language: str, clie
                     raise UserError(f"{text}; what was answered is kept: the same command goes on")
                 if status != 200:
                     tqdm.write(text)
-                bar.update(len(known) - bar.n)
         finally:
             # Requests under way are paid for: their answers are waited for and kept, whatever has happened.
             pool.shutdown(cancel_futures=True)
-    bar.close()
-
-
-def groups_of(words: list[str], known: dict[str, list[str]], size: int) -> list[list[str]]:
-    missing = [word for word in words if word not in known]
-    return [missing[i:i + size] for i in range(0, len(missing), size)]
 
 
 def main(arguments: list[str]) -> None:
@@ -184,9 +173,14 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{path} is there and not made by translate.py, which would replace it; use another name")
         with exclusive(path + ".jsonl"):
             known = read_answers(path + ".jsonl", config.llm_translations)
-            groups = groups_of(words, known, ROUNDS[0])
-            print(f"{language}: {sum(map(len, groups)):,} of {len(words):,} words to ask for in {len(groups):,} "
-                  f"requests; estimated {estimate(groups, language, config)}")
+            requests = missing(words, known, ROUNDS[0])
+            # English has some 4 characters a token; in other scripts a letter may be half a token.
+            asked = sum(len(prompt(group, language, config)) / 4 for group in requests)
+            answered = sum(len(word) / 4 + config.llm_translations * (len(word) / 2 + 2)
+                           for group in requests for word in group)
+            dollars = (asked * config.llm_price_in + answered * config.llm_price_out) / 1e6
+            print(f"{language}: {sum(map(len, requests)):,} of {len(words):,} words to ask for in {len(requests):,} "
+                  f"requests, some {asked:,.0f} tokens in, {answered:,.0f} out, ${dollars:,.2f} at llm_price_*")
             if config.dry_run:
                 continue
             try:
