@@ -60,7 +60,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-        sys.exit("error: out of memory; a smaller --micro_batch_size, --align_entries or --eval_batch_size needs less")
+        sys.exit("error: out of memory; a smaller --micro_batch_size, --align_entries, --eval_batch_size or "
+                 "--nli_batch_size needs less")
     except KeyboardInterrupt as e:
         print("\nstopped; run the same command to go on", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT))
