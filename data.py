@@ -3,8 +3,8 @@ Bins with alignment ids, codeswitching, and the rows of a step.
 
     python data.py config/demo.py     # prepares DATA_DIR; does nothing when it is there and up to date
 
-A preparation works in DATA_DIR.partial, which is renamed when whole; an interrupted one goes on after its last finished
-bin. Rows are stateless: every random choice is a hash of (seed, what it is for, where it is), so the rows of a step are
+A preparation works in DATA_DIR.partial until all is whole; an interrupted one goes on after its last finished bin.
+Rows are stateless: every random choice is a hash of (seed, what it is for, where it is), so the rows of a step are
 the same after a resume and for any number of processes, and nothing has to be saved or fast-forwarded.
 """
 
@@ -132,35 +132,38 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
 
 def prepare(config: Config) -> None:
     """Makes config.data_dir, unless it is there and made from the same texts with the same settings."""
-    inputs = build.read_inputs(config)
-    if build.is_made(config.data_dir, inputs.fingerprint):
+    origin = build.made_from(config)
+    if build.is_made(config.data_dir, origin["fingerprint"]):
         print(f"{config.data_dir} is up to date")
         return
     with exclusive(config.data_dir):
-        # Another process may have made it in the meantime.
-        if not build.is_made(config.data_dir, inputs.fingerprint):
-            make(config, inputs)
+        partial = build.open_partial(config.data_dir, origin["fingerprint"])
+        meta = make(config, origin, partial)
+        build.write_meta(partial, meta)
+        build.move_into_place(partial, config.data_dir)
 
 
-def make(config: Config, inputs: build.Inputs) -> None:
-    partial = build.open_partial(config.data_dir, inputs.fingerprint)
+def make(config: Config, origin: dict, partial: str) -> dict:
+    """Makes all files in the folder `partial` but meta.json, and returns what that is to say."""
     stated = knowledge.in_training_order(knowledge.facts_of(config), knowledge.FACT_SEED)
     statements = [knowledge.statement(fact, config.pivot) for fact in stated
                   if text_language(fact.language, config.pivot) == config.pivot]
-    build.make_table(config, inputs, statements, partial)
+    meta = origin | {"splits": {}} | build.make_table(config, statements, partial)
+    build.write_meta(partial, meta)
     folder = Folder(partial)
     counts = {}
     with Workers(config.workers, start_worker, partial) as workers:
         for language in config.written:
             done = os.path.join(partial, "work", f"bins_{language}.json")
             counts[language] = kept(done, lambda: write_bins(language, config, folder, workers))
+            train, val = counts[language]["train"], counts[language]["val"]
+            print(f"{language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, {train['tokens']:,} "
+                  f"training tokens; {val['tokens']:,} tokens held out")
     splits = {split: {language: counts[text_language(language, config.pivot)][split] for language in folder.languages}
               for split in ("train", "val")}
     if stated:
         splits["facts"] = {config.pivot: knowledge.write_bin(stated, folder)}
-    build.write_meta(partial, folder.meta | {"splits": splits})
-    build.move_into_place(partial, config.data_dir)
-    print(build.summary(Folder(config.data_dir)))
+    return meta | {"splits": splits}
 
 
 # ---- Codeswitching (paper, section 3.2) ----

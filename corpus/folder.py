@@ -21,30 +21,20 @@ def text_language(language: str, pivot: str) -> str:
     return pivot if language == "clone" else language
 
 
-def smallest_dtype(vocab_size: int) -> np.dtype:
-    """uint16 when every id fits, else uint32. Raises UserError beyond 2**31 ids, too many for the table's int32."""
-    if vocab_size > 2**31:
-        raise UserError(f"{vocab_size:,} token ids do not fit in 31 bits; use a smaller vocabulary or fewer targets")
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
 class Folder:
     """A prepared folder. `fingerprint` is a digest of what it was made from, which checkpoints carry."""
 
     def __init__(self, data_dir: str):
         self.dir, path = data_dir, os.path.join(data_dir, "meta.json")
-        try:
-            meta = self.meta = read_json(path, AGAIN)
-        except OSError as e:
-            raise UserError(f"no prepared data in {data_dir} ({e.strerror}); {AGAIN}") from e
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        if found != FORMAT:
-            raise UserError(f"{path}: expected data format {FORMAT}, found {found}; {AGAIN}")
+        meta = self.meta = read_json(path, AGAIN)
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise UserError(f"{path}: expected data in format {FORMAT}; {AGAIN}")
         self.V, self.vocab_size, self.end_of_text = meta["V"], meta["vocab_size"], meta["end_of_text"]
         self.offsets, self.splits, self.fingerprint = meta["offsets"], meta["splits"], meta["fingerprint"]
         self.languages = tuple(self.offsets)
         self.pivot = self.languages[0]
-        self.dtype = smallest_dtype(self.vocab_size)
+        # The smallest type that every id fits in.
+        self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         # Of the settings only those of the folder count; the default mix may name a language that is not here.
         self.settings = configs.from_plain(meta["settings"] | {"mix": {self.pivot: 1.0}}, path)
 

@@ -198,8 +198,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
         sample_count sample_prompt sample_tokens sample_temperature fact_periods nli_builtin nli_epochs nli_batch_size
         nli_learning_rate nli_seeds llm_translations llm_requests"""),
     "at most 1": (lambda x: x <= 1, """
-        codeswitch_ratio val_fraction warmup_ratio min_learning_rate_ratio align_coverage"""),
-    "less than 1": (lambda x: x < 1, "beta1 beta2"),
+        codeswitch_ratio warmup_ratio min_learning_rate_ratio align_coverage"""),
+    "less than 1": (lambda x: x < 1, "beta1 beta2 val_fraction"),
     "less than 2**63": (lambda x: x < 2**63, "seed"),
 }
 

@@ -1,7 +1,6 @@
 """Files that are there whole or not at all, and folders in which one process works at a time."""
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -48,22 +47,17 @@ def write_json(path: str, value: object) -> None:
 
 
 def read_json(path: str, again: str) -> Any:
-    """The value in a JSON file. Raises UserError, saying how to make the file `again`, for one that holds none."""
+    """The value in a JSON file. Raises UserError, saying how to make the file `again`, when there is none."""
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not JSON ({e}); {again}") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path}: cannot be read, or is not JSON ({e}); {again}") from e
 
 
 def is_newer(path: str, than: str) -> bool:
     """Whether both are there and `path` was written later, or at the same time."""
     return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
-
-
-def json_digest(value: object) -> str:
-    """SHA-256 of a value that JSON can hold, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def kept(path: str, make: Callable[[], T]) -> T:

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from corpus.build import count_pivot_surfaces, documents
-from corpus.words import seen_words
+from corpus.build import count_in, documents
+from corpus.words import count_chunks, count_surfaces, seen_words
 from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
@@ -83,7 +83,7 @@ def read_answers(path: str, k: int) -> dict[str, list[str]]:
 def words_to_ask(config: Config) -> list[str]:
     """The corpus's words with a letter that are seen more than min_count times, the most frequent first."""
     texts = documents(config, config.pivot, f"words {config.pivot}")
-    counts = seen_words(count_pivot_surfaces(config, texts, []), config.min_count)
+    counts = seen_words(count_surfaces(count_in(config, count_chunks, texts)), config.min_count)
     words = [word for word, _ in counts.most_common() if any(c.isalpha() for c in word)]
     # In lower case, where that is as frequent: "House" as "house", and "Polish" as it stands.
     return list(dict.fromkeys(word.lower() if counts[word.lower()] >= counts[word] else word for word in words))
