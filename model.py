@@ -170,7 +170,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         # Gradients in float16 would overflow here, before the loss scale can help: they are float32.
         grad_dtype = torch.float32 if dtype == torch.float16 else dtype
         chunk = chunk_size(N, V, dtype, device)
-        # Ids that are never predicted: a GPU multiplies slowly where rows of logits begin anywhere.
+        # A GPU is slow on rows of logits that are not aligned: V is filled up with ids that are never predicted.
         padding = -V % 64
         if needs_grad:
             grad_hidden = torch.empty_like(hidden)
@@ -220,7 +220,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     """
     (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output
     embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0. With gradients the loss of a
-    token ends at 87 nats. In bf16 the logits themselves are rounded: a token's loss is off by up to 0.14 nats.
+    token is capped at 87 nats. In bf16 the logits themselves are rounded: a token's loss is off by up to 0.14 nats.
     """
     # Without gradients, or LinearCrossEntropy would take them: a parameter needs one even under no_grad.
     if not torch.is_grad_enabled():

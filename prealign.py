@@ -29,7 +29,7 @@ from runtime.hardware import Hardware, to_device
 from runtime.hashing import ENTRY, uniform
 from train import train
 
-MULTIPLE = 128  # tokens: words go through the model in blocks of so many
+MULTIPLE = 128  # tokens: groups of words are filled up to a multiple of it
 PIECE = 2**13   # tokens of words that go through it at once: 20 GB of activations in the 1.3B model
 
 
@@ -78,7 +78,7 @@ def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
 
 def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """
-    The mean over each word's tokens at layers 0..L+1, padding excluded.
+    The representations of words of about one length, all at once: see word_representations.
 
     ids (r, w) int64, length (r,) -> (L + 2, r, C) float32
     """
@@ -97,17 +97,17 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     """
     device = model.wte.weight.device
     # Most words are far shorter than the longest: encode them in groups of 1, 2, 3-4, 5-8, ... tokens.
-    group_of = (length - 1).clamp(min=0).float().add(1).log2().ceil().long()
+    group_of = length.clamp(min=1).float().log2().ceil().long()
     # What does not go through the model at once keeps no activations: they are computed again in the backward pass.
-    many = torch.is_grad_enabled() and int((2**group_of).sum()) > PIECE
+    recompute = torch.is_grad_enabled() and int((2**group_of).sum()) > PIECE
     order, parts = [], []
     for group in group_of.unique().tolist():
         for rows in (group_of == group).nonzero().squeeze(1).split(max(1, PIECE >> group)):
             # Only a few sizes come up (the first word stands in for those missing), so that memory kept from one step
             # fits the next.
-            some = F.pad(rows, (0, -len(rows) % max(1, MULTIPLE >> group)))
-            word, n = to_device(ids[some, : 2**group], device), to_device(length[some], device)  # (r, w), (r,)
-            if many:
+            filled = F.pad(rows, (0, -len(rows) % max(1, MULTIPLE >> group)))
+            word, n = to_device(ids[filled, : 2**group], device), to_device(length[filled], device)  # (r, w), (r,)
+            if recompute:
                 part = checkpoint(encode_words, model, word, n, use_reentrant=False, preserve_rng_state=False)
             else:
                 part = encode_words(model, word, n)
@@ -148,6 +148,8 @@ class SupervisedContrastive(torch.autograd.Function):
         # -sum over positives of log(exp(s_p) / denominator) = number * log_denominator - sum over positives of s_p
         others = sum_of_entry(rows, entry)[entry[mine]] - anchors  # (A, C) the sum of each anchor's positives
         loss = (number * log_denominator).sum() - (anchors * others).sum() / tau
+        # The gradient of an anchor: (number * mean of the rows, weighted by the softmax, - sum of its positives) / tau.
+        # That of a row is the same with the roles exchanged.
         grad_anchors = (number / total * (p @ rows) - others) / tau
         grad_rows = p.T @ (number / total * anchors) - sum_of_entry(anchors, entry[mine])[entry]
         # A row is no positive of itself.
@@ -198,10 +200,10 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     device = anchors.device
     # A row of padding is an entry of its own, without positives.
     own_entry = torch.where(entry < 0, -1 - torch.arange(len(entry)), entry)
-    _, number, words = own_entry.unique(return_inverse=True, return_counts=True)
-    positives = (words - 1)[number]  # (R,)
+    _, index, words = own_entry.unique(return_inverse=True, return_counts=True)
+    positives = (words - 1)[index]  # (R,)
     padding = to_device(entry < 0, device) if (entry < 0).any() else None
-    entry_there, positives_there = to_device(number, device), to_device(positives.to(anchors.dtype), device)
+    entry_there, positives_there = to_device(index, device), to_device(positives.to(anchors.dtype), device)
     # At tau = 0.1 a cosine's rounding error counts ten times: float32.
     with torch.autocast(device.type, enabled=False):
         # unbind: the gradient of indexing a layer would be zeros for all the others, once for each layer.

@@ -144,21 +144,21 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     global batch predicts `predicted` tokens. Nothing here waits for the GPU.
     """
     config, hardware, totals, scaler = training.config, training.hardware, training.totals, training.scaler
-    # DDP takes the mean of the gradients over processes, and both losses below are shares of a sum.
-    scale = hardware.world
+    # DDP divides gradients by the number of processes, and both losses below are shares of a sum: multiply back.
+    world = hardware.world
     no_sync: Any = training.network.no_sync if hardware.distributed else contextlib.nullcontext
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
 
-    # The contrastive loss (Eq. 3) over all layers.
+    # The contrastive loss over all layers (Eq. 3). Its gradients are summed over processes with the last micro-batch's.
     if training.objective is not None and words is not None:
         with no_sync():
             align_loss = training.objective.loss(training.model, words)
-            scaler.scale(config.align_weight * scale * align_loss).backward()
+            scaler.scale(config.align_weight * world * align_loss).backward()
         totals.align_loss += align_loss.detach()
-        totals.align_steps += hardware.rank == 0
+        totals.align_steps += hardware.rank == 0  # once, as totals are summed over processes
 
-    # The language-model loss, averaged over the predicted tokens of the global batch. Gradients add up.
+    # The language-model loss (Eq. 1), averaged over the predicted tokens of the global batch. Gradients add up.
     micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
     for begin in micro_batches:
         rows = slice(begin, begin + config.micro_batch_size)
@@ -167,7 +167,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
         with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
             with hardware.autocast:
                 loss, losses = training.network(inputs, targets)  # (), (b, T)
-            scaler.scale(loss * (scale / max(1, predicted))).backward()
+            scaler.scale(loss * (world / max(1, predicted))).backward()
         totals.loss.index_add_(0, stream, losses.sum(1))
         totals.tokens.index_add_(0, stream, (targets >= 0).sum(1).float())
 
@@ -198,22 +198,22 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
     machine.check_same_everywhere(hardware, (step, data.fingerprint), config.run_dir, config.data_dir)
     if state is not None and step == last_step:
         return None
-    before = state if state is not None else initial_state(model, config, data)
+    origin = state if state is not None else initial_state(model, config, data)
     training = set_up(config, hardware, data, model, objective)
     training.step = step
-    if before is not None:
-        # Tokens that the weights have seen, by the run they are from too.
-        training.tokens_before = before["tokens"] - (step - first_step) * config.batch_size * config.block_size
+    if origin is not None:
+        # Tokens that the weights had seen before this run's first step, in stage 1 or in the run they are from.
+        training.tokens_before = origin["tokens"] - (step - first_step) * config.batch_size * config.block_size
         # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.
         if state is not None or config.init_from == "align":
-            load_optimizer(training.optimizer, training.scaler, before)
+            load_optimizer(training.optimizer, training.scaler, origin)
     if state is not None:
         torch.set_rng_state(state["rng"])
     return training
 
 
 def state_of(training: Training, first_step: int, last_step: int) -> dict:
-    """What a checkpoint holds."""
+    """What a checkpoint holds; `tokens` are those that the weights have seen, `data` is the folder's fingerprint."""
     config, data = training.config, training.sampler.folder
     tokens = training.tokens_before + (training.step - first_step) * config.batch_size * config.block_size
     return {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),

@@ -85,7 +85,7 @@ class Config:
     align_weight: float = 0.1           # of the contrastive loss (Eq. 4)
     align_steps: str = "none"           # steps of train.py that align: "none", "all" (on the fly), "last" (post)
     align_entries: int = 512            # table entries per step, over all processes
-    align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 3)
+    align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 2)
     align_power: float = 0.5            # entries are drawn by frequency ** align_power
     align_coverage: float = 1.0         # share of the table's entries that is used, the most frequent ones (Table 5)
 
