@@ -9,7 +9,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 import tiktoken
 
@@ -121,44 +120,46 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     """
     work, targets = os.path.join(folder, "work"), config.written[1:]
     # Files by other hands may be wrong: they are read before the long part.
-    by_hand = dictionary.read_table_tsv(config.table, config) if config.table else {}
+    by_hand = dictionary.read_table_tsv(config.table, config.targets) if config.table else []
     books = {} if config.table else {
         language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first)
         for language in targets}
+    common = {}
 
     chunks, place_of_pivot = count_training(config, config.pivot, work, count_chunks)
     counts, held_out = count_surfaces(chunks + count_chunks(statements)), {config.pivot: place_of_pivot}
     for language in targets:
-        count = dictionary.count_words
-        if language in books and dictionary.is_unspaced(language):
-            known = frozenset(word for found in books[language].entries.values() for word in found)
+        count, entries = dictionary.count_words, books.get(language, {})
+        if dictionary.code_of(language) in dictionary.UNSPACED:
+            known = frozenset(word for found in entries.values() for word in found)
             count = functools.partial(dictionary.count_known, known=known)
         in_target, held_out[language] = count_training(config, language, work, count)
-        if language in books:
-            # The most common translations, each in the case in which the target's text has it.
-            common = dictionary.as_text_has_them(
-                books[language].entries, in_target, config.dictionary_translations)
-            books[language] = replace(books[language], entries=common)
+        # The most common translations, each in the case in which the target's text has it.
+        common[language] = dictionary.as_text_has_them(entries, in_target, config.dictionary_translations)
 
     # Entries are numbered by frequency.
     if config.table:
-        translated = {surface: by_hand[surface] for surface in aligned_surfaces(counts, 0) if surface in by_hand}
+        rows = sorted((row for row in by_hand if counts[row[0]]),
+                      key=lambda row: (-counts[row[0]], row[0], config.targets.index(row[1])))
     else:
-        translated = dictionary.translate_surfaces(aligned_surfaces(counts, config.min_count), books, config)
-    if not translated:
+        rows = [(surface, language, translation) for surface in aligned_surfaces(counts, config.min_count)
+                for language in config.targets
+                for translation in dictionary.translations(surface, language, common.get(language, {}))]
+    if not rows:
         raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in "
                         f"{config.table or config.dictionary}; is it the right one, and the right way round "
                         "(--dictionary_target_first)?")
     encoding = make_vocabulary(config, held_out, os.path.join(folder, "tokenizer.tiktoken"))
     V = encoding.n_vocab
     offsets = {language: V if language == "clone" else 0 for language in (config.pivot, *config.targets)}
-    short = dictionary.keep_short(translated, encoding, config.translation_tokens)
-    dictionary.write_table(short, counts, encoding, offsets, folder)
-    coverage = dictionary.coverage(short, translated, counts, books, targets)
+    short = dictionary.keep_short(rows, encoding, config.translation_tokens)
+    entries_made = dictionary.write_table(short, counts, encoding, offsets, folder)
+    coverage = {language: dictionary.coverage(language, rows, short, counts, books.get(language, {}), entries)
+                for language, entries in common.items()}
     for language, share in coverage.items():
         print(f"{100 * share['running_words']:.0f}% of {config.pivot}'s running words have an entry in {language}")
     return {"V": V, "vocab_size": V + max(offsets.values()), "end_of_text": encoding.eot_token, "offsets": offsets,
-            "entries": len(short), "held_out": held_out, "coverage": coverage}
+            "entries": entries_made, "held_out": held_out, "coverage": coverage}
 
 
 # ---- what a folder is made from, and where ----

@@ -16,12 +16,9 @@ def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Table:
     """
-    The alignment table as flat arrays. Entry k (0-based here; k + 1 in alignment bins) has one pivot word, language 0,
-    and any number of translations in languages 1..len(languages) - 1. The words of entry k in language l are
-
-        groups[k * L + l] : groups[k * L + l + 1]      with L = len(languages)
-
-    and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
+    Entry k (0-based here; k + 1 in alignment bins) has one pivot word, language 0, and any number of translations in
+    the languages 1, 2, ... Its words in language l are groups[k * L + l] : groups[k * L + l + 1], with L =
+    len(languages), and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
     """
 
     languages: tuple[str, ...]  # pivot first
@@ -58,7 +55,8 @@ class Table:
             with np.load(path, allow_pickle=False) as arrays:
                 loaded = {field.name: arrays[field.name] for field in fields(Table)}
             return Table(**loaded | {"languages": tuple(loaded["languages"].tolist())})
-        except Exception as e:  # zipfile and zlib raise errors of their own for a damaged archive
+        # zipfile and zlib raise errors of their own for a damaged archive.
+        except Exception as e:
             raise UserError(f"{path}: not an alignment table ({type(e).__name__}: {e}); run data.py again") from e
 
 

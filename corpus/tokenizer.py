@@ -35,21 +35,23 @@ def load_tokenizer(name: str, path: str) -> tiktoken.Encoding:
     if name == "train":
         try:
             with open(path, "rb") as f:
-                ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, f)}
+                ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in map(bytes.split, f)}
+            # tiktoken ends the process over ranks with a gap, or without one of the bytes.
+            if [*ranks.values()] != [*range(len(ranks))] or sum(len(token) == 1 for token in ranks) != 256:
+                raise ValueError("its tokens are not numbered 0, 1, ..., or the 256 bytes are not among them")
             return tiktoken.Encoding("trained", pat_str=PATTERN, mergeable_ranks=ranks,
                                      special_tokens={END_OF_TEXT: len(ranks)})
         except (OSError, ValueError) as e:
             raise UserError(f"{path}: not a tiktoken vocabulary ({e}); run data.py again") from e
     known = tiktoken.list_encoding_names()
     if name not in known:
-        raise UserError(f'tokenizer: expected "train", to make a vocabulary from the corpus, or an encoding of '
-                        f"tiktoken ({', '.join(known)}), found {name!r}")
+        raise UserError(f'tokenizer: expected "train" or one of {", ".join(known)}; found {name!r}')
     try:
         return tiktoken.get_encoding(name)
-    except Exception as e:  # tiktoken raises whatever its HTTP library raises
-        raise UserError(f"tokenizer {name}: its vocabulary cannot be downloaded ({type(e).__name__}); set "
-                        "TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=train to make one from "
-                        "the corpus") from e
+    # tiktoken raises whatever its HTTP library raises.
+    except Exception as e:
+        raise UserError(f"tokenizer {name}: its vocabulary cannot be downloaded ({type(e).__name__}); name a folder "
+                        "that has it in TIKTOKEN_CACHE_DIR, or make one from the corpus: --tokenizer=train") from e
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:

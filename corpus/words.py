@@ -14,7 +14,8 @@ from nltk.tokenize import NLTKWordTokenizer
 from corpus.table import ranges
 from runtime.errors import UserError
 
-CHUNK = re.compile(r"\n+| ?\S+|\s")  # every character falls in exactly one chunk
+# Every character falls in exactly one chunk.
+CHUNK = re.compile(r"\n+| ?\S+|\s")
 # Nearly all different chunks: words, with a quotation mark or bracket before, contractions, dashes between, and marks
 # after. NLTK cuts these (but for CONTRACTION) where PIECE does, which takes a fortieth of its time.
 LETTERS = r"[^\W\d_]+"
@@ -30,8 +31,9 @@ CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 SHORTENED = ("Mr Mrs Ms Mme Mlle Messrs Dr St Mt Rev Hon Prof Gen Col Capt Lt Sgt Maj Gov Sen Rep Jr Sr Bros Co Corp "
              "Inc Ltd Dept vs Fig Figs Vol Jan Feb Aug Sept Oct Nov Dec").split()
 ABBREVIATED = re.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[])[A-HJ-Z]|\.[A-Za-z])\.$")
-_nltk = NLTKWordTokenizer()
-MAX_CHUNKS = 1_000_000  # whose words a process knows: about 130 MB
+NLTK = NLTKWordTokenizer()
+# So many chunks whose words a process remembers take about 130 MB.
+MAX_CHUNKS = 1_000_000
 
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
@@ -42,37 +44,32 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
     and each distinct chunk is cut once. A run of line ends is a word too: En-Clone translates all that stands in the
     text.
     """
-    if chunk[0] == "\n":
-        pieces = [chunk]
-    elif chunk.isspace():
-        return []
+    if chunk.isspace():
+        words = [chunk] if chunk[0] == "\n" else []
     elif chunk[-1] == "." and ABBREVIATED.search(chunk):
-        pieces = _cut(chunk[:-1])
-        pieces[-1] += "."
+        words = _cut(chunk[:-1])
+        words[-1] += "."
     else:
-        pieces = _cut(chunk)
-    ends = list(itertools.accumulate(len(piece.encode()) for piece in pieces))
-    return list(zip([0, *ends], ends, pieces))
+        words = _cut(chunk)
+    ends = list(itertools.accumulate(len(word.encode()) for word in words))
+    return list(zip([0, *ends], ends, words))
 
 
 def _cut(chunk: str) -> list[str]:
-    """The words of a chunk that is not white space."""
     if PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
         return PIECE.findall(chunk)
     space = chunk[0] == " "
     try:
-        ends = [end + space for _, end in _nltk.span_tokenize(chunk[space:])]
-    except (ValueError, RuntimeError):  # NLTK cannot place the quotation marks it rewrote: the chunk is one word
+        ends = [end + space for _, end in NLTK.span_tokenize(chunk[space:])]
+    # NLTK cannot place the quotation marks that it rewrote: the chunk is one word.
+    except (ValueError, RuntimeError):
         ends = [len(chunk)]
     return [chunk[start:end] for start, end in zip([0, *ends], ends)]
 
 
 def count_chunks(texts: list[str]) -> Counter:
     """How often each chunk stands in the texts."""
-    counts: Counter = Counter()
-    for text in texts:
-        counts.update(CHUNK.findall(text))
-    return counts
+    return Counter(itertools.chain.from_iterable(map(CHUNK.findall, texts)))
 
 
 def count_surfaces(chunks: Counter) -> Counter:
@@ -94,9 +91,8 @@ def seen_words(surfaces: Counter, min_count: int) -> Counter:
         counts[surface.removeprefix(" ")] += count
     words = Counter({word: count for word, count in counts.items() if count > min_count})
     if not words:
-        word, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-        raise UserError(f"no word of the corpus is seen more than min_count={min_count} times (the most frequent, "
-                        f"{word!r}, {count} times); use a larger corpus or a smaller --min_count")
+        raise UserError(f"no word of the corpus is seen more than min_count={min_count} times (the most frequent: "
+                        f"{counts.most_common(1)}); use a larger corpus or a smaller --min_count")
     return words
 
 
@@ -122,12 +118,12 @@ class WordIndex(dict[str, int]):
 
     def __missing__(self, chunk: str) -> int:
         for first, end, surface in words_of_chunk(chunk):
-            if (entry := self.entry.get(surface)) is not None:
-                self.spans.extend((first, end, entry))
+            if surface in self.entry:
+                self.spans.extend((first, end, self.entry[surface]))
         self.length.append(len(chunk.encode()))
         self.words.append(len(self.spans) // 3)
         self[chunk] = len(self)
-        return len(self) - 1
+        return self[chunk]
 
     def spans_of(self, text: str) -> np.ndarray:
         """(words, 3) int64: first byte, byte after the last, and entry of every word of a text that is in the table."""
@@ -135,8 +131,8 @@ class WordIndex(dict[str, int]):
             self.clear()
         chunks = CHUNK.findall(text)
         number = np.fromiter(map(self.__getitem__, chunks), np.int64, len(chunks))
-        length, words, spans = (np.frombuffer(flat, np.int64) if flat else np.zeros(0, np.int64)
-                                for flat in (self.length, self.words, self.spans))
+        # Arrays that share the memory of the flat ones.
+        length, words, spans = map(np.asarray, (self.length, self.words, self.spans))
         count = words[number + 1] - words[number]           # (chunks of the text,)
         start = np.cumsum(length[number]) - length[number]  # of each chunk in the text
         spans = spans.reshape(-1, 3)[ranges(words[number], count)]

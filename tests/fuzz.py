@@ -51,7 +51,7 @@ Format = tuple[str, bytes, Callable[[str], object]]  # a file's name, what an un
 
 
 def formats() -> dict[str, Format]:
-    model, languages = GPT(50, 8, 1, 1, 16), configs.Config(targets=("clone", "de"))
+    model = GPT(50, 8, 1, 1, 16)
     torch.save(gpt2.gpt2_weights(model), weights := io.BytesIO())
     torch.save(dict.fromkeys(checkpoint.FIELDS, 0) | {"model": model.state_dict()}, state := io.BytesIO())
     shape = json.dumps(gpt2.gpt2_config(model)).encode()
@@ -73,7 +73,7 @@ def formats() -> dict[str, Format]:
         "gz": ("a.jsonl.gz", gzip.compress(JSONL), texts), "xz": ("a.jsonl.xz", lzma.compress(JSONL), texts),
         "config": ("a.py", b'max_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\n', lambda path: configs.load([path])),
         "dictionary": ("en-de.txt", b"house\tHaus\nold alt\nriver\tFluss\n", dictionary.read),
-        "table": ("table.tsv", TABLE.encode(), lambda path: dictionary.read_table_tsv(path, languages)),
+        "table": ("table.tsv", TABLE.encode(), lambda path: dictionary.read_table_tsv(path, ("clone", "de"))),
         "xnli": ("xnli.tsv", XNLI.encode(), nli.read), "snli": ("snli.jsonl", SNLI.encode(), nli.read),
         "answers": ("answers.jsonl", ANSWERS.encode(), lambda path: translate.read_answers(path, 5)),
         "checkpoint": ("checkpoint.pt", state.getvalue(), weights_in),

@@ -103,7 +103,7 @@ def config(tmp_path, endpoint, monkeypatch) -> Config:
 
 def ask_all(config: Config, **changes) -> dict[str, list[str]]:
     translate.main(overrides(config, **changes))
-    return read(config.dictionary_of("de")).entries
+    return read(config.dictionary_of("de"))
 
 
 def answers_in(config: Config) -> dict[str, list[str]]:
@@ -158,7 +158,7 @@ def test_an_endpoint_that_stays_away_is_given_up_and_its_answers_are_kept(config
         ask_all(config)
     words = translate.words_to_ask(config)
     assert answers_in(config) == answer_to(words[:20]) and KEY not in str(e.value)
-    assert read(config.dictionary_of("de")).entries == expected(words[:20])
+    assert read(config.dictionary_of("de")) == expected(words[:20])
     endpoint.misbehave = lambda number, words: None
     assert ask_all(config) == expected(words)
 
