@@ -108,12 +108,11 @@ def count_known(texts: list[str], known: frozenset[str]) -> Counter:
     for text in texts:
         start = 0
         while start < len(text):
-            lengths = range(longest.get(text[start], 0), 0, -1)
-            length = next((n for n in lengths if text[start:start + n] in known), 0)
-            if length:
-                counts[text[start:start + length]] += 1
-            start += max(1, length)
-    return counts
+            ends = range(start + longest.get(text[start], 1), start, -1)
+            end = next((end for end in ends if text[start:end] in known), start + 1)
+            counts[text[start:end]] += 1
+            start = end
+    return Counter({word: counts[word] for word in known & counts.keys()})
 
 
 def as_text_has_them(entries: Entries, counts: Counter, most: int = 0) -> Entries:
@@ -221,15 +220,17 @@ def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, 
     The share of the pivot's running words (with a letter in them) that have an entry, and how many of the dictionary's
     pairs were left out: for more `common` ones, for want of their word in `rows`, and for length.
     """
-    running = Counter({surface: count for surface, count in counts.items() if any(map(str.isalpha, surface))})
-    covered = sum(running[surface] for surface in {row[0] for row in short if row[1] == language})
-    result = {"running_words": covered / max(1, running.total())}
-    if entries:
+    def pairs_in(table: list[Row]) -> int:
         # Forms of a word that differ in capitals and spaces are one pair.
-        in_rows, in_short = (len({(surface.strip().casefold(), translation.strip().casefold())
-                                  for surface, target, translation in table if target == language})
-                             for table in (rows, short))
+        return len({(word.strip().casefold(), translation.strip().casefold())
+                    for word, target, translation in table if target == language})
+
+    running = Counter({surface: count for surface, count in counts.items() if any(map(str.isalpha, surface))})
+    with_entry = {surface for surface, target, _ in short if target == language}
+    result = {"running_words": sum(running[surface] for surface in with_entry) / max(1, running.total())}
+    # A table made by hand has no dictionary behind it.
+    if entries:
         pairs, kept = (sum(map(len, book.values())) for book in (entries, common))
-        result |= {"pairs": pairs, "pairs_in_the_table": in_short, "rarer_pairs_left_out": pairs - kept,
-                   "pairs_of_no_entry": kept - in_rows, "longer_pairs_left_out": in_rows - in_short}
+        result |= {"pairs": pairs, "pairs_in_the_table": pairs_in(short), "rarer_pairs_left_out": pairs - kept,
+                   "pairs_of_no_entry": kept - pairs_in(rows), "longer_pairs_left_out": pairs_in(rows) - pairs_in(short)}
     return result
