@@ -76,8 +76,8 @@ _encoder: Encoder  # of a worker process
 def start_worker(data_dir: str) -> None:
     global _encoder
     folder = Folder(data_dir)
-    pivot_words = [folder.table.word(folder.table.words(k, 0)[0]) for k in range(len(folder.table))]
-    _encoder = Encoder(folder.encoding, [folder.encoding.decode(word.tolist()) for word in pivot_words])
+    table, decode = folder.table, folder.encoding.decode
+    _encoder = Encoder(folder.encoding, [decode(table.word(table.words(k, 0)[0]).tolist()) for k in range(len(table))])
 
 
 def encode_documents(texts: list[str], aligned: bool, held_out: float) -> tuple[np.ndarray, ...]:
@@ -132,38 +132,30 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
 
 def prepare(config: Config) -> None:
     """Makes config.data_dir, unless it is there and made from the same texts with the same settings."""
-    origin = build.made_from(config)
-    if build.is_made(config.data_dir, origin["fingerprint"]):
+    meta, pivot = build.made_from(config), config.pivot
+    if build.is_made(config.data_dir, meta["fingerprint"]):
         print(f"{config.data_dir} is up to date")
         return
+    stated = knowledge.in_training_order(knowledge.facts_of(config), knowledge.FACT_SEED)
+    statements = [knowledge.statement(fact, pivot) for fact in stated if text_language(fact.language, pivot) == pivot]
     with exclusive(config.data_dir):
-        partial = build.open_partial(config.data_dir, origin["fingerprint"])
-        meta = make(config, origin, partial)
+        partial = build.open_partial(config.data_dir, meta["fingerprint"])
+        meta |= {"splits": {}} | build.make_table(config, statements, partial)
+        build.write_meta(partial, meta)
+        folder, counts = Folder(partial), {}
+        with Workers(config.workers, start_worker, partial) as workers:
+            for language in config.written:
+                done = os.path.join(partial, "work", f"bins_{language}.json")
+                counts[language] = kept(done, lambda: write_bins(language, config, folder, workers))
+                train, val = counts[language]["train"], counts[language]["val"]
+                print(f"{language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, "
+                      f"{train['tokens']:,} training tokens; {val['tokens']:,} tokens held out")
+        for split in ("train", "val"):
+            meta["splits"][split] = {each: counts[text_language(each, pivot)][split] for each in folder.languages}
+        if stated:
+            meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder)}
         build.write_meta(partial, meta)
         build.move_into_place(partial, config.data_dir)
-
-
-def make(config: Config, origin: dict, partial: str) -> dict:
-    """Makes all files in the folder `partial` but meta.json, and returns what that is to say."""
-    stated = knowledge.in_training_order(knowledge.facts_of(config), knowledge.FACT_SEED)
-    statements = [knowledge.statement(fact, config.pivot) for fact in stated
-                  if text_language(fact.language, config.pivot) == config.pivot]
-    meta = origin | {"splits": {}} | build.make_table(config, statements, partial)
-    build.write_meta(partial, meta)
-    folder = Folder(partial)
-    counts = {}
-    with Workers(config.workers, start_worker, partial) as workers:
-        for language in config.written:
-            done = os.path.join(partial, "work", f"bins_{language}.json")
-            counts[language] = kept(done, lambda: write_bins(language, config, folder, workers))
-            train, val = counts[language]["train"], counts[language]["val"]
-            print(f"{language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, {train['tokens']:,} "
-                  f"training tokens; {val['tokens']:,} tokens held out")
-    splits = {split: {language: counts[text_language(language, config.pivot)][split] for language in folder.languages}
-              for split in ("train", "val")}
-    if stated:
-        splits["facts"] = {config.pivot: knowledge.write_bin(stated, folder)}
-    return meta | {"splits": splits}
 
 
 # ---- Codeswitching (paper, section 3.2) ----
@@ -280,9 +272,8 @@ class Sampler:
     """
     The rows of every step. A row is a window: block_size tokens of a bin, and the one after them as the last target.
     The windows of a language are visited without replacement, epoch after epoch, each in an order of its own. The rest
-    at a bin's end, less than a window, is not visited. Nor are the tokens that fall off a row's end where translations
-    are longer than their words: none for En-Clone, 0.5 to 0.9% of English in an epoch with 5% of its words in German or
-    Russian, by a vocabulary of 16,384 or 4,096 tokens.
+    at a bin's end, less than a window, is not visited; nor is what longer translations push off a row's end, which is
+    0.5 to 0.9% of English in German and Russian runs.
     """
 
     def __init__(self, folder: Folder, config: Config):
@@ -291,8 +282,6 @@ class Sampler:
         self.weights = [weight / sum(mix.values()) for weight in mix.values()]
         self.bins = {language: folder.tokens(language, "train") for language in mix}
         self.align = {folder.pivot: folder.align("train")} if folder.pivot in mix else {}
-        # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
-        self.facts = None
         if "facts" in folder.splits and folder.pivot in mix and config.max_steps > config.stage1_steps:
             self.bins["facts"] = folder.tokens(folder.pivot, "facts")
         self.streams = tuple(self.bins)  # the languages of mix, then facts
@@ -300,8 +289,9 @@ class Sampler:
         for name, number in self.windows.items():
             if number < 1:
                 raise UserError(f"{folder.dir}: the {name} text has {len(self.bins[name])} tokens, fewer than one row "
-                                f"of block_size + 1 = {config.block_size + 1}; use a smaller block_size or more "
-                                f"{'facts' if name == 'facts' else 'text'}")
+                                f"of block_size + 1 = {config.block_size + 1}; use a smaller block_size or more text")
+        # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
+        self.facts = None
         if "facts" in self.bins:
             ends = folder.splits["facts"][folder.pivot]["period_ends"]
             self.facts = knowledge.FactRows(config, self.windows["facts"], ends)
@@ -330,12 +320,12 @@ class Sampler:
         stream, number = self._deal(rows)
         window = np.empty_like(number)
         for s, name in enumerate(self.streams):
-            here, n = stream == s, self.windows[name]
+            here = stream == s
             if self.facts and name == "facts":
                 window[here] = self.facts.shuffled(number[here], self.config.seed, s)
             else:
-                epoch, index = np.divmod(number[here], n)
-                window[here] = permute(index, n, self.config.seed, s, epoch)
+                epoch, index = np.divmod(number[here], self.windows[name])
+                window[here] = permute(index, self.windows[name], self.config.seed, s, epoch)
         return stream, window
 
     def windows_of_step(self, step: int) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -79,22 +80,20 @@ def count_training(config: Config, language: str, work: str,
                    count: Callable[[list[str]], Counter]) -> tuple[Counter, float]:
     """`count` of a language's documents that are not held out, and the place below which they are."""
     def make() -> list:
-        smallest, largest = 1.0, 0.0
+        places = array("d")
 
         def training() -> Iterator[str]:
-            nonlocal smallest, largest
             for text in documents(config, language, f"words {language}"):
-                at = place(text)
-                smallest, largest = min(smallest, at), max(largest, at)
-                if at >= config.val_fraction:
+                places.append(place(text))
+                if places[-1] >= config.val_fraction:
                     yield text
 
-        return [count_in(config, count, training()), smallest, largest]
+        return [count_in(config, count, training()), min(places), max(places)]
 
     counts, smallest, largest = kept(os.path.join(work, f"counts_{language}.json"), make)
     if smallest >= largest:
         raise UserError(f"{config.source_of(language)}: found one distinct document; at least 2 are needed, one to "
-                        "train on and one to hold out (blank lines separate documents in .txt)")
+                        "train on and one to hold out (blank lines end a document in .txt)")
     # In a small text val_fraction may hold out nothing, or all: then at least the first document by place is held out,
     # though its words are counted, and at least the last is trained on.
     return Counter(counts), min(max(config.val_fraction, math.nextafter(smallest, 1)), largest)
@@ -114,10 +113,7 @@ def make_vocabulary(config: Config, held_out: dict[str, float], path: str) -> ti
 
 
 def make_table(config: Config, statements: list[str], folder: str) -> dict:
-    """
-    Makes tokenizer.tiktoken, table.npz and table.tsv, and returns what meta.json says of them. The words of
-    `statements` count too.
-    """
+    """Makes tokenizer.tiktoken, table.npz and table.tsv of texts and `statements`; returns what meta.json says."""
     work, targets = os.path.join(folder, "work"), config.written[1:]
     # Files by other hands may be wrong: they are read before the long part.
     by_hand = dictionary.read_table_tsv(config.table, config.targets) if config.table else []
@@ -170,9 +166,8 @@ def made_from(config: Config) -> dict:
     for language in targets:
         for key in ("source",) if config.table else ("source", "dictionary"):
             if "{language}" not in getattr(config, key):
-                raise UserError(f"targets: {language!r} needs text and a dictionary of its own: {key} must have "
-                                f"{{language}} in it, as in \"texts/{{language}}\", found {getattr(config, key)!r}; "
-                                "the target that needs neither is \"clone\"")
+                raise UserError(f"targets: {language!r} needs text and a dictionary of its own (only \"clone\" needs "
+                                f"none): expected {{language}} in {key}, found {getattr(config, key)!r}")
     # A tokenizer that cannot be had is found out before the long part.
     if config.tokenizer != "train":
         load_tokenizer(config.tokenizer, "")
@@ -181,8 +176,7 @@ def made_from(config: Config) -> dict:
         inputs |= readers.fingerprint(config.source_of(language), workers=config.workers)
     patterns = [config.table] if config.table else [config.dictionary_of(language) for language in targets]
     inputs |= {path: file_digest(path) for pattern in patterns for path in dictionary.dictionary_files(pattern)}
-    plain = config.plain()
-    settings = {key: plain[key] for key in SETTINGS}
+    settings = {key: value for key, value in config.plain().items() if key in SETTINGS}
     # The same files in another folder make the same.
     digests = [(os.path.basename(path), digest) for path, digest in inputs.items()]
     text = json.dumps([FORMAT, settings, digests], sort_keys=True)

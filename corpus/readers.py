@@ -132,4 +132,4 @@ def fingerprint(source: str, workers: int = 0) -> dict[str, str]:
     if source == "builtin":
         return {source: hashlib.sha256("\n\n".join(documents(source, workers=workers)).encode()).hexdigest()}
     # All of a file up to 64 MiB, and samples of a larger one.
-    return {path: file_digest(path, blocks=2**10) for path in _files(source)}
+    return {path: file_digest(path) for path in _files(source)}

@@ -4,17 +4,14 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import filelock
 
 from runtime.errors import UserError
 
-T = TypeVar("T")
-
 
 def unreadable(path: str, e: Exception) -> UserError:
-    """The UserError for a file that cannot be read."""
     why = " ".join(str(getattr(e, "strerror", None) or e).split())
     advice = ("pip install pyarrow (for .parquet) or backports.zstd (for .zst)" if isinstance(e, ImportError)
               else "check that it is complete and yours to open")
@@ -60,7 +57,7 @@ def is_newer(path: str, than: str) -> bool:
     return os.path.exists(path) and os.path.exists(than) and os.path.getmtime(path) >= os.path.getmtime(than)
 
 
-def kept(path: str, make: Callable[[], T]) -> T:
+def kept(path: str, make: Callable[[], object]) -> Any:
     """The JSON value at `path`: made and left there, unless an interrupted command has left it."""
     if not os.path.exists(path):
         write_json(path, make())
@@ -69,16 +66,14 @@ def kept(path: str, make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def exclusive(folder: str) -> Iterator[None]:
-    """
-    Holds a lock on `folder`, which goes with the process however it ends. Raises UserError when another process has it.
-    """
+    """Holds a lock on `folder`, which ends with the process. Raises UserError when another process has it."""
     path = folder.rstrip("/") + ".lock"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         lock = filelock.FileLock(path).acquire(blocking=False)
-    except filelock.Timeout as e:
-        raise UserError(f"another process is working in {folder}; wait for it, or name another folder") from e
     except OSError as e:
-        raise UserError(f"cannot make {path} ({e.strerror})") from e
+        # filelock's own Timeout comes without a reason of the system's.
+        why = e.strerror or f"another process is working in {folder}; wait for it, or name another folder"
+        raise UserError(f"cannot lock {path} ({why})") from e
     with lock:
         yield

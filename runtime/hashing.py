@@ -52,20 +52,15 @@ def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
     return result.astype(np.int64)
 
 
-def file_digest(path: str, blocks: int = 2**10, block: int = 2**16) -> str:
-    """
-    SHA-256 of a file's size and of `blocks` blocks spread evenly over it: all of a file up to 64 MiB, a sample of a
-    larger one, so that 40 GB take no longer than 64 MiB. Raises UserError when it cannot be read.
-    """
+def file_digest(path: str) -> str:
+    """SHA-256 of a file's size and of all of a file up to 64 MiB, or 64 MiB of samples spread evenly over it."""
+    block, most = 2**16, 2**10
     try:
         size = os.path.getsize(path)
-        starts = list(range(0, size, block))
-        if size > blocks * block:
-            starts = [i * (size - block) // (blocks - 1) for i in range(blocks)]
-        sha = hashlib.sha256(str(size).encode())
+        sha, n = hashlib.sha256(str(size).encode()), -(-size // block)
         with open(path, "rb") as f:
-            for start in starts:
-                f.seek(start)
+            for i in range(min(n, most)):
+                f.seek(i * block if n <= most else i * (size - block) // (most - 1))
                 sha.update(f.read(block))
     except OSError as e:
         raise unreadable(path, e) from e

@@ -17,6 +17,22 @@ Result = TypeVar("Result")
 AHEAD = 4  # items under way or done for each process
 
 
+def _in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item],
+              most: int) -> Generator[Result, None, None]:
+    """The results of submitted items in their order, of which `most` are under way or done at a time."""
+    ahead: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            ahead.append(submit(item))
+            if len(ahead) == most:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
 def _begin(start: Callable | None, arguments: tuple) -> None:
     # Ctrl-C and SIGTERM are for the process that this one works for.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -50,32 +66,14 @@ class Workers:
         work(item) of each item, in order. Items are read only as fast as results are taken, so that memory is bounded.
         Raises what `work` raises, and UserError when a process has died.
         """
-        ahead: deque[Future[Result]] = deque()
         try:
-            for item in items:
-                ahead.append(self.executor.submit(work, item))
-                if len(ahead) >= AHEAD * self.number:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            yield from _in_order(lambda item: self.executor.submit(work, item), items, AHEAD * self.number)
         except BrokenProcessPool as e:
             raise UserError("a worker process was killed, perhaps for want of memory; run the same command again "
                             "(--workers=N with a smaller N needs less memory)") from e
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 def prefetch(make: Callable[[int], Result], steps: range) -> Generator[Result, None, None]:
     """make(step) for every step, the next ones made by a thread while one is used."""
-    thread = ThreadPoolExecutor(max_workers=1)
-    ahead: deque[Future[Result]] = deque()
-    try:
-        for step in steps:
-            ahead.append(thread.submit(make, step))
-            if len(ahead) == 3:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        thread.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield from _in_order(lambda step: thread.submit(make, step), steps, 3)
