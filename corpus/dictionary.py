@@ -230,7 +230,8 @@ def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, 
     result = {"running_words": sum(running[surface] for surface in with_entry) / max(1, running.total())}
     # A table made by hand has no dictionary behind it.
     if entries:
-        pairs, kept = (sum(map(len, book.values())) for book in (entries, common))
-        result |= {"pairs": pairs, "pairs_in_the_table": pairs_in(short), "rarer_pairs_left_out": pairs - kept,
-                   "pairs_of_no_entry": kept - pairs_in(rows), "longer_pairs_left_out": pairs_in(rows) - pairs_in(short)}
+        made, in_table = pairs_in(rows), pairs_in(short)
+        given, kept = (sum(map(len, book.values())) for book in (entries, common))
+        result |= {"pairs_in_the_table": in_table, "rarer_pairs_left_out": given - kept,
+                   "pairs_of_no_entry": kept - made, "longer_pairs_left_out": made - in_table}
     return result
