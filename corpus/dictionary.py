@@ -67,15 +67,15 @@ def dictionary_files(pattern: str) -> list[str]:
 
 def read(pattern: str, target_first: bool = False) -> Entries:
     """
-    The entries in the files that a name or glob pattern stands for, without pairs of the same word twice: mostly names.
-    `target_first`: the translation stands before the pivot word. Raises UserError, naming file and line, for more than
-    BAD_LINES lines that are no pairs.
+    The entries in the files that a name or glob pattern stands for. `target_first`: the translation stands before the
+    pivot word. Raises UserError, naming file and line, for more than BAD_LINES lines that are no pairs.
     """
     entries: dict[str, dict[str, None]] = {}
     bad_lines, first_bad = 0, ""
     for path in dictionary_files(pattern):
         for number, line in read_lines(path):
             pair = [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
+            # Pairs of the same word twice are mostly names.
             if len(pair) == 2 and pair[0] != pair[1]:
                 word, translation = reversed(pair) if target_first else pair
                 entries.setdefault(word, {})[translation] = None
@@ -96,10 +96,7 @@ def count_words(texts: list[str]) -> Counter:
 
 
 def count_known(texts: list[str], known: frozenset[str]) -> Counter:
-    """
-    How often each of the `known` words stands in texts without spaces, which are cut from left to right into the
-    longest known word that fits, or else one character.
-    """
+    """How often each of the `known` words stands in texts without spaces."""
     # The length of the longest word with this first character.
     longest: dict[str, int] = {}
     for word in known:
@@ -107,6 +104,7 @@ def count_known(texts: list[str], known: frozenset[str]) -> Counter:
     counts: Counter = Counter()
     for text in texts:
         start = 0
+        # From left to right the longest known word that fits, or else one character.
         while start < len(text):
             ends = range(start + longest.get(text[start], 1), start, -1)
             end = next((end for end in ends if text[start:end] in known), start + 1)
@@ -117,9 +115,10 @@ def count_known(texts: list[str], known: frozenset[str]) -> Counter:
 
 def as_text_has_them(entries: Entries, counts: Counter, most: int = 0) -> Entries:
     """
-    Translations in the case in which the target's text, counted in `counts`, has them more often: dictionaries are
-    often all in lower case. The `most` (0: all) most common ones, the most common first, without the RARE ones.
+    Translations in the case in which the target's text, counted in `counts`, has them more often. The `most` (0: all)
+    most common ones, the most common first, without the RARE ones.
     """
+    # Dictionaries are often all in lower case.
     def in_case(translation: str) -> str:
         return max(translation, capitalised(translation), key=counts.__getitem__)
 
@@ -137,12 +136,10 @@ def as_text_has_them(entries: Entries, counts: Counter, most: int = 0) -> Entrie
 # ---- the table ----
 
 def translations(surface: str, language: str, entries: Entries) -> list[str]:
-    """
-    What can stand in the place of a surface form: the translations of the word as it stands, or else of its lower case
-    with the capitals of the word; after a space with a space, where the language has spaces.
-    """
+    """What can stand in the place of a surface form in running text."""
     if language == "clone":
         return [surface]
+    # The word as it stands, or else its lower case, whose translations get the capitals of the word.
     word = surface.removeprefix(" ")
     found = entries.get(word)
     if found is None:
@@ -150,15 +147,14 @@ def translations(surface: str, language: str, entries: Entries) -> list[str]:
         # "A" and "I" have capitals for other reasons.
         if len(word) > 1:
             found = [capitalised(translation, whole=word.isupper()) for translation in found]
+    # After a space with a space, where the language has spaces.
     space = " " if surface.startswith(" ") and code_of(language) not in UNSPACED else ""
     return list(dict.fromkeys(space + translation for translation in found))
 
 
 def keep_short(rows: list[Row], encoding: tiktoken.Encoding, most: int) -> list[Row]:
-    """
-    The rows without translations of more than `most` tokens (0: with all). En-Clone's words are kept whole: each of
-    their tokens means one of the pivot's. Raises UserError when nothing is left.
-    """
+    """Rows whose translation has at most `most` tokens (0: all rows). Raises UserError when nothing is left."""
+    # En-Clone's words are kept whole: each of their tokens means one of the pivot's.
     short = [row for row in rows if not most or row[1] == "clone" or len(encode(encoding, row[2])) <= most]
     if not short:
         raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger "

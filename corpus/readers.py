@@ -28,7 +28,8 @@ from runtime.hashing import file_digest
 
 
 def normalise(text: str) -> str:
-    """The text in NFC, the one form in which the rest of the project sees it. All that is read passes through here."""
+    """The text in NFC, the one form in which the rest of the project sees it."""
+    # All that is read passes through here.
     return unicodedata.normalize("NFC", text)
 
 
@@ -87,7 +88,8 @@ READERS[".parquet"] = _read_parquet
 
 
 def _files(source: str) -> list[str]:
-    """The files that `source` stands for, sorted. Hidden files and those of other kinds do not count."""
+    """The files that `source` stands for, sorted."""
+    # os.walk passes over folders that it cannot read, unless this stops it.
     def stop(e: OSError) -> None:
         raise unreadable(e.filename, e) from e
 
@@ -98,6 +100,7 @@ def _files(source: str) -> list[str]:
     else:
         # A file of this very name comes before a pattern.
         paths = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
+    # Hidden files and those of other kinds do not count.
     paths = [path for path in paths if path.lower().endswith(tuple(READERS)) and not os.path.isdir(path)]
     if not paths:
         raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READERS)}; found none')
@@ -107,8 +110,9 @@ def _files(source: str) -> list[str]:
 def documents(source: str, progress: str = "", workers: int = 0, shard_seed: int = 0) -> Iterator[str]:
     """
     The documents of `source`, with a bar named `progress` over its files, which come in the order of their names or
-    shuffled by a `shard_seed`. Memory holds one document at a time. Raises UserError when there is none.
+    shuffled by a `shard_seed`. Raises UserError when there is none.
     """
+    # Memory holds one document at a time.
     def texts() -> Iterator[str]:
         paths = _files(source)
         if shard_seed:

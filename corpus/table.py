@@ -15,12 +15,11 @@ def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Table:
-    """
-    Entry k (0-based here; k + 1 in alignment bins) has one pivot word, language 0, and any number of translations in
-    the languages 1, 2, ... Its words in language l are groups[k * L + l] : groups[k * L + l + 1], with L =
-    len(languages), and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
-    """
+    """The alignment table: each entry has one pivot word, in language 0, and translations in languages 1, 2, ..."""
 
+    # The words of entry k (0-based here; k + 1 in alignment bins) in language l, with L = len(languages), are
+    #     groups[k * L + l] : groups[k * L + l + 1]
+    # and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
     languages: tuple[str, ...]  # pivot first
     frequency: np.ndarray       # (K,) int64, how often the pivot word stands in the corpus in this form
     groups: np.ndarray          # (K * L + 1,) int64

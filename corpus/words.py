@@ -14,7 +14,8 @@ from nltk.tokenize import NLTKWordTokenizer
 from corpus.table import ranges
 from runtime.errors import UserError
 
-# Every character falls in exactly one chunk.
+# Words are NLTK's (paper, appendix A), found one chunk at a time, so that no sentence splitter has to be downloaded and
+# each distinct chunk is cut once. Every character falls in exactly one chunk.
 CHUNK = re.compile(r"\n+| ?\S+|\s")
 # Nearly all different chunks: words, with a quotation mark or bracket before, contractions, dashes between, and marks
 # after. NLTK cuts these (but for CONTRACTION) where PIECE does, which takes a fortieth of its time.
@@ -37,13 +38,8 @@ MAX_CHUNKS = 1_000_000
 
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
-    """
-    The words of one whitespace-delimited chunk of text, as (first byte, byte after the last, surface form).
-
-    Words are NLTK's (paper, appendix A), found one chunk at a time, so that no sentence splitter has to be downloaded
-    and each distinct chunk is cut once. A run of line ends is a word too: En-Clone translates all that stands in the
-    text.
-    """
+    """The words of one whitespace-delimited chunk of text, as (first byte, byte after the last, surface form)."""
+    # A run of line ends is a word too: En-Clone translates all that stands in the text.
     if chunk.isspace():
         words = [chunk] if chunk[0] == "\n" else []
     elif chunk[-1] == "." and ABBREVIATED.search(chunk):
@@ -56,6 +52,7 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
 
 
 def _cut(chunk: str) -> list[str]:
+    # The fast way, for nearly all.
     if PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
         return PIECE.findall(chunk)
     space = chunk[0] == " "
@@ -135,6 +132,7 @@ class WordIndex(dict[str, int]):
         length, words, spans = map(np.asarray, (self.length, self.words, self.spans))
         count = words[number + 1] - words[number]           # (chunks of the text,)
         start = np.cumsum(length[number]) - length[number]  # of each chunk in the text
+        # From bytes of the chunk to bytes of the text.
         spans = spans.reshape(-1, 3)[ranges(words[number], count)]
         spans[:, :2] += np.repeat(start, count)[:, None]
         return spans
