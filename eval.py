@@ -313,18 +313,18 @@ def measure(config: Config) -> dict:
 
 def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = ("eval_", "sample_"),
              measured: Callable[[Config], dict] = measure) -> dict:
-    """The result `name` in the run's folder: as it is if newer than the run and of the same knobs, else measured."""
-    path = os.path.join(config.run_dir, name)
+    """The result `name` in the run's folder: as it is if newer than the run, of its data and these knobs."""
+    path, data = os.path.join(config.run_dir, name), Folder(config.data_dir).fingerprint
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
         (result,) = read(path, lambda values: values[0]["config"])
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
         # Beside the knobs that make the run, these begin with `knobs`. The size of a batch changes no result.
         matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob != "eval_batch_size"]
-        if all(then[knob] == now[knob] for knob in matter):
+        if result.get("data") == data and all(then[knob] == now[knob] for knob in matter):
             print(f"{path} is up to date")
             return result
-    result = measured(config) | {"config": config.plain(), "date": datetime.date.today().isoformat()}
+    result = measured(config) | {"config": config.plain(), "data": data, "date": datetime.date.today().isoformat()}
     write_json(path, result)
     return result
 

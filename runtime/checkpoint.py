@@ -54,7 +54,7 @@ def load_checkpoint(path: str) -> dict:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as e:
-        raise UserError(f"there is no checkpoint {path}") from e
+        raise UserError(f"there is no checkpoint {path}; train first, with the same config") from e
     except Exception as e:  # whatever torch's unpickler and zip reader raise
         if is_device_fault(e):
             raise

@@ -241,7 +241,8 @@ def _read_file(path: str) -> dict[str, typing.Any]:
         with open(path, encoding="utf-8") as f:
             tree = ast.parse(f.read(), filename=path)
     except OSError as e:
-        raise UserError(f"cannot read config file {path}: {e.strerror}; those of the project are in config/") from e
+        raise UserError(f"cannot read config file {path}: {e.strerror}; those of the project are in config/, "
+                        "and a knob is --key=value") from e
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
         where = f"{path}:{getattr(e, 'lineno', None) or 1}"
         raise UserError(f"{where}: not a config file ({getattr(e, 'msg', e)}); expected lines like "

