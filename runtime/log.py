@@ -95,7 +95,13 @@ def other_logs(config: Config, step: int) -> list[Callable[[dict], None]]:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"), purge_step=step + 1)
-            logs.append(lambda record: [writer.add_scalar(k, v, record["step"]) for k, v in record.items()])
+
+            def write(record: dict) -> None:
+                for name, value in record.items():
+                    writer.add_scalar(name, value, record["step"])
+                writer.flush()
+
+            logs.append(write)
     except ImportError as e:
         raise UserError(f"logging needs a package that is not installed: pip install {e.name or 'tensorboard'}") from e
     except Exception as e:  # no key, no network: each has an exception of its own
