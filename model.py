@@ -77,6 +77,7 @@ class GPT(nn.Module):
                  tie_embeddings: bool = True, init_std: float = 0.02, embedding_init_std: float = 0.02):
         super().__init__()
         self.block_size, self.n_head = block_size, n_head
+        self.loss_function = linear_cross_entropy
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(block_size, n_embd)
         self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))
@@ -118,7 +119,7 @@ class GPT(nn.Module):
         hidden = self.ln_f(self.layers(ids)[-1])  # (B, T, C)
         if targets is None:
             return hidden
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets)
+        return self.loss_function(hidden, self.lm_head.weight, targets)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """AdamW groups: matrices and embeddings are decayed, biases and norms are not."""
@@ -213,9 +214,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None
 
 
-# Outside of torch.compile: the loop over chunks would be unrolled into its graph, which would be free to hold all of
-# them at once, and older versions of torch may give wrong gradients where a compiled autograd.Function works in place.
-@torch.compiler.disable
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
     """
     (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model import GPT
+from model import GPT, linear_cross_entropy
 from runtime.config import Config
 from runtime.errors import UserError, is_device_fault, is_out_of_memory
 
@@ -158,6 +158,9 @@ def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
     sizes = {min(rows, most), rows % most or most}
     try:
         torch._dynamo.config.optimize_ddp = False
+        # The loss stays outside: its loop over chunks would be unrolled into the graph, which would be free to hold all
+        # of them at once, and older versions of torch may compile an autograd.Function that works in place wrongly.
+        model.loss_function = torch.compiler.disable(linear_cross_entropy)
         network: torch.nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         for size in sorted(sizes, reverse=True):
             ids = torch.zeros(size, config.block_size, dtype=torch.long, device=hardware.device)
