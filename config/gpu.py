@@ -11,7 +11,7 @@ an H100 for each method; no GPU run has been made with it. Where it differs from
                   embeddings, which input-only codeswitching never trains, are hardly learned.
   fact_count, fact_frequencies  2M tokens, 2% of all; every fact so often that it is learned early, as in demo.py.
   min_count           20, as in the paper: in 70 MB of text they make a table that covers nearly all words.
-  stage1_steps, align_entries  5% of the steps, and so many entries that each of some 32,000 (of 77 MB) comes up a dozen
+  stage1_steps, align_entries  5% of the steps, and so many entries that each of some 32,000 comes up a dozen
                   times, as in demo.py. The similarities of 4,096 words are a few milliseconds for a GPU.
   align_weight, align_tau, align_power  demo.py's, as its stage 1 is short too.
   init_std, embedding_init_std  demo.py's, scaled by the square root of the width.

@@ -166,8 +166,10 @@ def main(arguments):
         report.main([runs])
         for name in ("report.md", "report.json"):
             shutil.copy(os.path.join(runs, name), out)
-        with tarfile.open(os.path.join(out, "runs.tar.gz"), "w:gz") as tar:
+        archive = os.path.join(out, "runs.tar.gz")
+        with tarfile.open(archive + ".tmp", "w:gz") as tar:
             tar.add(runs, "runs", filter=lambda file: None if file.name.endswith(".pt") else file)
+        os.replace(archive + ".tmp", archive)
         if not begun:
             print(f"{method}: {seconds} seconds with evaluation" + ", and stage 1" * (method == "prealign"))
 
