@@ -430,7 +430,7 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
 # ---- speed ----
 
 CPU = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)
-ROWS = ["step", "step, codeswitching", "step of stage 1", "evaluation", "profile", "GPT2LMHeadModel"]
+ROWS = ["step", "step, codeswitching", "step of stage 1", "profile", "evaluation", "GPT2LMHeadModel"]
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -455,6 +455,7 @@ def test_every_row_is_measured_printed_and_written(quick, capsys, tmp_path):
     assert [(row["size"], row["row"]) for row in rows] == [(size, name) for size in ("one", "two") for name in ROWS]
     flops = make_model(quick, Folder(quick.data_dir).vocab_size).flops_per_token()
     for row in rows:
+        assert row["compiled"] is False
         if "seconds_per_step" in row:
             # A step is four micro-batches of 2, or the batch where it is smaller.
             tokens = 32 * {"one": 16, "two": 8}[row["size"]]
