@@ -132,13 +132,14 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
 
 def prepare(config: Config) -> None:
     """Makes config.data_dir, unless it is there and made from the same texts with the same settings."""
-    pivot = config.pivot
-    stated = knowledge.in_training_order(knowledge.facts_of(config), knowledge.FACT_SEED)
-    statements = [knowledge.statement(fact, pivot) for fact in stated if text_language(fact.language, pivot) == pivot]
-    meta = build.made_from(config, statements)
+    pivot, facts = config.pivot, knowledge.facts_of(config)
+    sentences = [knowledge.statement(fact, text_language(fact.language, pivot)) for fact in facts]
+    meta = build.made_from(config, sentences)
     if build.is_made(config.data_dir, meta["fingerprint"]):
         print(f"{config.data_dir} is up to date")
         return
+    stated = knowledge.in_training_order(facts, knowledge.FACT_SEED)
+    statements = [knowledge.statement(fact, pivot) for fact in stated if text_language(fact.language, pivot) == pivot]
     with exclusive(config.data_dir):
         partial = build.open_partial(config.data_dir, meta["fingerprint"])
         meta |= {"splits": {}} | build.make_table(config, statements, partial)

@@ -160,8 +160,8 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
 
 # ---- what a folder is made from, and where ----
 
-def made_from(config: Config, statements: list[str]) -> dict:
-    """What meta.json says of a folder's origin: settings, digests of the files read, the fingerprint of all."""
+def made_from(config: Config, sentences: list[str]) -> dict:
+    """What meta.json says of a folder's origin: settings, digests of the files read, and one fingerprint."""
     targets = config.written[1:]
     for language in targets:
         for key in ("source",) if config.table else ("source", "dictionary"):
@@ -179,7 +179,7 @@ def made_from(config: Config, statements: list[str]) -> dict:
     settings = {key: value for key, value in config.plain().items() if key in SETTINGS}
     # The same files in another folder make the same.
     digests = [(os.path.basename(path), digest) for path, digest in inputs.items()]
-    text = json.dumps([FORMAT, settings, digests, statements], sort_keys=True)
+    text = json.dumps([FORMAT, settings, digests, sentences], sort_keys=True)
     return {"format": FORMAT, "fingerprint": hashlib.sha256(text.encode()).hexdigest(), "settings": settings,
             "inputs": inputs}
 
