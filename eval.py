@@ -198,7 +198,7 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
     per_epoch = math.ceil(len(rows) / config.nli_batch_size)
     steps = per_epoch * config.nli_epochs
     # One schedule for every method, also for post-alignment, whose training has two.
-    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=steps, align_steps="none")
+    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=steps, align_when="none")
     best, best_weights = -1.0, {}
     for step in tqdm(range(steps), desc=f"fine-tuning, seed {seed}", disable=None):
         if step % per_epoch == 0:

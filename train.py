@@ -98,7 +98,7 @@ def learning_rate(step: int, config: Config) -> float:
     post-alignment has two, one for the pretraining and one for the alignment of the model that it made.
     """
     steps = config.max_steps
-    if config.align_steps == "last":
+    if config.align_when == "last":
         pretraining = config.max_steps - config.stage1_steps
         step, steps = (step, pretraining) if step < pretraining else (step - pretraining, config.stage1_steps)
     warmup = math.ceil(config.warmup_ratio * steps)
@@ -111,7 +111,7 @@ def learning_rate(step: int, config: Config) -> float:
 def aligns(step: int, config: Config) -> bool:
     """Whether a step has the contrastive loss beside the language-model loss."""
     first = {"none": config.max_steps, "all": 0, "last": config.max_steps - config.stage1_steps}
-    return step >= first[config.align_steps]
+    return step >= first[config.align_when]
 
 
 def rows_of(step: int, config: Config, hardware: Hardware) -> np.ndarray:
@@ -348,7 +348,7 @@ def check_finite(training: Training, step: int, save: bool, path: str) -> None:
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
     # prealign.py imports this file for the loop. Its objective is looked up, so that imports run one way.
-    objective = importlib.import_module("prealign").Alignment if config.align_steps != "none" else None
+    objective = importlib.import_module("prealign").Alignment if config.align_when != "none" else None
     # Stage 1's tokens are part of the budget.
     first_step = config.stage1_steps if config.init_from == "align" else 0
     train(config, first_step, config.max_steps, objective)

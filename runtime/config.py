@@ -83,7 +83,7 @@ class Config:
     # alignment
     stage1_steps: int = 250             # each with a language-model batch, counted in max_steps
     align_weight: float = 0.1           # of the contrastive loss (Eq. 4)
-    align_steps: str = "none"           # steps of train.py that align: "none", "all" (on the fly), "last" (post)
+    align_when: str = "none"            # steps of train.py that align: "none", "all" (on the fly), "last" (post)
     align_entries: int = 512            # table entries per step, over all processes
     align_tau: float = 0.1              # temperature of the contrastive loss (Eq. 2)
     align_power: float = 0.5            # entries are drawn by frequency ** align_power
@@ -165,7 +165,7 @@ class Config:
         of stage 2 are set to their defaults, so that one stage 1 serves every method.
         """
         return replace(self, method=self.stage1_method, init_from=self.init_from if self.pretrained else "scratch",
-                       align_steps="all", codeswitch_ratio=0.0, codeswitch_target=Config.codeswitch_target, only="")
+                       align_when="all", codeswitch_ratio=0.0, codeswitch_target=Config.codeswitch_target, only="")
 
     def plain(self) -> dict:
         """As JSON would give it back (tuples are lists): what is stored, and compared with what was stored."""
@@ -185,7 +185,7 @@ IN_WORDS = {
 }
 CHOICES = {
     "codeswitch_target": ("input-only", "vanilla", "original"),
-    "align_steps": ("none", "all", "last"),
+    "align_when": ("none", "all", "last"),
     "dtype": ("auto", "bf16", "fp16", "fp32"),
     "compile": ("auto", "on", "off"),
 }
@@ -290,7 +290,7 @@ def _check(config: Config) -> None:
     rules = [
         (c.max_steps > c.stage1_steps, f"max_steps ({c.max_steps}) must exceed stage1_steps ({c.stage1_steps}), which "
                                        "it counts; without a stage 1, set --stage1_steps=0"),
-        (c.align_steps != "last" or c.stage1_steps, "align_steps=last aligns in the last stage1_steps steps: 0"),
+        (c.align_when != "last" or c.stage1_steps, "align_when=last aligns in the last stage1_steps steps: 0"),
         (c.n_embd % c.n_head == 0, f"n_embd ({c.n_embd}) must be a multiple of n_head ({c.n_head})"),
         (len(set(languages)) == len(languages), f"pivot and targets must be different languages, found {languages}"),
         # Names of languages, methods and folders are parts of file names.

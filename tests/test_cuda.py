@@ -65,7 +65,7 @@ def ready(config: Config, seed: int = 0) -> training.Training:
     """A run of the config before its first step."""
     data = Folder(config.data_dir)
     torch.manual_seed(seed)
-    objective = Alignment if config.align_steps != "none" else None
+    objective = Alignment if config.align_when != "none" else None
     return training.set_up(config, start(config), data, make_model(config, data.vocab_size), objective)
 
 
@@ -157,7 +157,7 @@ def test_a_step_waits_for_nothing(small, dtype):
     """With and without the words of stage 1, compiled on a GPU; after two steps, in which libraries load."""
     with pytest.raises((RuntimeError, AssertionError)), nothing_waits():
         torch.ones(1, device=DEVICE).item()
-    state = ready(replace(small, dtype=dtype, compile="on" if ON_GPU and dtype == "bf16" else "off", align_steps="all",
+    state = ready(replace(small, dtype=dtype, compile="on" if ON_GPU and dtype == "bf16" else "off", align_when="all",
                           codeswitch_ratio=0.3))
     step_of(state, 0), step_of(state, 1)
     for step in (2, 3):
@@ -199,7 +199,7 @@ def table_of_many_lengths(entries: int, longest: int, vocab_size: int) -> Table:
 def test_stage_1_is_steady(small):
     """Words of many lengths, new ones at every step: no memory is added, nothing compiled, no kernel planned anew."""
     entries, steps = (4096, 40) if ON_GPU else (64, 24)
-    state = ready(replace(small, compile="on", align_steps="all", align_entries=entries, max_steps=steps))
+    state = ready(replace(small, compile="on", align_when="all", align_entries=entries, max_steps=steps))
     state.objective.table = table_of_many_lengths(3 * entries, 24, len(state.model.wte.weight))
     graphs, held, seconds = counters["stats"]["unique_graphs"], [], []
     for step in range(steps):
@@ -261,7 +261,7 @@ def test_a_micro_batch_that_does_not_fit_is_one_line(small):
 
 def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
     """Begun on the device, continued on the CPU, finished on the device: as if it had stayed."""
-    small = replace(small, dtype="fp32", align_steps="all", codeswitch_ratio=0.3)
+    small = replace(small, dtype="fp32", align_when="all", codeswitch_ratio=0.3)
     stayed = stage2(small, "stayed")
     for step, device in ((4, DEVICE), (9, "cpu")):
         with monkeypatch.context() as patch:
@@ -299,7 +299,7 @@ def test_evaluation_is_that_of_the_cpu(small, capsys):
 
 def test_torchrun_with_one_process_computes_what_none_does(small):
     """NCCL on a GPU: words are gathered and gradients summed over a group, as they would be over several processes."""
-    small = replace(small, dtype="fp32", align_steps="all")
+    small = replace(small, dtype="fp32", align_when="all")
     alone, config = stage2(small), replace(small, method="group", compile="auto")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
     result = run_command(*launch, "train.py", *overrides(config))

@@ -277,7 +277,7 @@ def test_the_epoch_that_did_best_on_dev_is_kept(tiny, data, monkeypatch):
 def test_the_schedule_of_fine_tuning_is_the_same_for_every_method(tiny, data):
     """Post-alignment has two schedules in training; its fine-tuning has one, as every other."""
     rows, weights = encode_pairs(PAIRS, data, "en", 32), []
-    for config in (tiny, replace(tiny, align_steps="last", stage1_steps=6)):
+    for config in (tiny, replace(tiny, align_when="last", stage1_steps=6)):
         classifier, _ = fine_tune(untrained(tiny, data), rows, rows, 3, config, start(config), seed=1)
         weights.append(classifier.head.weight)
     assert torch.equal(*weights)

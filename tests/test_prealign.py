@@ -215,6 +215,6 @@ def test_one_stage_1_serves_every_method():
     vanilla = replace(joint, method="vanilla", init_from="align", codeswitch_ratio=0.1, codeswitch_target="vanilla")
     config = joint.stage1()
     assert vanilla.stage1() == config and config.run_dir == config.stage1_dir == vanilla.stage1_dir
-    assert (config.align_steps, config.align_weight, config.codeswitch_ratio) == ("all", 0.2, 0)
+    assert (config.align_when, config.align_weight, config.codeswitch_ratio) == ("all", 0.2, 0)
     with pytest.raises(UserError, match="stage1_steps"):
         prealign.main(["--stage1_steps=0"])

@@ -127,7 +127,7 @@ def test_learning_rate_by_hand():
     assert lr[100] == pytest.approx(0.2) and all(a > b for a, b in zip(lr[10:], lr[11:]))
     assert learning_rate(0, replace(config, warmup_ratio=0.0)) == 2.0
     # Post-alignment is a run of 100 steps, and then one of 50.
-    post = replace(config, max_steps=150, stage1_steps=50, align_steps="last")
+    post = replace(config, max_steps=150, stage1_steps=50, align_when="last")
     again = [learning_rate(step, replace(config, max_steps=50)) for step in range(50)]
     assert [learning_rate(step, post) for step in range(150)] == lr[:100] + again
 
@@ -142,7 +142,7 @@ def test_one_schedule_runs_through_both_stages(small):
 # ---- a step ----
 
 def test_gradient_of_a_step_is_that_of_equation_4(small):
-    config = replace(small, seed=2, stage1_steps=0, align_steps="all", align_tau=0.5, codeswitch_ratio=0.3,
+    config = replace(small, seed=2, stage1_steps=0, align_when="all", align_tau=0.5, codeswitch_ratio=0.3,
                      micro_batch_size=3, grad_clip=0.5)
     train(config, 0, 1, Alignment)
     torch.manual_seed(config.seed)
@@ -158,7 +158,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(small):
 
 
 def test_losses_go_down_and_a_line_is_their_mean_since_the_line_before(small):
-    every, seventh = (metrics_of(stage2(small, f"every{n}", log_interval=n, align_steps="all", max_steps=40))
+    every, seventh = (metrics_of(stage2(small, f"every{n}", log_interval=n, align_when="all", max_steps=40))
                       for n in (1, 7))
     loss, align_loss = (np.array([line[name] for line in every]) for name in ("loss", "align_loss"))
     assert loss[-5:].mean() < loss[:5].mean() - 0.3 and align_loss[-5:].mean() < align_loss[:5].mean() - 3
@@ -172,7 +172,7 @@ def test_losses_go_down_and_a_line_is_their_mean_since_the_line_before(small):
 
 @pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.02), ("fp16", 0.005)])
 def test_half_precision_trains_like_full_precision(small, dtype, tolerance):
-    full, half = (stage2(small, name, dtype=name, align_steps="all") for name in ("fp32", dtype))
+    full, half = (stage2(small, name, dtype=name, align_when="all") for name in ("fp32", dtype))
     for mine, exact in zip(metrics_of(half), metrics_of(full), strict=True):
         assert mine["loss"] == pytest.approx(exact["loss"], rel=tolerance)
 
@@ -188,7 +188,7 @@ def test_reading_a_value_is_noticed(read):
 @pytest.mark.parametrize("objective", [None, Alignment])
 def test_a_step_waits_for_nothing(small, objective):
     """Nothing that a GPU computes is read. Stage 1 reads the words of the batch, integers on the CPU."""
-    config = replace(small, align_steps="all" if objective else "none", codeswitch_ratio=0.3)
+    config = replace(small, align_when="all" if objective else "none", codeswitch_ratio=0.3)
     data, hardware = Folder(config.data_dir), Hardware(torch.device("cpu"), torch.bfloat16, 0, 1, None)
     state = training.set_up(config, hardware, data, make_model(config, data.vocab_size), objective)
     for step in range(4, 6):
@@ -202,8 +202,8 @@ def test_a_step_waits_for_nothing(small, objective):
 def test_stage_2_goes_on_where_stage_1_stopped(small):
     """Both stages with the same loss are one run without a seam: weights, optimizer, rows, learning rate, tokens."""
     stage1(small)
-    seam = stage2(small, "seam", init_from="align", align_steps="all")
-    one = stage2(small, "on-the-fly", align_steps="all")
+    seam = stage2(small, "seam", init_from="align", align_when="all")
+    one = stage2(small, "on-the-fly", align_when="all")
     assert_same_state(state_of(seam), state_of(one))
     assert losses_of(seam) == losses_of(one)[8:] and state_of(one)["tokens"] == 16 * 8 * 32
     with_facts = ["loss_facts" in line for line in losses_of(one)]
@@ -214,8 +214,8 @@ def test_on_the_fly_and_post_alignment_align_in_their_steps(small):
     def aligned(method, **changes):
         return ["align_loss" in line for line in metrics_of(stage2(small, method, **changes))]
 
-    assert aligned("joint") == 16 * [False] and aligned("on-the-fly", align_steps="all") == 16 * [True]
-    assert aligned("post", align_steps="last", stage1_steps=6) == 10 * [False] + 6 * [True]
+    assert aligned("joint") == 16 * [False] and aligned("on-the-fly", align_when="all") == 16 * [True]
+    assert aligned("post", align_when="last", stage1_steps=6) == 10 * [False] + 6 * [True]
 
 
 # ---- what a run begins with ----
@@ -272,7 +272,7 @@ def killed_after(step: int, monkeypatch, how=Killed):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(small, monkeypatch, capsys, stage, step, how):
     """To the bit, and with other values of knobs that change no result."""
     def run(config, **changes):
-        return stage1(config, **changes) if stage == 1 else stage2(config, align_steps="all", **PREALIGN, **changes)
+        return stage1(config, **changes) if stage == 1 else stage2(config, align_when="all", **PREALIGN, **changes)
 
     broken = replace(small, out_dir=small.out_dir + "-broken")
     if stage == 2:
@@ -335,7 +335,7 @@ def test_snapshots_are_the_weights_of_their_steps_and_change_nothing(small, monk
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(small):
     """Rows, accumulated gradients, and words of the contrastive loss are spread: 2 of a process's 4 rows at a time."""
-    one = replace(small, micro_batch_size=2, codeswitch_ratio=0.3, align_steps="all", align_entries=17)
+    one = replace(small, micro_batch_size=2, codeswitch_ratio=0.3, align_when="all", align_entries=17)
     two = replace(one, method="two")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     result = run_command(*launch, "train.py", *overrides(two))

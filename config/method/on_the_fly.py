@@ -3,4 +3,4 @@
 method = "on_the_fly"
 init_from = "scratch"
 codeswitch_ratio = 0.0
-align_steps = "all"
+align_when = "all"

@@ -3,4 +3,4 @@
 method = "post"
 init_from = "scratch"
 codeswitch_ratio = 0.0
-align_steps = "last"
+align_when = "last"
