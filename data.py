@@ -132,13 +132,13 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
 
 def prepare(config: Config) -> None:
     """Makes config.data_dir, unless it is there and made from the same texts with the same settings."""
-    pivot, facts = config.pivot, knowledge.facts_of(config)
+    pivot, facts = config.pivot, knowledge.make_facts(config)
     sentences = [knowledge.statement(fact, text_language(fact.language, pivot)) for fact in facts]
     meta = build.made_from(config, sentences)
     if build.is_made(config.data_dir, meta["fingerprint"]):
         print(f"{config.data_dir} is up to date")
         return
-    stated = knowledge.in_training_order(facts, knowledge.FACT_SEED)
+    stated = knowledge.in_training_order(facts)
     statements = [knowledge.statement(fact, pivot) for fact in stated if text_language(fact.language, pivot) == pivot]
     with exclusive(config.data_dir):
         partial = build.open_partial(config.data_dir, meta["fingerprint"])
@@ -293,10 +293,11 @@ class Sampler:
                 raise UserError(f"{folder.dir}: the {name} text has {len(self.bins[name])} tokens, fewer than one row "
                                 f"of block_size + 1 = {config.block_size + 1}; use a smaller block_size or more text")
         # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
-        self.facts = None
+        self.fact_rows, self.fact_windows = np.empty((2, 0), dtype=np.int64)
         if "facts" in self.bins:
             ends = folder.splits["facts"][folder.pivot]["period_ends"]
-            self.facts = knowledge.FactRows(config, self.windows["facts"], ends)
+            self.fact_rows, self.fact_windows = knowledge.rows_of_facts(config, self.windows["facts"], ends,
+                                                                        config.seed, self.streams.index("facts"))
         # With `only`, the rows that joint training has in that language, over and over for as many steps.
         self.rows_of_only = None
         if config.only:
@@ -307,11 +308,9 @@ class Sampler:
 
     def _deal(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The stream of global rows (R,), and their number within it (R,)."""
-        if not self.facts:
-            return stream_of_rows(rows, self.weights)
         # The languages share the rows that state no facts.
-        before = self.facts.before(rows)
-        states_facts = self.facts.before(rows + 1) > before
+        before = np.searchsorted(self.fact_rows, rows)
+        states_facts = np.searchsorted(self.fact_rows, rows + 1) > before
         stream, number = stream_of_rows(rows - before, self.weights)
         return np.where(states_facts, len(self.weights), stream), np.where(states_facts, before, number)
 
@@ -323,8 +322,8 @@ class Sampler:
         window = np.empty_like(number)
         for s, name in enumerate(self.streams):
             here = stream == s
-            if self.facts and name == "facts":
-                window[here] = self.facts.shuffled(number[here], self.config.seed, s)
+            if name == "facts":
+                window[here] = self.fact_windows[number[here]]
             else:
                 epoch, index = np.divmod(number[here], self.windows[name])
                 window[here] = permute(index, self.windows[name], self.config.seed, s, epoch)

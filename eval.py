@@ -16,6 +16,7 @@ All but the fine-tuning is computed in float32.
 import copy
 import datetime
 import importlib
+import itertools
 import math
 import os
 import statistics
@@ -47,7 +48,7 @@ from runtime.hardware import Hardware, open_device, start
 from tasks import nli
 from tasks.analysis import (components, continuations, mixed_script, states, text_tokens, token_kinds,
                             vocabulary_ids)
-from tasks.facts import LANGUAGES, Fact, facts_of, statement
+from tasks.facts import Fact, make_facts, statement
 from train import learning_rate
 
 
@@ -138,10 +139,13 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config
 
 def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
     """`clka_in` for every language of training and every language that has templates, by "TRAINING->TEST"."""
-    stated = {language: [fact for fact in facts if fact.language == language] for language in folder.languages}
-    tested = [language for language in folder.languages if text_language(language, folder.pivot) in LANGUAGES]
-    return {f"{training}->{test}": clka_in(model, folder, of_language, test, config)
-            for training, of_language in stated.items() if of_language for test in tested}
+    result = {}
+    for stated, test in itertools.product(folder.languages, repeat=2):
+        text = text_language(test, folder.pivot)
+        asked = [fact for fact in facts if fact.language == stated and text in fact.relation]
+        if asked:
+            result[f"{stated}->{test}"] = clka_in(model, folder, asked, test, config)
+    return result
 
 
 # ---- ZS-CLT: zero-shot cross-lingual transfer -----------------------------------------------------------------------
@@ -305,7 +309,7 @@ def measure(config: Config) -> dict:
     return {"method": config.method, "seed": config.seed, "tokens": state["tokens"],
             "lm": {l: language_model(model, folder, l, config) for l in folder.languages},
             "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
-            "clka": clka(model, folder, facts_of(folder.settings), config),
+            "clka": clka(model, folder, make_facts(folder.settings), config),
             "similarity": similarity(model, folder, config),
             "components": {name: components(vectors, folder.languages) for name, vectors in drawn.items()},
             "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}

@@ -8,6 +8,7 @@ are the English ones in its token ids.
 """
 
 import csv
+import functools
 import itertools
 import os
 import random
@@ -23,19 +24,14 @@ from runtime.errors import UserError
 from runtime.files import replacing
 from runtime.hashing import permute
 
-TEMPLATES = os.path.join(os.path.dirname(__file__), "relations.tsv")
+# A name must fit as it is, so no sentence asks for a case ending of it or knows its gender. The object comes last: the
+# statements that are compared are the same up to it.
+RELATIONS = os.path.join(os.path.dirname(__file__), "relations.tsv")
 # Names are in Latin script in every language, so that it is the sentence around a name that must transfer. A name is
-# consonant, vowel, l/n/r, consonant, vowel, and the ending of its kind: "Velko" + "dor" is a place. These hardly ever
-# make a word of English or German; STOPLIST has the exceptions.
+# consonant, vowel, l/n/r, consonant, vowel, and the ending of its kind: "Velko" + "dor" is a place.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
-ENDINGS = {"given": "lo", "family": "sk", "place": "dor", "country": "lan", "organisation": "x", "field": "v",
-           "work": "ndo", "language": "za", "instrument": "lm", "award": "mond", "sport": "dak", "occupation": "p",
-           "religion": "dan", "disease": "ff", "people": "ta", "rank": "mir", "office": "vik"}
-STOPLIST = set("Gonzalo Hengelo Kolkata Konkav Konvex Linkup Markov Markup Tangelo Tinkoff Venkata".split())
-# Facts belong to the data, not to a run: every seed of every method is asked the same ones.
-FACT_SEED = 0
-PARTS = 200  # given names, and as many family names, that subjects are made of
-CHOICES = 4  # statements that are compared: the true one and three distractors
+NAMES = 200   # given names, and as many family names, that subjects are made of
+CHOICES = 4   # statements that are compared: the true one and three distractors
 # A relation has few objects, so that a model learns each as a word and the fact is what is hard; and each is used twice
 # before there is another relation, so that an object's embedding alone cannot hold its fact.
 MAX_OBJECTS = 8
@@ -44,7 +40,6 @@ FACTS_PER_OBJECT = 2
 
 @dataclass(frozen=True)
 class Fact:
-    index: int                    # place in the list of make_facts
     subject: str                  # in no other fact
     relation: dict[str, str] = field(hash=False)
     object: str
@@ -54,63 +49,51 @@ class Fact:
     period: int                   # of training, in which it is stated; from 0
 
 
-def read_relations(path: str = TEMPLATES) -> list[dict[str, str]]:
-    """The relations of a file, each by its columns: property, name, kind of object, and a sentence per language."""
+@functools.cache
+def read_relations(path: str = RELATIONS) -> list[dict[str, str]]:
+    """The relations of a file, by column: property, name, endings of the object's names, a sentence per language."""
     with open(path, encoding="utf-8", newline="") as f:
-        return list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def check_relations(relations: list[dict[str, str]], path: str = TEMPLATES) -> None:
-    """Raises UserError, naming the line, when a language's sentence of a relation is missing or lacks its places."""
+        relations = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
     for number, relation in enumerate(relations, 2):
         for language, sentence in list(relation.items())[3:]:
             if not sentence or (sentence.count("{subject}"), sentence.count("{object}")) != (1, 1):
                 raise UserError(f"{path}:{number}: expected a sentence in {language} with one {{subject}} and one "
                                 f"{{object}}, found {sentence!r}")
+    return relations
 
 
-# A name must fit as it is, so no template asks for a case ending of it or knows its gender: Russian and Arabic avoid
-# verbs that agree with the person ("place of birth of X: Y"), and German has no article that would have to. The object
-# comes last: the statements of a comparison are the same up to it. Kinds of object are mixed along the list, as a small
-# set of facts uses only the first relations.
-RELATIONS = read_relations()
-LANGUAGES = tuple(RELATIONS[0])[3:]
-
-
-def _name(rng: random.Random, kind: str, taken: set[str]) -> str:
-    """A new name of this kind, more than one letter away from every earlier one; two words for a person."""
-    if kind == "person":
-        return f"{_name(rng, 'given', taken)} {_name(rng, 'family', taken)}"
+def _name(rng: random.Random, ending: str, taken: set[str]) -> str:
+    """A new name with this ending, more than one letter away from every earlier one."""
     while True:
         # Of a generator's methods, Python promises only random() to give the same numbers in every version.
         letters = [sounds[int(rng.random() * len(sounds))] for sounds in SOUNDS]
-        name = "".join(letters) + ENDINGS[kind]
+        name = "".join(letters) + ending
         # Two words one insertion, deletion or replacement apart have in common what one or both are without one letter.
         near = {name} | {name[:i] + name[i + 1:] for i in range(len(name))}
         # "Krirbedor" and "Flalkox" are hard to say.
-        if letters[0][-1].lower() != letters[2] and name not in STOPLIST and near.isdisjoint(taken):
+        if letters[0][-1].lower() != letters[2] and near.isdisjoint(taken):
             taken |= near
             return name
 
 
-def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Sequence[str] = ("en",),
-               periods: int = 1) -> list[Fact]:
-    """`count` facts, the same for the same arguments everywhere, of every frequency, language and period in turn."""
-    check_relations(RELATIONS)
-    kinds = [(frequency, language, p) for p in range(periods) for language in languages for frequency in frequencies]
+def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
+    """The facts of a data folder with these settings, of every frequency, language and period in turn."""
+    # They belong to the data, not to a run: every seed of every method is asked the same ones.
+    count, frequencies = settings.fact_count, settings.fact_frequencies
+    kinds = list(itertools.product(range(settings.fact_periods), settings.fact_languages, frequencies))
     minimum = CHOICES * len(kinds)
-    if min(frequencies) < 1 or not minimum <= count <= PARTS ** 2:
+    if count == 0:
+        return []
+    if min(frequencies) < 1 or not minimum <= count <= NAMES ** 2:
         raise UserError(f"fact_frequencies: expected numbers above 0, found {frequencies}; fact_count: expected "
-                        f"{minimum} ({CHOICES} of each frequency, language and period) to {PARTS ** 2}, found {count}")
-    relations = RELATIONS[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
+                        f"{minimum} ({CHOICES} of each frequency, language and period) to {NAMES ** 2}, found {count}")
+    relations = read_relations()[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
     n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(kinds) else CHOICES
-
     # A string, because -1 and 1 would be the same seed.
-    rng = random.Random(f"clka facts {seed}")
-    taken: set[str] = set()
-    given = [_name(rng, "given", taken) for _ in range(PARTS)]
-    family = [_name(rng, "family", taken) for _ in range(PARTS)]
-    pools = [[_name(rng, relation["kind"], taken) for _ in range(n_object)] for relation in relations]
+    rng, taken = random.Random(f"clka facts {seed}"), set[str]()
+    given, family = ([_name(rng, ending, taken) for _ in range(NAMES)] for ending in ("lo", "sk"))
+    pools = [[" ".join(_name(rng, ending, taken) for ending in relation["endings"].split()) for _ in range(n_object)]
+             for relation in relations]
     # A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours of one
     # kind that have the same four choices: each is the answer of one of them, so that such a model is right once in
     # four. In each kind, and in all, objects are the answer equally often up to one, at least once.
@@ -119,33 +102,29 @@ def make_facts(count: int, frequencies: Sequence[int], seed: int, languages: Seq
         for relation, pool in zip(relations, pools):
             four = pool[start:start + CHOICES]
             answers += [(relation, answer, tuple(o for o in four if o != answer)) for answer in four]
-    facts: list[Fact] = []
-    for k, kind in enumerate(kinds):
-        for index in range(k, count, len(kinds)):
-            # Along the diagonals of the given x family table: small sets share no part of a name.
-            subject = f"{given[index % PARTS]} {family[(index + index // PARTS) % PARTS]}"
-            facts.append(Fact(index, subject, *answers[len(facts) % len(answers)], *kind))
-    return sorted(facts, key=lambda fact: fact.index)
-
-
-def facts_of(settings: Config) -> list[Fact]:
-    """The facts of a data folder made with these settings."""
-    count = settings.fact_count
-    languages, periods = settings.fact_languages, settings.fact_periods
-    return make_facts(count, settings.fact_frequencies, FACT_SEED, languages, periods) if count else []
+    # Answers are dealt out kind after kind, while facts of all kinds come in turn.
+    by_kind = sorted(range(count), key=lambda i: i % len(kinds))
+    answer_of = dict(zip(by_kind, itertools.cycle(answers)))
+    facts = []
+    for i in range(count):
+        # Along the diagonals of the given x family table: small sets share no part of a name.
+        subject = f"{given[i % NAMES]} {family[(i + i // NAMES) % NAMES]}"
+        period, language, frequency = kinds[i % len(kinds)]
+        facts.append(Fact(subject, *answer_of[i], frequency, language, period))
+    return facts
 
 
 def statement(fact: Fact, language: str, object: str | None = None) -> str:
     """The fact as a sentence of `language`, with another object if one is given (a distractor)."""
-    if language not in LANGUAGES:
-        raise UserError(f"there are no fact templates in {language!r}, only in {', '.join(LANGUAGES)}; "
-                        f"add a column to {TEMPLATES}, or use fact_count=0")
+    if language not in fact.relation:
+        raise UserError(f"{RELATIONS}: expected a column {language!r} with sentences that state facts; "
+                        "add it, or use fact_count=0")
     return fact.relation[language].replace("{subject}", fact.subject).replace("{object}", object or fact.object)
 
 
-def in_training_order(facts: Sequence[Fact], seed: int) -> list[Fact]:
+def in_training_order(facts: Sequence[Fact]) -> list[Fact]:
     """Every fact `frequency` times, in the order in which they are stated: period after period, evenly over each."""
-    rng = random.Random(f"clka statements {seed}")
+    rng = random.Random("clka statements 0")
     # Once in each n-th of its period, so equally frequent facts come in rounds, each of them once, in a new order.
     times = [(fact.period + (k + rng.random()) / fact.frequency, fact) for fact in facts for k in range(fact.frequency)]
     return [fact for _, fact in sorted(times, key=lambda pair: pair[0])]
@@ -160,39 +139,23 @@ def write_bin(stated: list[Fact], folder: Folder) -> dict:
     with replacing(os.path.join(folder.dir, f"{folder.pivot}_facts.bin")) as f:
         np.concatenate(ids).astype(folder.dtype).tofile(f)
     # Where the statements of each period end, in tokens.
-    last = np.searchsorted([fact.period for fact in stated], range(folder.settings.fact_periods), side="right")
-    ends = np.cumsum([0, *map(len, ids)])
-    return {"documents": len(stated), "tokens": int(ends[-1]), "period_ends": ends[last].tolist()}
+    ends = np.cumsum(np.bincount([fact.period for fact in stated], [len(i) for i in ids])).astype(int).tolist()
+    return {"documents": len(stated), "tokens": ends[-1], "period_ends": ends}
 
 
-class FactRows:
-    """
-    Which rows state facts: rows of stage 2, evenly spread, the facts' bin once through. Period p has the rows
-    rows[p] : rows[p + 1] of stage 2 and the windows windows[p] : windows[p + 1] of the bin, in an order of the seed's.
-    """
-
-    def __init__(self, config: Config, windows: int, period_ends: list[int]):
-        self.first = config.stage1_steps * config.batch_size
-        n, periods = max(0, config.max_steps * config.batch_size - self.first), len(period_ends)
-        if windows > n // 2:
-            raise UserError(f"the facts fill {windows} rows of the {n} that stage 2 has; use fewer facts, lower "
-                            "fact_frequencies or more max_steps")
-        self.rows = -(-n * np.arange(periods + 1) // periods)
-        # A period begins at the window that is next to where its facts begin.
-        cuts = [round(end / config.block_size) for end in period_ends[:-1]]
-        self.windows = np.array([0, *cuts, windows]).clip(max=windows)
-
-    def before(self, rows: np.ndarray) -> np.ndarray:
-        """How many windows of facts are stated before each of the global rows (R,)."""
-        row = np.clip(rows - self.first, 0, self.rows[-1])
-        p = np.clip(np.searchsorted(self.rows, row, side="right") - 1, 0, len(self.rows) - 2)
-        stated = (row - self.rows[p]) * np.diff(self.windows)[p] // np.diff(self.rows)[p]
-        return self.windows[p] + stated
-
-    def shuffled(self, number: np.ndarray, *keys: int) -> np.ndarray:
-        """The window that is stated as number 0, 1, 2, ...: each period's in an order of its own."""
-        window = np.empty_like(number)
-        for p, (first, end) in enumerate(itertools.pairwise(self.windows.tolist())):
-            here = (first <= number) & (number < end)
-            window[here] = first + permute(number[here] - first, end - first, *keys, p)
-        return window
+def rows_of_facts(config: Config, windows: int, period_ends: list[int], *keys: int) -> tuple[np.ndarray, np.ndarray]:
+    """The global rows that state facts (windows,), evenly over stage 2, and the window of their bin in each of them."""
+    n, first = (steps * config.batch_size for steps in (config.max_steps - config.stage1_steps, config.stage1_steps))
+    if windows > n // 2:
+        raise UserError(f"the facts fill {windows} rows of the {n} that stage 2 has; use fewer facts, lower "
+                        "fact_frequencies or more max_steps")
+    # Each period has an equal part of these rows, and begins at the window next to where its facts begin.
+    starts = first - -n * np.arange(len(period_ends) + 1) // len(period_ends)
+    cuts = [0, *(min(windows, round(end / config.block_size)) for end in period_ends[:-1]), windows]
+    rows, order = [], []
+    for p in range(len(period_ends)):
+        number, count = np.arange(cuts[p + 1] - cuts[p]), cuts[p + 1] - cuts[p]
+        rows.append(starts[p] + ((number + 1) * (starts[p + 1] - starts[p]) - 1) // max(1, count))
+        # Its windows come in an order that the keys name.
+        order.append(cuts[p] + permute(number, count, *keys, p))
+    return np.concatenate(rows), np.concatenate(order)

@@ -56,7 +56,8 @@ def tiny(tmp_path_factory) -> Config:
     """A prepared folder and the config of a run of seconds. Tests use replace(tiny, ...) with another out_dir."""
     folder = tmp_path_factory.mktemp("tiny")
     # The facts' names stand in the text too, or they would be a token for every letter, and too long for a row.
-    names = [name for fact in make_facts(8, (3,), 0) for name in (*fact.subject.split(), fact.object)]
+    facts = make_facts(Config(fact_count=8, fact_frequencies=(3,)))
+    names = [name for fact in facts for name in (*fact.subject.split(), fact.object)]
     (folder / "text.txt").write_text(make_text() + 6 * ("\n\n" + " ".join(names) + "."), encoding="utf-8")
     config = Config(
         data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"),

@@ -28,7 +28,7 @@ from runtime.errors import UserError
 from runtime.files import exclusive, read_json, write_text
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, hash64, permute, uniform
 from runtime.parallel import AHEAD, Workers, prefetch
-from tasks.facts import facts_of, statement
+from tasks.facts import make_facts, statement
 
 TARGETS = ("input-only", "vanilla", "original")
 PAD = 999
@@ -454,7 +454,7 @@ def test_every_period_has_its_own_facts_and_steps(tiny, tmp_path):
     prepare(config)
     folder = Folder(str(tmp_path))
     tokens, ends = folder.tokens("en", "facts"), folder.splits["facts"]["en"]["period_ends"]
-    facts = facts_of(folder.settings)
+    facts = make_facts(folder.settings)
     for p, part in enumerate(np.split(tokens.astype(np.int64), ends[:-1])):
         expected = [statement(fact, "en") for fact in facts if fact.period == p]
         stated = folder.encoding.decode((part % folder.V).tolist()).split(END_OF_TEXT)[:-1]

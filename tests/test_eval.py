@@ -27,7 +27,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
 from tasks.analysis import continuations, states, text_tokens
-from tasks.facts import Fact, facts_of, make_facts, statement
+from tasks.facts import Fact, make_facts, statement
 from tasks.nli import LABELS, Pair
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2),
@@ -132,7 +132,7 @@ def is_known(model: GPT, data: Folder, fact: Fact, language: str) -> bool:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_statements_are_scored_as_whole_sentences(tiny, data, language):
-    config, facts = replace(tiny, block_size=64), make_facts(24, (1,), 3)
+    config, facts = replace(tiny, block_size=64), make_facts(Config(fact_count=24), seed=3)
     model = untrained(config, data)
     known = [is_known(model, data, fact, language) for fact in facts]
     assert [clka_in(model, data, [fact], language, config)["accuracy"] == 1 for fact in facts] == known
@@ -146,7 +146,7 @@ def test_statements_are_scored_as_whole_sentences(tiny, data, language):
 
 @pytest.mark.parametrize("language, other", [LANGUAGES, LANGUAGES[::-1]])
 def test_a_model_that_has_learned_the_facts_knows_them_in_the_language_it_learned_them_in(tiny, data, language, other):
-    model, facts = untrained(tiny, data), facts_of(data.settings)
+    model, facts = untrained(tiny, data), make_facts(data.settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     rows = [torch.tensor(documents(data, [statement(fact, "en")], language)) for fact in facts]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
@@ -159,7 +159,7 @@ def test_a_model_that_has_learned_the_facts_knows_them_in_the_language_it_learne
 
 
 def test_a_tie_is_wrong_and_a_statement_longer_than_the_model_reads_an_error(tiny, data):
-    model, fact = untrained(tiny, data), facts_of(data.settings)[0]
+    model, fact = untrained(tiny, data), make_facts(data.settings)[0]
     assert clka_in(model, data, [replace(fact, distractors=(fact.object,) * 3)], "en", tiny)["accuracy"] == 0
     with pytest.raises(UserError, match="block_size"):
         clka_in(model, data, [fact], "en", replace(tiny, block_size=8))
@@ -303,7 +303,7 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
     model, _ = load_trained(config.run_dir, data)
     assert result["lm"] == {language: language_model(model, data, language, config) for language in LANGUAGES}
-    facts = facts_of(data.settings)
+    facts = make_facts(data.settings)
     assert {pair: numbers["accuracy"] for pair, numbers in result["clka"].items()} == {
         f"en->{language}": clka_in(model, data, facts, language, config)["accuracy"] for language in LANGUAGES}
     assert result["similarity"] == similarity(model, data, config)

@@ -32,7 +32,7 @@ from runtime.checkpoint import initial_state, load_checkpoint, load_trained, mak
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import Hardware
-from tasks.facts import facts_of
+from tasks.facts import make_facts
 from tools import bench, dynamics, export, translate
 
 TEXT = "Lo ba der, it's 1234 — “naïve” 日本語 don't!\n\n  In ta."
@@ -421,7 +421,7 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
     assert [(r["step"], r["period"]) for r in records] == [(12, 0), (24, 1), (36, 1)]
     data = Folder(config.data_dir)
     model, _ = load_trained(config.run_dir, data, snapshot="snapshots/00000024.pt")
-    facts = [fact for fact in facts_of(data.settings) if (fact.period, fact.frequency) == (0, 2)]
+    facts = [fact for fact in make_facts(data.settings) if (fact.period, fact.frequency) == (0, 2)]
     assert records[0]["clka"] == {} and set(records[1]["clka"]) == {"1", "2"} and len(facts) == 8
     measured = json.loads(json.dumps([clka(model, data, facts, config), similarity(model, data, config)]))
     assert [records[1]["clka"]["2"], records[1]["similarity"]] == measured

@@ -19,7 +19,7 @@ from runtime.checkpoint import load_trained
 from runtime.errors import UserError
 from runtime.files import is_newer, write_text
 from runtime.hardware import open_device
-from tasks.facts import facts_of
+from tasks.facts import make_facts
 
 
 def main(arguments: list[str]) -> None:
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         # Facts come after stage 1, in periods of equal length; the last one that has ended is asked about.
         steps, all_steps = state["step"] - config.stage1_steps, config.max_steps - config.stage1_steps
         period = steps * data.settings.fact_periods // all_steps
-        facts = [fact for fact in facts_of(data.settings) if fact.period == period - 1]
+        facts = [fact for fact in make_facts(data.settings) if fact.period == period - 1]
         asked = {n: [fact for fact in facts if fact.frequency == n] for n in sorted({f.frequency for f in facts})}
         records.append({
             "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"],
