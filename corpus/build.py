@@ -24,9 +24,9 @@ from runtime.hashing import file_digest
 from runtime.parallel import Workers
 
 # The knobs that decide what is made, beside the files read.
-SETTINGS = ("budget", "shard_seed", "pivot", "targets", "dictionary_target_first", "dictionary_translations",
-            "translation_tokens", "tokenizer", "vocab_size", "tokenizer_share", "min_count", "val_fraction",
-            "fact_count", "fact_frequencies", "fact_languages", "fact_periods")
+SETTINGS = ("budget", "pivot", "targets", "dictionary_translations", "translation_tokens", "tokenizer", "vocab_size",
+            "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages",
+            "fact_periods")
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 BATCH_CHARACTERS = 500_000     # enough work for a process at a time
@@ -37,7 +37,7 @@ BATCH_CHARACTERS = 500_000     # enough work for a process at a time
 def documents(config: Config, language: str, progress: str = "") -> Iterator[str]:
     """A language's documents, no more of them than its budget can need."""
     room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / max(1 - config.val_fraction, 1e-9)
-    for text in readers.documents(config.source_of(language), progress, config.workers, config.shard_seed):
+    for text in readers.documents(config.source_of(language), progress, config.workers):
         yield text
         room -= len(text)
         if room < 0:
@@ -117,9 +117,7 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     work, targets = os.path.join(folder, "work"), config.written[1:]
     # Files by other hands may be wrong: they are read before the long part.
     by_hand = dictionary.read_table_tsv(config.table, config.targets) if config.table else []
-    books = {} if config.table else {
-        language: dictionary.read(config.dictionary_of(language), config.dictionary_target_first)
-        for language in targets}
+    books = {} if config.table else {language: dictionary.read(config.dictionary_of(language)) for language in targets}
     common = {}
 
     chunks, place_of_pivot = count_training(config, config.pivot, work, count_chunks)
@@ -143,8 +141,7 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
                 for translation in dictionary.translations(surface, language, common.get(language, {}))]
     if not rows:
         raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in "
-                        f"{config.table or config.dictionary}; is it the right one, and the right way round "
-                        "(--dictionary_target_first)?")
+                        f"{config.table or config.dictionary}; is it the right one, and the right way round?")
     encoding = make_vocabulary(config, held_out, os.path.join(folder, "tokenizer.tiktoken"))
     V = encoding.n_vocab
     offsets = {language: V if language == "clone" else 0 for language in (config.pivot, *config.targets)}

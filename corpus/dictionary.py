@@ -65,10 +65,10 @@ def dictionary_files(pattern: str) -> list[str]:
     return paths
 
 
-def read(pattern: str, target_first: bool = False) -> Entries:
+def read(pattern: str) -> Entries:
     """
-    The entries in the files that a name or glob pattern stands for. `target_first`: the translation stands before the
-    pivot word. Raises UserError, naming file and line, for more than BAD_LINES lines that are no pairs.
+    The entries in the files that a name or glob pattern stands for. Raises UserError, naming file and line, for more
+    than BAD_LINES lines that are no pairs.
     """
     entries: dict[str, dict[str, None]] = {}
     bad_lines, first_bad = 0, ""
@@ -77,8 +77,7 @@ def read(pattern: str, target_first: bool = False) -> Entries:
             pair = [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
             # Pairs of the same word twice are mostly names.
             if len(pair) == 2 and pair[0] != pair[1]:
-                word, translation = reversed(pair) if target_first else pair
-                entries.setdefault(word, {})[translation] = None
+                entries.setdefault(pair[0], {})[pair[1]] = None
             elif len(pair) != 2 and line.strip():
                 bad_lines += 1
                 first_bad = first_bad or (f"{path}:{number}: expected a word and its translation with a tab between "

@@ -107,17 +107,14 @@ def _files(source: str) -> list[str]:
     return sorted(paths)
 
 
-def documents(source: str, progress: str = "", workers: int = 0, shard_seed: int = 0) -> Iterator[str]:
+def documents(source: str, progress: str = "", workers: int = 0) -> Iterator[str]:
     """
-    The documents of `source`, with a bar named `progress` over its files, which come in the order of their names or
-    shuffled by a `shard_seed`. Raises UserError when there is none.
+    The documents of `source`, with a bar named `progress` over its files, which come in the order of their names.
+    Raises UserError when there is none.
     """
     # Memory holds one document at a time.
     def texts() -> Iterator[str]:
-        paths = _files(source)
-        if shard_seed:
-            paths.sort(key=lambda path: hashlib.sha256(f"{shard_seed} {os.path.basename(path)}".encode()).digest())
-        for path in tqdm(paths, progress, unit=" files", disable=None if progress else True):
+        for path in tqdm(_files(source), progress, unit=" files", disable=None if progress else True):
             read = next(read for ending, read in READERS.items() if path.lower().endswith(ending))
             yield from read(path)
 

@@ -20,6 +20,9 @@ from report.results import TOKEN_KINDS, wilson
 from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 
+# Tokens of held-out text before each continuation.
+PROMPT_TOKENS = 16
+
 
 def vocabulary_ids(folder: Folder) -> np.ndarray:
     """The vocabulary's id (vocab_size,) behind every id: itself, but for En-Clone's ids that of their English twin."""
@@ -85,7 +88,7 @@ def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
 def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     """The share of continuations of held-out pivot text with anything of a target language in them (Table 4)."""
     text = folder.tokens(folder.pivot, "val")
-    length = min(config.sample_prompt, len(text))
+    length = min(PROMPT_TOKENS, len(text))
     starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
     rows = sample(model, text[starts[:, None] + np.arange(length)], config)
     result = {}

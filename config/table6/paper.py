@@ -11,7 +11,6 @@ data_dir = "bins/table6_paper"
 out_dir = "out/table6_paper"
 
 source = "texts/{language}"
-shard_seed = 1
 budget = {"en": 10e9, "de": 100e6, "zh": 100e6, "ru": 100e6, "ar": 100e6}
 dictionary = "dictionaries/en-{language}.txt"
 targets = ("de", "zh", "ru", "ar")
