@@ -22,7 +22,7 @@ FIELDS = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", 
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
-        "checkpoint_interval", "snapshot_interval", "wandb", "tensorboard", "prompt", "dry_run",
+        "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
         *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_", "llm_"))))
 FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
 

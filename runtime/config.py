@@ -252,7 +252,7 @@ def _checked(c: Config) -> Config:
     for key in ("mix", "tokenizer_share", "budget", "fact_languages"):
         for language in getattr(c, key):
             if language not in languages:
-                raise UserError(f"{key} names {language!r}, which is none of {', '.join(languages)}")
+                raise UserError(f"{key} names {language!r}, which is not in pivot and targets: {', '.join(languages)}")
     # Names of languages and methods are parts of file names.
     name, folder = re.compile("[A-Za-z][A-Za-z0-9_-]*"), re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]*")
     rules = [

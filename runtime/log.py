@@ -1,13 +1,12 @@
-"""What a run leaves to be understood later: run.json, metrics.jsonl; a line for people; wandb and TensorBoard."""
+"""What a run leaves to be understood later: run.json, metrics.jsonl; a line for people; Weights & Biases."""
 
 import json
-import math
 import os
 import platform
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,12 @@ from tqdm import tqdm
 from model import GPT
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import read_json, write_json, write_text
+from runtime.files import kept, write_json, write_text
 from runtime.hardware import Hardware, matmul_rate
 
 
 class Log:
-    """
-    The log of a run from `step` on. Lines of later steps, left by a run that was killed, are dropped: they come again.
-    """
+    """The log of a run from `step` on."""
 
     def __init__(self, config: Config, hardware: Hardware, model: GPT, compiled: bool, step: int, last_step: int):
         os.makedirs(config.run_dir, exist_ok=True)
@@ -36,11 +33,13 @@ class Log:
             "matmul_flops": peak,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}})
         path = os.path.join(config.run_dir, "metrics.jsonl")
+        # A run that was killed has left lines of steps that come again, and perhaps half a line.
         if os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as f:
-                write_text(path, "".join(line for line in f if step_of(line) <= step))
+                whole = [line for line in f if line.endswith("\n")]
+            write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
         self.file = open(path, "a", encoding="utf-8")
-        self.others = other_logs(config, step)
+        self.wandb = open_wandb(config) if config.wandb else None
         self.bar = tqdm(total=last_step, initial=step, unit="step", desc=config.method, disable=None)
         self.step, self.time, self.last_step = step, time.perf_counter(), last_step
 
@@ -56,8 +55,8 @@ class Log:
                   "tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        for log in self.others:
-            log(record)
+        if self.wandb:
+            self.wandb.log(record, step=step)
         parts = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in losses.items() if k != "loss"]
         self.tick(step)
         tqdm.write(f"{self.config.method} step {step}/{self.last_step} "
@@ -69,41 +68,16 @@ class Log:
         self.file.close()
 
 
-def step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite for one that was cut off while it was written."""
+def open_wandb(config: Config) -> Any:
+    """The run at Weights & Biases. Raises UserError when there can be none."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, LookupError, TypeError):
-        return math.inf
+        import wandb
 
-
-def other_logs(config: Config, step: int) -> list[Callable[[dict], None]]:
-    """Where else the lines of metrics.jsonl after `step` go. Raises UserError when that cannot be had."""
-    logs: list[Callable[[dict], None]] = []
-    try:
-        if config.wandb:
-            import wandb
-
-            # The same run of theirs when ours is resumed.
-            path = os.path.join(config.run_dir, "wandb.json")
-            if not os.path.exists(path):
-                write_json(path, secrets.token_hex(8))
-            run = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir,
-                             config=config.plain(), resume="allow", id=read_json(path, "delete it"))
-            logs.append(lambda record: run.log(record, step=record["step"]))
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(os.path.join(config.run_dir, "tensorboard"), purge_step=step + 1)
-
-            def write(record: dict) -> None:
-                for name, value in record.items():
-                    writer.add_scalar(name, value, record["step"])
-                writer.flush()
-
-            logs.append(write)
-    except ImportError as e:
-        raise UserError(f"logging needs a package that is not installed: pip install {e.name or 'tensorboard'}") from e
-    except Exception as e:  # no key, no network: each has an exception of its own
-        raise UserError(f"logging: {' '.join(str(e).split()) or type(e).__name__}; train without --wandb") from e
-    return logs
+        # A resumed run goes on in its own one there.
+        name = kept(os.path.join(config.run_dir, "wandb.json"), lambda: secrets.token_hex(8))
+        return wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir,
+                          config=config.plain(), resume="allow", id=name)
+    # No package, no key, no network: each has an exception of its own.
+    except Exception as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UserError(f"--wandb: {reason}; pip install wandb and wandb login, or train without it") from e
