@@ -36,14 +36,14 @@ from corpus.folder import Folder, text_language
 from corpus.tokenizer import encode, token_byte_lengths
 from model import ANY_SHAPE, GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report.results import TOKEN_KINDS, read, wilson
+from report.results import TOKEN_KINDS, wilson
 from report.tables import report_tables
 from runtime import config as configs
 from runtime import errors
 from runtime.checkpoint import FIXED, check_matches, load_trained
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import is_newer, write_json
+from runtime.files import is_newer, read_json, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
 from tasks.analysis import (components, continuations, mixed_script, states, text_tokens, token_kinds,
@@ -320,7 +320,7 @@ def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = (
     """The result `name` in the run's folder: as it is if newer than the run, of its data and these knobs."""
     path, data = os.path.join(config.run_dir, name), Folder(config.data_dir).fingerprint
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
-        (result,) = read(path, lambda values: values[0]["config"])
+        result = read_json(path, "delete it and run the same command again")
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
         # Beside the knobs that make the run, these begin with `knobs`. The size of a batch changes no result.

@@ -1,18 +1,19 @@
 """
-The paper's figures 4, 5 and 6, and one that it lacks: where aligned words lie, in two principal components.
+The paper's figures 4, 5 and 6.
 
-Each is a function of a folder's runs and its lines of dynamics. It returns a matplotlib figure, a title and a caption;
-or None where there is nothing to draw.
+Each is a function of a folder's runs and its records of dynamics. It returns a matplotlib figure, a title and a
+caption; or None where there is nothing to draw.
 """
 
 import itertools
-import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from report.results import TOKEN_KINDS, asked_in, by_method, cosines_in, distinct, has_read, kinds_of
+from report.results import TOKEN_KINDS, asked_in, by_method, cosines_in, distinct, kinds_of
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
@@ -20,36 +21,33 @@ import matplotlib.pyplot as plt  # noqa: E402
 Drawn = tuple[Any, str, str] | None
 
 
-def panels(rows: list[str], columns: list[str], xlabel: str, width: float, height: float, shared: bool = True) -> tuple:
-    """A figure and its panels (rows, columns), each of a size in inches, with their names at the margins."""
-    size = (width * len(columns) + 1, height * len(rows) + 0.6)
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, sharex=shared, sharey=shared, squeeze=False,
-                                layout="constrained")
-    for axis, name in zip(axes[:, 0], rows):
-        axis.set_ylabel(name)
-    for top, bottom, name in zip(axes[0], axes[-1], columns):
-        top.set_title(name)
-        bottom.set_xlabel(xlabel)
-    return figure, axes
-
-
-def curves(points: list[tuple[str, str, str, int, float]], xlabel: str, width: float, height: float) -> tuple:
-    """Panels of lines through points (row, column, line, x, y): at each x the mean of y, over seeds."""
+def curves(points: Sequence[tuple[str, str, str, float, float]], xlabel: str, width: float, height: float) -> tuple:
+    """A figure and panels of lines through points (row, column, line, x, y): at each x the mean of y, over seeds."""
     rows, columns, lines = (distinct(point[i] for point in points) for i in range(3))
-    figure, axes = panels(rows, columns, xlabel, width, height)
+    # Width and height are a panel's, in inches; the legend and the title need some more.
+    size = (width * len(columns) + 1, height * len(rows) + 0.6)
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False,
+                                layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0.9, 0, len(lines)))
-    for axis, panel in zip(axes.flat, itertools.product(rows, columns)):
+    for axis, (row, column) in zip(axes.flat, itertools.product(rows, columns)):
         for line, colour in zip(lines, colours):
-            own = [(x, y) for *place, x, y in points if place == [*panel, line]]
-            steps = sorted({x for x, _ in own})
-            means = [np.mean([y for x, y in own if x == step]) for step in steps]
+            at: dict[float, list[float]] = {}
+            for *place, x, y in points:
+                if place == [row, column, line]:
+                    at.setdefault(x, []).append(y)
             # What others are compared with is dashed: joint training, and the last layer.
             dashed = line in ("joint", "output embedding", "final hidden state")
-            if own:
-                axis.plot(steps, means, color=colour, label=line, marker=".", linestyle="--" if dashed else "-")
-    # One legend a row, beside it: the lines are the same in all its panels.
-    for row in axes:
-        row[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+            if at:
+                axis.plot(sorted(at), [np.mean(at[x]) for x in sorted(at)], color=colour, label=line, marker=".",
+                          linestyle="--" if dashed else "-")
+    # The names of rows and columns stand at the margins.
+    for panels, row in zip(axes, rows):
+        panels[0].set_ylabel(row)
+        # One legend a row, beside it: the lines are the same in all its panels.
+        panels[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for top, bottom, column in zip(axes[0], axes[-1], columns):
+        top.set_title(column)
+        bottom.set_xlabel(xlabel)
     return figure, axes
 
 
@@ -101,40 +99,15 @@ def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
         "By quarter of the table, the most frequent words first: a run with 25% has aligned only the first kind.")
 
 
-def figure_words(runs: list[dict], dynamics: list[dict]) -> Drawn:
-    # The first seed of every method that has read all that is drawn.
-    runs = [run for run in runs if run.get("components") and all(has_read(run, language) for language in run["lm"])]
-    runs = [group[0] for method, group in by_method(runs).items() if "coverage" not in method]
-    if not runs:
-        return None
-    # Some methods have no stage 1, and so no state after it.
-    states = max((list(run["components"]) for run in runs), key=len)
-    names = [f"{run['method']}\nsecond component" for run in runs]
-    figure, axes = panels(names, states, "first component", 3.2, 3, shared=False)
-    for axis, (run, state) in zip(axes.flat, itertools.product(runs, states)):
-        axis.set(xticks=[], yticks=[])
-        if state not in run["components"]:
-            axis.set_axis_off()
-        for i, (language, places) in enumerate(run["components"].get(state, {}).items()):
-            pivot = next(iter(run["components"][state].values()))
-            # From every word of the pivot, which comes first, a line to its translation.
-            lines = np.array([pivot, places])  # (2, words, 2)
-            axis.plot(*lines.transpose(2, 0, 1), color="grey", linewidth=0.3, alpha=0.5)
-            axis.scatter(*lines[1].T, s=6 if i else 14, label=language, zorder=2 + i, linewidths=0)
-    for row in axes:
-        row[0].legend(fontsize="small", markerscale=2)
-    return figure, "Aligned words in two principal components", (
-        f"The word embeddings of {len(places)} words, each joined to its translations by a grey line.")
-
-
-def draw(out_dir: str, runs: list[dict], dynamics: list[dict]) -> list[tuple[str, str, str]]:
-    """Write figures/NAME.png for every figure that there is something to draw for: (file, title, caption) of each."""
-    drawn = []
-    for name, make in (("figure4", figure_4), ("figure5", figure_5), ("figure6", figure_6), ("words", figure_words)):
+def draw(folder: Path, runs: list[dict], dynamics: list[dict]) -> str:
+    """Write figures/NAME.png for every figure that there is something to draw for; their sections of the report."""
+    sections = ""
+    for name, make in (("figure4", figure_4), ("figure5", figure_5), ("figure6", figure_6)):
         if made := make(runs, dynamics):
             figure, title, caption = made
-            os.makedirs(os.path.join(out_dir, "figures"), exist_ok=True)
-            figure.savefig(os.path.join(out_dir, "figures", f"{name}.png"), dpi=130)
+            (folder / "figures").mkdir(exist_ok=True)
+            figure.savefig(folder / "figures" / f"{name}.png", dpi=130)
             plt.close(figure)
-            drawn.append((f"figures/{name}.png", title, caption))
-    return drawn
+            print(f"{title}: {folder}/figures/{name}.png")
+            sections += f"\n## {title}\n\n![{title}](figures/{name}.png)\n\n{caption}\n"
+    return sections

@@ -1,11 +1,10 @@
 """
-What eval.py leaves in OUT_DIR/METHOD/seedN, eval.json, xnli.json and dynamics.jsonl, read; and what is measured in it.
+What eval.py leaves in OUT_DIR/METHOD/seedN, eval.json, xnli.json and dynamics.json, read; and what is measured in it.
 
 A new measure is one more line of COLUMNS, which a section of tables.py then names.
 """
 
 import glob
-import json
 import math
 import os
 import statistics
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from runtime.errors import UserError
-from runtime.files import is_newer
+from runtime.files import is_newer, read_json
 
 # Held-out tokens by their word's place in the table. The last two: part of a word without an entry, and of no word.
 TOKEN_KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
@@ -28,55 +27,42 @@ class Measured(NamedTuple):
     text: str     # as it stands in a table
 
 
-def read(path: str, use: Callable[[list[dict]], object]) -> list[dict]:
-    """The value of a .json, or the lines of a .jsonl; a UserError where they are not such that `use` of them works."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            values = [json.loads(text) for text in (f if path.endswith(".jsonl") else [f.read()])]
-        use(values)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
-        why = f"{type(e).__name__}: {str(e)[:80]}"
-        raise UserError(f"{path}: not as eval.py writes it ({why}); delete it and make it again with eval.py") from e
-    return values
-
-
-def runs_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]:
+# ---- Files ----
+def runs_in(out_dir: str) -> list[dict]:
     """The eval.json of every run in a folder, with its xnli.json as "nli", by method and seed, joint first."""
     runs = []
-    for folder in sorted(glob.glob(os.path.join(out_dir, "*", "seed*", ""))):
-        path, transfer, checkpoint = (folder + name for name in ("eval.json", "xnli.json", "checkpoint.pt"))
-        # Results may also stand there without their checkpoint, as copied from another machine.
-        current = [file for file in (path, transfer) if os.path.exists(file)
-                   and (is_newer(file, checkpoint) or not os.path.exists(checkpoint))]
-        if path in current:
-            (run,) = read(path, use)
-            # Checked with what it stands beside in a table, so that a damaged file is named.
-            if transfer in current:
-                (run["nli"],) = read(transfer, lambda values: use([run | {"nli": values[0]}]))
-            runs.append(run)
-        elif os.path.exists(path):
-            print(f"{path} is older than its run and left out; run eval.py again\n")
+    for folder in glob.glob(os.path.join(glob.escape(out_dir), "*", "seed*", "")):
+        found = {}
+        for name in ("eval.json", "xnli.json"):
+            path, checkpoint = folder + name, folder + "checkpoint.pt"
+            # Results may also stand there without their checkpoint, as copied from another machine.
+            if is_newer(path, checkpoint) or os.path.exists(path) and not os.path.exists(checkpoint):
+                found[name] = read_json(path, "delete it and make it again with eval.py")
+            elif os.path.exists(path):
+                print(f"{path} is older than its run and left out; run eval.py again\n")
+        if "eval.json" in found:
+            runs.append(found["eval.json"] | ({"nli": found["xnli.json"]} if "xnli.json" in found else {}))
+    if not runs:
+        raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by eval.py")
     return sorted(runs, key=lambda run: (run["method"] != "joint", run["method"], run["seed"]))
 
 
-def dynamics_in(out_dir: str, use: Callable[[list[dict]], object]) -> list[dict]:
-    """The lines of every dynamics.jsonl in OUT_DIR/dynamics or else in OUT_DIR, joint first."""
-    name = os.path.join("*", "seed*", "dynamics.jsonl")
-    paths = glob.glob(os.path.join(out_dir, "dynamics", name)) or glob.glob(os.path.join(out_dir, name))
-    lines = [line for path in sorted(paths) for line in read(path, use)]
-    return sorted(lines, key=lambda line: (line["method"] != "joint", line["method"]))
+def dynamics_in(out_dir: str) -> list[dict]:
+    """The records of every dynamics.json in OUT_DIR/dynamics or else in OUT_DIR, joint first."""
+    folders = [os.path.join(glob.escape(out_dir), *under, "*", "seed*") for under in (["dynamics"], [])]
+    paths = glob.glob(f"{folders[0]}/dynamics.json") or glob.glob(f"{folders[1]}/dynamics.json")
+    records = [record for path in sorted(paths) for record in read_json(path, "delete it and run tools.dynamics again")]
+    return sorted(records, key=lambda record: (record["method"] != "joint", record["method"]))
 
 
-# ---- What is measured in a run or in a line of dynamics ----
-
-
+# ---- What is measured in a run or in a record of dynamics ----
 def asked_in(dynamics: Sequence[dict]) -> list[Asked]:
-    return [Asked(line["method"], line["seed"], line["step"], int(frequency), pair, m["accuracy"], m["n"])
-            for line in dynamics for frequency, pairs in line["clka"].items() for pair, m in pairs.items()]
+    return [Asked(record["method"], record["seed"], record["step"], int(frequency), pair, m["accuracy"], m["n"])
+            for record in dynamics for frequency, pairs in record["clka"].items() for pair, m in pairs.items()]
 
 
 def cosines_in(measured: dict) -> list[tuple[str, str, str, float]]:
-    """(language, "words" or "text", layer, cosine with the pivot) of a run or of a line of dynamics."""
+    """(language, "words" or "text", layer, cosine with the pivot) of a run or of a record of dynamics."""
     # Text ends in the final hidden state, where words alone have the output embedding.
     last = {"words": "output embedding", "text": "final hidden state"}
     return [(s["language"], kind, last[kind] if s["layer"] == "output embedding" else s["layer"], s[kind])
@@ -104,8 +90,6 @@ def kinds_of(run: dict, language: str) -> dict[str, dict]:
 
 
 # ---- Numbers ----
-
-
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95% confidence interval of a proportion (Wilson, 1927)."""
     z, p = 1.959964, correct / n
@@ -133,8 +117,7 @@ def of_text(run: dict, source: str, key: str, digits: int = 1) -> dict[str, Meas
             for language, numbers in run.get(source, {}).items() if has_read(run, language)}
 
 
-# ---- The columns of tables ----
-
+# ---- Columns of tables ----
 # Kind of column -> what a run has in columns of that kind, by language or by pair of languages, "STATED->ASKED".
 COLUMNS: dict[str, Callable[[dict], dict[str, Measured]]] = {
     "tokens": lambda run: {"read": Measured(run["tokens"], f"{run['tokens'] / 1e6:.2f}M")},

@@ -11,18 +11,17 @@ from report.results import asked_in, by_method, columns, cosines_in, distinct, k
 Row = dict[str, str]
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table with aligned columns: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    rule = ["-" * (w - (i > 0)) + ":" * (i > 0) for i, w in enumerate(widths)]
-    lines = [[c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))] for r in [header, *rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
 def table(rows: list[Row]) -> str:
     """A Markdown table of rows {column: cell}, with "-" where a row lacks a column; "" of no rows."""
+    if not rows:
+        return ""
     header = distinct(column for row in rows for column in row)
-    return markdown_table(header, [[row.get(column, "-") for column in header] for row in rows]) if rows else ""
+    cells = [header, *([row.get(column, "-") for column in header] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    # Text to the left, and numbers to the right.
+    lines = [[c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in cells]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
 def report_tables(runs: list[dict], dynamics: Sequence[dict] = ()) -> str:
@@ -60,16 +59,12 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
     yield "Against joint training of the same seed", of_runs(lambda run: against(run, joint.get(run["seed"])))
     yield "Beside the paper", "\n\n".join(paper_tables(methods))
     # ---- By kind of token, and by layer ----
-    for language in distinct(language for run in runs for language in run["lm"]):
-        rows = [{"method": run["method"], "seed": str(run["seed"])} | {
-            kind: f"{m['ppl']:.1f}" for kind, m in kinds_of(run, language).items()}
-            for run in runs if kinds_of(run, language)]
-        # Every run has the same held-out tokens.
-        counts = next((kinds_of(run, language) for run in runs if kinds_of(run, language)), {})
-        last = {"method": "held-out tokens", "seed": ""} | {kind: f"{m['tokens']:,}" for kind, m in counts.items()}
-        yield f"Perplexity by kind of token, {language}", table(rows + [last] * bool(rows))
+    languages = distinct(language for run in runs for language in run["lm"])
+    for language in languages:
+        yield f"Perplexity by kind of token, {language}", of_runs(lambda run: {
+            kind: f"{m['ppl']:.1f}" for kind, m in kinds_of(run, language).items()})
     for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position")):
-        for language in distinct(language for run in runs for language in run["lm"]):
+        for language in languages:
             yield f"Cosine of {language} with the pivot, {what}", of_runs(lambda run: {
                 layer: f"{cosine:.3f}" for *at, layer, cosine in cosines_in(run) if at == [language, kind]})
     yield ("Learning dynamics: CLKA right after the period that stated the facts, in the second half of training",
@@ -94,10 +89,7 @@ def against(run: dict, joint: dict | None) -> Row:
 
 
 def dynamics_table(dynamics: Sequence[dict]) -> str:
-    """
-    CLKA in the second half of training, over all its periods and seeds, by method, "STATED->ASKED" and frequency. All
-    seeds are asked the same facts, so that the interval is that of one seed's.
-    """
+    """CLKA over all periods and seeds in the second half of training, by method, "STATED->ASKED" and frequency."""
     asked, rows = asked_in(dynamics), []
     # Runs may differ in length: the second half is each method's own.
     last = {a.method: a.step for a in sorted(asked, key=lambda a: a.step)}
@@ -108,44 +100,35 @@ def dynamics_table(dynamics: Sequence[dict]) -> str:
             facts = [a for a in late if (a.method, a.pair, a.frequency) == (method, pair, frequency)]
             if n := sum(a.n for a in facts):
                 share = sum(a.accuracy * a.n for a in facts) / n
+                # All seeds are asked the same facts: the interval is that of one seed's.
                 row[f"stated {frequency} times (95%)"] = percent(share, n // len({a.seed for a in facts})).text
         rows.append(row)
     return table(rows)
 
 
 def paper_tables(methods: dict[str, list[dict]]) -> Iterator[str]:
-    """Each of the paper's tables of which there are two methods or more, ours and the paper's numbers side by side."""
-    def millions(run: dict) -> float:
-        """Parameters without embeddings."""
-        return 12e-6 * run["config"]["n_layer"] * run["config"]["n_embd"] ** 2
-
-    def span(texts: list[str]) -> str:
-        return " to ".join(distinct((texts[0], texts[-1])))
-
+    """Each of the paper's tables of which there are two methods or more: our numbers, the paper's in brackets."""
+    # Millions of parameters without embeddings, of which a folder's runs have the same number.
+    shape = next(iter(methods.values()))[0]["config"]
+    size = 12e-6 * shape["n_layer"] * shape["n_embd"] ** 2
     for name in distinct(paper.name for paper in PAPER):
         # Table 6 is there for several sizes: the nearest is shown.
-        size = millions(next(iter(methods.values()))[0])
-        paper = min((p for p in PAPER if p.name == name), key=lambda p: abs(math.log(p.millions / size)))
+        paper = min((p for p in PAPER if p.name == name),
+                    key=lambda p: abs(math.log(float(p.scale.partition("M")[0]) / size)))
+        languages = {column.removeprefix("ppl ") for column in paper.columns if column.startswith("ppl ")}
         here = {method: methods[method] for method in paper.rows if method in methods
-                and all(paper.languages <= set(run["lm"]) for run in methods[method])}
+                and all(languages <= set(run["lm"]) for run in methods[method])}
         # One method alone has nothing to compare.
         if len(here) < 2:
             continue
-        runs = [run for group in here.values() for run in group]
-        sizes = span([f"{size:.3g}M" for size in sorted(map(millions, runs))])
-        tokens = span([f"{count / 1e6:.1f}M" for count in sorted(run["tokens"] for run in runs)])
+        tokens = max(run["tokens"] for group in here.values() for run in group) / 1e6
         yield f"### {name}"
-        yield (f"Ours at {sizes} parameters, {tokens} tokens ({span(sorted(run['date'] for run in runs))}), the paper "
-               f"at {paper.scale}.")
-        # Five numbers, each beside the paper's, fill a terminal.
-        for cut in (paper.columns[i:i + 5] for i in range(0, len(paper.columns), 5)):
-            rows = []
-            for method, group in here.items():
-                row = [method, str(len(group))]
-                for column in cut:
-                    row += [spread([value(run, column) for run in group]), str(paper.rows[method][column] or "-")]
-                rows.append(row)
-            yield markdown_table(["method", "seeds", *(text for c in cut for text in (f"{c}, ours", "paper"))], rows)
+        yield f"Ours at {size:.3g}M parameters, {tokens:.1f}M tokens; in brackets the paper's, at {paper.scale}."
+        # Five columns fill a terminal.
+        for some in (paper.columns[i:i + 5] for i in range(0, len(paper.columns), 5)):
+            yield table([{"method": method, "seeds": str(len(group))} | {
+                c: f"{spread([value(run, c) for run in group])} ({paper.rows[method][c] or '-'})" for c in some}
+                for method, group in here.items()])
         if against := list(disagreements(here, paper)):
             yield f"Not in the paper's order: {'; '.join(against)}."
 

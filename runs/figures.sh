@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Figures 4 and 5 (learning dynamics, similarity over training), 6 (seen and unseen words), and one of words before and
-# after.
+# Figures 4 and 5 (learning dynamics, similarity over training) and 6 (seen and unseen words).
 #     bash runs/figures.sh [SCALE] [--knob=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"

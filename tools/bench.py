@@ -1,5 +1,5 @@
 """
-How fast it is on this machine, against the machine's matrix products and against what people would use instead.
+The speed of training on this machine, beside its matrix products and beside transformers' GPT-2.
 
     python data.py config/bench.py && python -m tools.bench config/bench.py        # a table, and OUT_DIR/bench.jsonl
     python -m tools.bench config/paper.py config/size/1.3b.py       # each further file is a size on top of the first
@@ -8,25 +8,20 @@ Every row is printed and written when it is measured, so that the run may be cut
 GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop.
 """
 
-import contextlib
 import gc
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity
 
-import eval as evaluation
 from corpus.folder import Folder
 from data import Sampler, prefetch
 from prealign import Alignment
@@ -47,8 +42,7 @@ MOST, SECONDS = 10, 5.0
 
 # What is printed of a row, and how.
 SHOWN = {"size": "{:6}", "row": "{:25}", "tokens_per_s": "{:>10,.0f} tokens/s", "mfu": "{:6.1%} of the matrix rate",
-         "peak_gb": "{:6.2f} GB", "idle_share": "{:.1%} of the time without a kernel",
-         "micro_batch_size": "{} rows at a time", "compiled": "compiled: {}", "kernels": "\n{}", "error": "{}"}
+         "peak_gb": "{:6.2f} GB", "micro_batch_size": "{} rows at a time", "compiled": "compiled: {}", "error": "{}"}
 
 
 class Ours:
@@ -75,7 +69,7 @@ class Ours:
 class Theirs:
     """Steps of a plain loop with transformers' GPT2LMHeadModel."""
 
-    def __init__(self, config: Config, hardware: Hardware, data: Folder, compiled: bool):
+    def __init__(self, config: Config, hardware: Hardware, data: Folder):
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(config.seed)
@@ -84,11 +78,11 @@ class Theirs:
                            n_layer=config.n_layer, n_head=config.n_head, tie_word_embeddings=config.tie_embeddings,
                            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)
         with hardware.device:
-            self.model: Any = GPT2LMHeadModel(shape).train()
-        self.hardware, self.data = hardware, data
-        self.network, self.compiled = torch.compile(self.model) if compiled else self.model, compiled
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate,
-                                           betas=(config.beta1, config.beta2), fused=True)
+            model: Any = GPT2LMHeadModel(shape).train()
+        self.hardware, self.data, self.compiled = hardware, data, config.compile == "on"
+        self.network: Any = torch.compile(model) if self.compiled else model
+        self.optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, (config.beta1, config.beta2),
+                                           fused=True)
 
     def turn_to(self, config: Config) -> None:
         self.config, self.sampler = config, Sampler(self.data, config)
@@ -108,79 +102,46 @@ class Theirs:
             with self.hardware.autocast:
                 loss = self.network(input_ids=inputs, labels=labels, use_cache=False).loss
             (loss * len(inputs) / self.config.batch_size).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-# ---- What is measured ----
-
-
-def steps(model: Ours | Theirs, config: Config, hardware: Hardware, most: int = MOST,
-          watch: contextlib.AbstractContextManager | None = None) -> dict:
-    """The speed of at most `most` steps, made in `watch` after WARM_UP others."""
+def speed(model: Ours | Theirs, config: Config, hardware: Hardware) -> float:
+    """The tokens/s of at most MOST steps, made after WARM_UP others."""
     # Of stage 2, from the middle of a run. A thread makes the batches, as in train.py.
     first = config.stage1_steps + 1
-    batches = prefetch(model.batch, range(first, first + WARM_UP + most))
+    batches = prefetch(model.batch, range(first, first + WARM_UP + MOST))
     for step in range(first, first + WARM_UP):
         synchronize(hardware.device)
         begin = time.perf_counter()
         model.take(step, next(batches))
     synchronize(hardware.device)
     # The last step of the warm-up says how many there is time for.
-    count = max(1, round(min(most, SECONDS / (time.perf_counter() - begin))))
+    count = max(1, round(min(MOST, SECONDS / (time.perf_counter() - begin))))
     # From here to the end nothing waits for the GPU, as in training.
-    with watch or contextlib.nullcontext():
-        begin = time.perf_counter()
-        for step in range(first + WARM_UP, first + WARM_UP + count):
-            model.take(step, next(batches))
-        synchronize(hardware.device)
-        seconds = (time.perf_counter() - begin) / count
+    begin = time.perf_counter()
+    for step in range(first + WARM_UP, first + WARM_UP + count):
+        model.take(step, next(batches))
+    synchronize(hardware.device)
+    seconds = time.perf_counter() - begin
     batches.close()
-    tokens = config.batch_size * config.block_size
-    return {"steps": count, "seconds_per_step": seconds, "tokens_per_s": tokens / seconds}
+    return count * config.batch_size * config.block_size / seconds
 
 
-def evaluate(model: Ours, config: Config, hardware: Hardware) -> dict:
-    # Libraries load with the first few tokens.
-    for count in (1000, 32_768 if hardware.device.type == "cuda" else 4_096):
-        begin, some = time.perf_counter(), replace(config, eval_tokens=count)
-        tokens = evaluation.language_model(model.model, model.data, model.data.pivot, some)["tokens"]
-    return {"tokens_per_s": tokens / (time.perf_counter() - begin)}
-
-
-def profile(model: Ours, config: Config, hardware: Hardware) -> dict:
-    """torch's table of a GPU's kernels or a CPU's operators in two steps, and the share of time in which none runs."""
-    activity, device, spent = ProfilerActivity.CPU, DeviceType.CPU, "self_cpu_time_total"
-    if hardware.device.type == "cuda":
-        activity, device, spent = ProfilerActivity.CUDA, DeviceType.CUDA, "self_device_time_total"
-    profiler = torch.profiler.profile(activities=[activity])
-    result = steps(model, config, hardware, 2, profiler)
-    averages = profiler.key_averages()
-    # Self times: an operator that calls others is counted without them.
-    busy = sum(getattr(e, spent) for e in averages if e.device_type == device and not e.is_user_annotation) / 1e6
-    return {"idle_share": 1 - busy / (result["steps"] * result["seconds_per_step"]),
-            "kernels": averages.table(sort_by=spent, row_limit=10, max_name_column_width=60)}
-
-
-def plan(config: Config, on_gpu: bool) -> list[tuple[Callable, list[tuple[str, Config, Callable]]]]:
-    """The models in their order, and of each the rows: a name, the config, and what is measured."""
+def plan(config: Config, on_gpu: bool) -> list[tuple[type, dict[str, Config]]]:
+    """The models in their order, each with its rows: name -> config."""
     config = replace(config, batch_size=min(config.batch_size, SLICE * config.micro_batch_size),
                      stage1_steps=max(1, config.stage1_steps))
     plain = replace(config, codeswitch_ratio=0.0)
     switching = replace(config, codeswitch_ratio=config.codeswitch_ratio or 0.05)
-    models: list = [(Ours, [
-        ("step", plain, steps), ("step, codeswitching", switching, steps), ("step of stage 1", config.stage1(), steps),
-        ("profile", plain, profile), ("evaluation", plain, evaluate)])]
-    if find_spec("transformers"):
-        # To compile it takes minutes on a CPU.
-        if on_gpu:
-            models.append((partial(Theirs, compiled=True), [("GPT2LMHeadModel, compiled", plain, steps)]))
-        models.append((partial(Theirs, compiled=False), [("GPT2LMHeadModel", plain, steps)]))
-        # Ours once more after theirs: the clock of a GPU moves.
-        if on_gpu:
-            models.append((Ours, [("step, again", plain, steps)]))
-    return models
+    ours = (Ours, {"step": plain, "step, codeswitching": switching, "step of stage 1": config.stage1()})
+    compiled = (Theirs, {"GPT2LMHeadModel, compiled": replace(plain, compile="on")})
+    theirs = (Theirs, {"GPT2LMHeadModel": replace(plain, compile="off")})
+    if not find_spec("transformers"):
+        return [ours]
+    # To compile takes minutes on a CPU. A GPU's clock moves: ours comes once more after theirs.
+    return [ours, compiled, theirs, (Ours, {"step, again": plain})] if on_gpu else [ours, theirs]
 
 
 def measured(config: Config, hardware: Hardware, data: Folder) -> Iterator[dict]:
@@ -188,26 +149,28 @@ def measured(config: Config, hardware: Hardware, data: Folder) -> Iterator[dict]
     on_gpu = hardware.device.type == "cuda"
     for make, rows in plan(config, on_gpu):
         model, micro = None, min(config.batch_size, config.micro_batch_size)
-        for name, part, measure in rows:
-            record: dict = {}
-            while micro and not record:
+        for name, part in rows.items():
+            while micro:
                 part = replace(part, micro_batch_size=micro)
                 if on_gpu:
                     torch.cuda.reset_peak_memory_stats()
                 try:
                     model = model or make(part, hardware, data)
                     model.turn_to(part)
-                    record = measure(model, part, hardware) | {"micro_batch_size": micro, "compiled": model.compiled}
+                    record = {"tokens_per_s": speed(model, part, hardware), "micro_batch_size": micro,
+                              "compiled": model.compiled}
+                    break
                 except Exception as e:
                     if not is_out_of_memory(e):
                         raise
-                    micro //= 2
                 # Not within `except`: until its end the exception holds what was on the GPU.
-                if not record:
-                    free()
-                elif on_gpu:
-                    record["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-            yield {"row": name, **(record or {"error": "does not fit, even with one row at a time"})}
+                micro //= 2
+                free()
+            else:
+                record = {"error": "does not fit, even with one row at a time"}
+            if on_gpu:
+                record["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            yield {"row": name} | record
         model = None
         free()
 
@@ -221,11 +184,11 @@ def free() -> None:
 
 def main(arguments: list[str]) -> None:
     configs.load(arguments, __doc__)
-    files, knobs = ([a for a in arguments if a.startswith("--") == is_knob] for is_knob in (False, True))
+    files, knobs = ([a for a in arguments if a.startswith("--") == knob] for knob in (False, True))
     if not files:
         raise UserError("expected: python -m tools.bench CONFIG ... [--knob=value ...]; config/bench.py is for a CPU")
     sizes = {os.path.basename(path).removesuffix(".py"): configs.load([files[0], path, *knobs]) for path in files}
-    first = sizes[next(iter(sizes))]
+    first = next(iter(sizes.values()))
     hardware, data = start(first), Folder(first.data_dir)
     rate, name = matmul_rate(hardware), platform.processor() or platform.machine()
     machine = {"device": torch.cuda.get_device_name() if hardware.device.type == "cuda" else name,
@@ -241,7 +204,7 @@ def main(arguments: list[str]) -> None:
                 flops = make_model(config, data.vocab_size).flops_per_token()
             for record in measured(config, hardware, data):
                 record = {"size": size} | record
-                if "seconds_per_step" in record:
+                if "tokens_per_s" in record:
                     record["mfu"] = record["tokens_per_s"] * flops / rate
                 print("  ".join(form.format(record[key]) for key, form in SHOWN.items() if key in record), flush=True)
                 file.write(json.dumps(record) + "\n")

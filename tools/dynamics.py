@@ -2,11 +2,10 @@
 What a run had learned at each of its snapshots: similarity (the paper's Fig. 5), and CLKA by frequency (Fig. 4).
 
     python train.py CONFIG ... --snapshot_interval=250
-    python -m tools.dynamics CONFIG ...             # -> dynamics.jsonl in the run's folder; `python -m report` draws it
+    python -m tools.dynamics CONFIG ...             # -> dynamics.json in the run's folder; `python -m report` draws it
 """
 
 import glob
-import json
 import os
 
 from tqdm import tqdm
@@ -17,14 +16,14 @@ from runtime import config as configs
 from runtime import errors
 from runtime.checkpoint import load_trained
 from runtime.errors import UserError
-from runtime.files import is_newer, write_text
+from runtime.files import is_newer, write_json
 from runtime.hardware import open_device
 from tasks.facts import make_facts
 
 
 def main(arguments: list[str]) -> None:
     config = configs.load(arguments, __doc__)
-    data, path = Folder(config.data_dir), os.path.join(config.run_dir, "dynamics.jsonl")
+    data, path = Folder(config.data_dir), os.path.join(config.run_dir, "dynamics.json")
     # The last weights are not measured here: this raises UserError when the run is not finished, or another.
     load_run(config, data)
     # runs/methods.sh goes through all methods again after an interruption.
@@ -33,22 +32,23 @@ def main(arguments: list[str]) -> None:
         return
     # Stage 1's snapshots come first: they are the same run's earlier steps.
     folders = [config.stage1_dir] * (config.init_from == "align") + [config.run_dir]
-    snapshots = [(folder, file) for folder in folders for file in sorted(glob.glob(f"{folder}/snapshots/*.pt"))]
+    snapshots = [(folder, name) for folder in folders
+                 for name in sorted(glob.glob("snapshots/*.pt", root_dir=folder))]
     if not snapshots:
         raise UserError(f"{config.run_dir} has no snapshots; delete it and train it with --snapshot_interval=250 or so")
-    device, records = open_device(config), []
-    for folder, file in tqdm(snapshots, desc="snapshots", disable=None):
-        model, state = load_trained(folder, data, device, os.path.relpath(file, folder))
+    device, facts, records = open_device(config), make_facts(data.settings), []
+    for folder, name in tqdm(snapshots, desc="snapshots", disable=None):
+        model, state = load_trained(folder, data, device, name)
         # Facts come after stage 1, in periods of equal length; the last one that has ended is asked about.
         steps, all_steps = state["step"] - config.stage1_steps, config.max_steps - config.stage1_steps
         period = steps * data.settings.fact_periods // all_steps
-        facts = [fact for fact in make_facts(data.settings) if fact.period == period - 1]
-        asked = {n: [fact for fact in facts if fact.frequency == n] for n in sorted({f.frequency for f in facts})}
+        asked = [fact for fact in facts if fact.period == period - 1]
         records.append({
-            "method": config.method, "seed": config.seed, "step": state["step"], "tokens": state["tokens"],
+            "method": config.method, "seed": config.seed, "step": state["step"],
             "similarity": similarity(model, data, config), "period": period,
-            "clka": {n: clka(model, data, some, config) for n, some in asked.items()}})
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+            "clka": {n: clka(model, data, [fact for fact in asked if fact.frequency == n], config)
+                     for n in sorted({fact.frequency for fact in asked})}})
+    write_json(path, records)
     print(path)
 
 
