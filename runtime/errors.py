@@ -53,6 +53,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except UserError as e:
         sys.exit(f"error: {e}")
+    except ModuleNotFoundError as e:
+        sys.exit(f"error: {e}; pip install {e.name}")
     except BrokenPipeError:  # `| head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:

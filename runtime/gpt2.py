@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from model import GPT
-from runtime.errors import UserError, is_out_of_memory
+from runtime.errors import UserError
 from runtime.files import read_json
 
 # Parts of names, ours and theirs.
@@ -27,18 +27,17 @@ def gpt2_weights(model: GPT) -> dict[str, torch.Tensor]:
 def gpt2_config(model: GPT) -> dict:
     """What transformers' GPT2Config has to say of a model that computes the same."""
     return {"model_type": "gpt2", "n_embd": model.wte.embedding_dim, "n_layer": len(model.blocks),
-            "n_head": model.n_head, "n_inner": None, "activation_function": "gelu_new",
-            "layer_norm_epsilon": model.ln_f.eps, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-            "vocab_size": model.wte.num_embeddings, "n_positions": model.block_size,
-            "tie_word_embeddings": model.lm_head.weight is model.wte.weight}
+            "n_head": model.n_head, "vocab_size": model.wte.num_embeddings, "n_positions": model.block_size,
+            "tie_word_embeddings": model.lm_head.weight is model.wte.weight,
+            # GPT-2's defaults, which a folder may say otherwise.
+            "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": model.ln_f.eps,
+            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 
 
 @torch.no_grad()
 def load_gpt2(model: GPT, folder: str, V: int) -> None:
-    """
-    Begin with the GPT-2 in a Hugging Face folder: its first V embeddings (others pad), and as many positions as are
-    here. En-Clone's embeddings stay, unless they are there too, in an export. Runs no code from the folder.
-    """
+    """Begin with the GPT-2 in a Hugging Face folder. En-Clone's embeddings stay, unless an export has them too."""
+    # It may have rows that pad its vocabulary, longer texts, and tied embeddings where here are two.
     ours, larger = gpt2_config(model) | {"vocab_size": V}, ("vocab_size", "n_positions", "tie_word_embeddings")
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -51,17 +50,15 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
         from_pretrained: Any = GPT2LMHeadModel.from_pretrained
         source, info = from_pretrained(folder, config=config, local_files_only=True, weights_only=True,
                                        output_loading_info=True)
-        found = source.float().state_dict()
-        if info["missing_keys"] or not all(value.isfinite().all() for value in found.values()):
+        weights = source.float().state_dict()
+        if info["missing_keys"] or not all(value.isfinite().all() for value in weights.values()):
             raise ValueError(f"weights that are not finite, or missing: {sorted(info['missing_keys'])}")
     except Exception as e:
         # transformers raises whatever its readers of files raise.
-        if is_out_of_memory(e):
-            raise
+        found = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
         raise UserError(f"init_from=hf:{folder}: expected a folder with a GPT-2 of the config's shape and the data's "
-                        "tokenizer (read by transformers and safetensors, pip install them), "
-                        f"found {type(e).__name__}: {' '.join(str(e).split())[:150]}") from e
+                        f"tokenizer, read by transformers; found {found}") from e
     # Only now, when all is read, is the model changed.
     for name, view in gpt2_weights(model).items():
-        n = V if name.endswith(("wte.weight", "lm_head.weight")) and len(found[name]) != len(view) else len(view)
-        view[:n] = found[name][:n]
+        n = V if name.endswith(("wte.weight", "lm_head.weight")) and len(weights[name]) != len(view) else len(view)
+        view[:n] = weights[name][:n]

@@ -1,7 +1,7 @@
 """
 A trained model for other tools: a Hugging Face folder that AutoModelForCausalLM and AutoTokenizer load.
 
-    pip install transformers safetensors
+    pip install transformers
     python -m tools.export config/demo.py config/method/prealign.py        # -> out/demo/prealign/seed1/huggingface
 
 GPT2LMHeadModel gives the same logits. The tokenizer is the pivot's, and that of every target that shares its
@@ -20,7 +20,6 @@ from report.tables import report_tables
 from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
-from runtime.errors import UserError
 from runtime.files import is_newer, read_json, write_json, write_text
 from runtime.gpt2 import gpt2_config, gpt2_weights
 
@@ -50,7 +49,9 @@ def write_tokenizer(data: Folder, block_size: int, folder: str) -> None:
     # The class that transformers 4 and 5 both know, where save_pretrained of 5 names one that 4 does not.
     write_json(f"{folder}/tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size, "bos_token": end,
-        "eos_token": end, "unk_token": end, "clean_up_tokenization_spaces": False,
+        "eos_token": end, "unk_token": end,
+        # Decoding gives the text back as it was.
+        "clean_up_tokenization_spaces": False,
         # Without token_type_ids, for which GPT2LMHeadModel would add word embeddings.
         "model_input_names": ["input_ids", "attention_mask"]})
 
@@ -76,11 +77,8 @@ def export(config: Config) -> str:
     beside = folder + ".tmp"
     shutil.rmtree(beside, ignore_errors=True)
     os.makedirs(beside)
-    try:
-        write_model(model, data.end_of_text, beside)
-        write_tokenizer(data, config.block_size, beside)
-    except ImportError as e:
-        raise UserError(f"to export a model, install {e.name}: pip install transformers safetensors") from e
+    write_model(model, data.end_of_text, beside)
+    write_tokenizer(data, config.block_size, beside)
     write_text(f"{beside}/README.md", model_card(config, data, state))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(beside, folder)
