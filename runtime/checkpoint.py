@@ -1,12 +1,8 @@
-"""
-Models on disk: what a checkpoint holds, whether it may be resumed, and what a run begins with.
-
-A checkpoint is written beside its place and renamed, so that whatever has its name is whole, and read without running
-code from it.
-"""
+"""Models on disk: checkpoints, whether they may be resumed, and what a run begins with."""
 
 import os
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +29,7 @@ def make_model(config: Config, vocab_size: int) -> GPT:
 
 
 def save_checkpoint(path: str, state: dict) -> None:
-    """Write `state` so that whatever happens there is a whole checkpoint at `path`: this one or the one before."""
+    """Writes `state` so that whatever happens there is a whole checkpoint at `path`: this one or the one before."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with replacing(path) as f:
@@ -45,22 +41,30 @@ def save_checkpoint(path: str, state: dict) -> None:
                         "command again") from e
 
 
-def load_checkpoint(path: str) -> dict:
-    """A checkpoint, on the CPU. Raises UserError for what is damaged or none of this version; runs no code from it."""
+def load_checkpoint(path: str, finished: bool = False, make: str = "train first, with the same config") -> dict:
+    """
+    A checkpoint, on the CPU. Raises UserError for what is damaged, none of this version or not `finished`, and saying
+    how to `make` one where there is none. Runs no code from it.
+    """
     try:
         # torch.load does not look at the checksums that the zip format has.
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict) or not FIELDS <= set(state):
+            raise ValueError("not of this version of the project")
     except FileNotFoundError as e:
-        raise UserError(f"there is no checkpoint {path}; train first, with the same config") from e
-    except Exception as e:  # whatever torch's unpickler and zip reader raise
+        raise UserError(f"there is no checkpoint {path}; {make}") from e
+    # torch's unpickler and zip reader raise all kinds.
+    except Exception as e:
         if is_device_fault(e):
             raise
-        raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}); delete its folder to train anew") from e
-    if not isinstance(state, dict) or not FIELDS <= set(state):
-        raise UserError(f"{path}: not a checkpoint of this version of the project; delete its folder to train anew")
+        raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}: {' '.join(str(e).split())[:80]}); delete "
+                        "its folder to train anew") from e
+    if finished and state["step"] < state["last_step"]:
+        raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command "
+                        "again to finish it")
     return state
 
 
@@ -73,22 +77,18 @@ def check_matches(state: dict, path: str, config: Config, data: Any, knobs: tupl
     mine, theirs = config.plain(), Config().plain() | state["config"]
     different = [f"{k} (there {theirs[k]!r}, here {mine[k]!r})" for k in knobs if theirs[k] != mine[k]]
     if different:
-        another = "--out_dir" if config.method == config.stage1_method else "--method or --out_dir"
-        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values in both stages, "
-                        f"another {another}, or delete its folder")
+        advice = "the same values or another --method or --out_dir"
+        if config.method == config.stage1_method:
+            advice = "the same values, as one stage 1 serves every method of an out_dir, or another --out_dir"
+        raise UserError(f"{path} was made with another {', '.join(different)}; use {advice}, or delete its folder")
 
 
 def load_weights(model: GPT, state: dict, path: str) -> None:
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as e:
-        if is_device_fault(e):
-            raise
-        raise UserError(f"{path}: its weights do not fit the model ({str(e).splitlines()[-1].strip()})") from e
+    model.load_state_dict(state["model"])
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, state: dict) -> None:
-    """Give the optimizer and the loss scale the state that they had in a checkpoint."""
+    """Gives the optimizer and the loss scale the state that they had in a checkpoint."""
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
 
@@ -99,10 +99,7 @@ def load_trained(run_dir: str, data: Any, device: torch.device | str = "cpu", sn
     run is unfinished or of other data.
     """
     path = os.path.join(run_dir, snapshot or "checkpoint.pt")
-    state = load_checkpoint(path)
-    if state["step"] < state["last_step"] and not snapshot:
-        raise UserError(f"{path}: the run stopped at step {state['step']} of {state['last_step']}; run its command "
-                        "again to finish it")
+    state = load_checkpoint(path, finished=not snapshot)
     config = configs.from_plain(state["config"], path)
     check_matches(state, path, config, data, ())
     model = make_model(config, data.vocab_size)
@@ -111,28 +108,23 @@ def load_trained(run_dir: str, data: Any, device: torch.device | str = "cpu", sn
 
 
 def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
-    """Set the weights as init_from says. Returns the checkpoint that they are from, if any."""
+    """Sets the weights as init_from says. Returns the checkpoint that they are from, if any."""
     if config.init_from == "scratch":
         return None
     if config.init_from == "golden":
         return make_golden(model, data)
     if config.pretrained:
         return load_gpt2(model, config.pretrained, data.V)
-    run_dir = config.stage1_dir if config.init_from == "align" else config.init_from
-    if os.sep not in run_dir:  # another method's run
-        run_dir = os.path.join(config.out_dir, run_dir, f"seed{config.seed}")
-    path = os.path.join(run_dir, "checkpoint.pt")
-    if not os.path.exists(path):
-        hint = "run `python prealign.py` with the same config first" if config.init_from == "align" else (
-            'expected "scratch", "align", "golden", "hf:FOLDER", a method in out_dir, or the folder of a run')
-        raise UserError(f"init_from={config.init_from}: there is no checkpoint {path}; {hint}")
-    state = load_checkpoint(path)
-    if state["step"] < state["last_step"]:
-        raise UserError(f"{path}: stopped at step {state['step']} of {state['last_step']}; finish that run first")
     if config.init_from == "align":
+        path = os.path.join(config.stage1_dir, "checkpoint.pt")
+        state = load_checkpoint(path, True, "run `python prealign.py` with the same config first")
         # Where stage 1 itself began is its own affair.
         check_matches(state, path, config.stage1(), data, tuple(k for k in FIXED if k != "init_from"))
     else:
+        # The folder of a run, or the name of another method in the same folder.
+        run_dir = config.init_from if os.sep in config.init_from else replace(config, method=config.init_from).run_dir
+        path = os.path.join(run_dir, "checkpoint.pt")
+        state = load_checkpoint(path, True, "init_from: scratch, align, golden, hf:FOLDER, a method or a run's folder")
         check_matches(state, path, config, data, SHAPE)
     load_weights(model, state, path)
     return state
@@ -140,7 +132,7 @@ def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
 
 @torch.no_grad()
 def make_golden(model: GPT, data: Any) -> None:
-    """Give every token of En-Clone the embeddings of its English twin: the upper bound of stage 1."""
+    """Gives every token of En-Clone the embeddings of its English twin: the upper bound of stage 1."""
     if "clone" not in data.languages:
         raise UserError(f"init_from=golden copies English's embeddings to En-Clone's, and {data.dir} has no En-Clone")
     for weight in {model.wte.weight, model.lm_head.weight}:

@@ -10,15 +10,11 @@ class UserError(Exception):
     """Something the person at the keyboard can mend. Printed as one line, without a traceback."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether memory, the machine's or a GPU's, was not enough. torch, not imported here, raises a RuntimeError."""
-    signs = "out of memory", "can't allocate memory", "ALLOC_FAILED"  # of CUDA, the CPU, cuBLAS and cuDNN
-    named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
-    return named or any(sign in str(e) for sign in signs)
+    """Whether memory, the machine's or a GPU's, was not enough."""
+    # Python, CUDA, the CPU's allocator, cuBLAS and cuDNN each say it in their way.
+    signs = "MemoryError", "out of memory", "can't allocate memory", "ALLOC_FAILED"
+    return any(sign in f"{type(e).__name__}: {e}" for sign in signs)
 
 
 def is_device_fault(e: BaseException) -> bool:
@@ -42,20 +38,19 @@ class StopSignal:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """
-    Call `main(arguments)`. A UserError ends it with one line and exit code 1, Ctrl-C with 130, SIGTERM with 143.
-    """
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
+    """Calls `main(arguments)`. A UserError ends it with one line and exit code 1, Ctrl-C with 130, SIGTERM with 143."""
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, stop)
     try:
         main(sys.argv[1:])
     except UserError as e:
         sys.exit(f"error: {e}")
     except ModuleNotFoundError as e:
         sys.exit(f"error: {e}; pip install {e.name}")
-    except BrokenPipeError:  # `| head` is no error
+    # `| head` is no error.
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
         sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
@@ -66,4 +61,4 @@ def run(main: Callable[[list[str]], None]) -> None:
                  "--nli_batch_size needs less")
     except KeyboardInterrupt as e:
         print("\nstopped; run the same command to go on", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT))
+        sys.exit(128 + (e.args[0] if e.args else signal.SIGINT))

@@ -19,24 +19,24 @@ def unreadable(path: str, e: Exception) -> UserError:
 
 
 @contextlib.contextmanager
-def replacing(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
+def replacing(path: str) -> Iterator[IO[bytes]]:
     """A file to write to. It is moved to `path` when all is written: there is a whole file, or the one before."""
     try:
-        with open(path + ".tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
+        with open(path + ".tmp", "wb") as f:
             yield f
+            # Before it has its name it is on the disk, should the power go.
             f.flush()
             os.fsync(f.fileno())
         os.replace(path + ".tmp", path)
-    except BaseException:
-        # A disk that is full needs the room.
+    finally:
+        # A disk that is full needs the room of what was not finished.
         with contextlib.suppress(OSError):
             os.remove(path + ".tmp")
-        raise
 
 
 def write_text(path: str, text: str) -> None:
-    with replacing(path, "w") as f:
-        f.write(text)
+    with replacing(path) as f:
+        f.write(text.encode())
 
 
 def write_json(path: str, value: object) -> None:
@@ -48,7 +48,7 @@ def read_json(path: str, again: str) -> Any:
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, ValueError) as e:
         raise UserError(f"{path}: cannot be read, or is not JSON ({e}); {again}") from e
 
 
@@ -67,13 +67,9 @@ def kept(path: str, make: Callable[[], object]) -> Any:
 @contextlib.contextmanager
 def exclusive(folder: str) -> Iterator[None]:
     """Holds a lock on `folder`, which ends with the process. Raises UserError when another process has it."""
-    path = folder.rstrip("/") + ".lock"
+    os.makedirs(os.path.dirname(folder.rstrip("/")) or ".", exist_ok=True)
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        lock = filelock.FileLock(path).acquire(blocking=False)
-    except OSError as e:
-        # filelock's own Timeout comes without a reason of the system's.
-        why = e.strerror or f"another process is working in {folder}; wait for it, or name another folder"
-        raise UserError(f"cannot lock {path} ({why})") from e
-    with lock:
-        yield
+        with filelock.FileLock(folder.rstrip("/") + ".lock", blocking=False):
+            yield
+    except filelock.Timeout as e:
+        raise UserError(f"another process is working in {folder}; wait for it, or name another folder") from e

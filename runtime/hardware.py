@@ -18,15 +18,18 @@ from model import GPT, linear_cross_entropy
 from runtime.config import Config
 from runtime.errors import UserError, is_device_fault, is_out_of_memory
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3), in bytes
+# Of mallopt(3), in bytes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
 class Hardware:
     device: torch.device
-    dtype: torch.dtype  # of the matrix products; weights and optimizer are float32
+    # Of the matrix products; weights and optimizer are float32.
+    dtype: torch.dtype
     rank: int
-    world: int          # number of processes
+    # The number of processes.
+    world: int
     # A gloo group for small integers on the CPU, so that counting never waits for the GPU; None without torchrun.
     control: dist.ProcessGroup | None
 
@@ -46,27 +49,25 @@ def bf16_pays(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def open_device(config: Config, local_rank: int = 0, keep_memory: bool = True) -> torch.device:
+def open_device(config: Config, local_rank: int = 0) -> torch.device:
     """config.device, or for "auto" this process's GPU if there is one, else the CPU (with keep_freed_memory)."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
-    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count() or 'no'} CUDA devices; "
-                        "use --device=cpu, another number, or as many --nproc_per_node as there are")
-    if device.type == "cpu" and keep_memory:
+    device, there = torch.device(f"cuda:{local_rank}" if name == "cuda" else name), torch.cuda.device_count()
+    if device.type == "cuda" and device.index >= there:
+        raise UserError(f"device={config.device}: this torch sees {there} CUDA devices; use --device=cpu, another "
+                        "number, or as many --nproc_per_node as there are")
+    if device.type == "cpu":
         keep_freed_memory()
     return device
 
 
 def keep_freed_memory() -> None:
-    """
-    Make glibc keep freed memory for the next allocation. By default it gives large blocks back to the kernel, which
-    zeroes them anew: a third of a training step on a CPU. Elsewhere than on Linux with glibc nothing happens.
-    """
+    """Makes glibc keep freed memory for the next allocation; does nothing elsewhere than on Linux with glibc."""
+    # By default it gives large blocks back to the kernel, which zeroes them anew: a third of a training step on a CPU.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         # Older versions refuse more than 32 MB, and then answer 0.
@@ -74,22 +75,21 @@ def keep_freed_memory() -> None:
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def start(config: Config, keep_memory: bool = True) -> Hardware:
+def start(config: Config) -> Hardware:
     """Device and precision, and the process group when torchrun started this process."""
-    environment = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-    world, rank, local_rank = (int(os.environ.get(name, default)) for name, default in environment)
+    world, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if world > 1 and ":" in config.device:
         raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes its own GPU")
-    device = open_device(config, local_rank, keep_memory)
+    device = open_device(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
-    if "WORLD_SIZE" in os.environ:
+    if world:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
     auto = torch.bfloat16 if bf16_pays(device) else torch.float32
     dtype = {"auto": auto, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.dtype]
-    return Hardware(device, dtype, rank, world, control)
+    return Hardware(device, dtype, rank, max(1, world), control)
 
 
 @contextlib.contextmanager
@@ -114,7 +114,7 @@ def check_same_everywhere(hardware: Hardware, seen: Any, *folders: str) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work, to measure how long that takes."""
+    """Waits until the device has done all its work, to measure how long that takes."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -145,31 +145,26 @@ def matmul_rate(hardware: Hardware) -> float:
 
 
 def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
-    """
-    torch.compile(model) where config.compile says so and it works; a message and the model itself where it does not.
-
-    It is tried here with micro-batches of zeros, before DistributedDataParallel, so that nothing is compiled later. All
-    gradients of a graph are there at once, and are summed over processes after the last backward pass, not beside it.
-    """
+    """torch.compile(model) where config.compile says so and it works; else a message, and the model itself."""
     if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
         return model
-    # The sizes of all micro-batches but the last, and of the last.
-    rows, most = config.batch_size // hardware.world, config.micro_batch_size
-    sizes = {min(rows, most), rows % most or most}
     try:
+        # All gradients of a graph are there at once: they are summed over processes after the last backward pass.
         torch._dynamo.config.optimize_ddp = False
         # The loss stays outside: its loop over chunks would be unrolled into the graph, which would be free to hold all
         # of them at once, and older versions of torch may compile an autograd.Function that works in place wrongly.
         model.loss_function = torch.compiler.disable(linear_cross_entropy)
         network: torch.nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-        for size in sorted(sizes, reverse=True):
-            ids = torch.zeros(size, config.block_size, dtype=torch.long, device=hardware.device)
-            with hardware.autocast:
-                # Not `ids` twice: a graph for targets that are the inputs themselves would fit no other batch.
-                loss, _ = network(ids, ids.clone())
-            loss.backward()
+        # It is compiled here, to see whether that works. Not `ids` twice: a graph for targets that are the inputs
+        # themselves would fit no other batch.
+        rows = min(config.batch_size // hardware.world, config.micro_batch_size)
+        ids = torch.zeros(rows, config.block_size, dtype=torch.long, device=hardware.device)
+        with hardware.autocast:
+            loss, _ = network(ids, ids.clone())
+        loss.backward()
         return network
-    except Exception as e:  # a missing compiler, Triton or header, a kernel that does not fit: each has its own
+    # A missing compiler, Triton or header, a kernel that does not fit: each has an exception of its own.
+    except Exception as e:
         if is_out_of_memory(e):
             raise
         reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"

@@ -1,11 +1,8 @@
 """Random numbers and digests as pure functions of what they are for, so that nothing has to be saved to repeat them."""
 
 import hashlib
-import os
 
 import numpy as np
-
-from runtime.files import unreadable
 
 # What a random number is for. Part of its key, so that no two uses share one.
 PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)
@@ -53,15 +50,6 @@ def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
 
 
 def file_digest(path: str) -> str:
-    """SHA-256 of a file's size and of all of a file up to 64 MiB, or 64 MiB of samples spread evenly over it."""
-    block, most = 2**16, 2**10
-    try:
-        size = os.path.getsize(path)
-        sha, n = hashlib.sha256(str(size).encode()), -(-size // block)
-        with open(path, "rb") as f:
-            for i in range(min(n, most)):
-                f.seek(i * block if n <= most else i * (size - block) // (most - 1))
-                sha.update(f.read(block))
-    except OSError as e:
-        raise unreadable(path, e) from e
-    return sha.hexdigest()
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Work spread over processes, and ahead of its use by a thread."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,19 +9,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any
 
 from runtime.errors import UserError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-AHEAD = 4  # items under way or done for each process
+# Items under way or done for each process.
+AHEAD = 4
 
 
-def _in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item],
-              most: int) -> Generator[Result, None, None]:
+def _in_order(submit: Callable[[Any], Future], items: Iterable, most: int) -> Generator[Any, None, None]:
     """The results of submitted items in their order, of which `most` are under way or done at a time."""
-    ahead: deque[Future[Result]] = deque()
+    ahead: deque[Future] = deque()
     try:
         for item in items:
             ahead.append(submit(item))
@@ -48,20 +47,17 @@ def _begin(start: Callable | None, arguments: tuple) -> None:
         start(*arguments)
 
 
-class Workers:
-    """`number` processes (0: one per core) that each begin with start(*arguments). A context manager."""
+class Workers(contextlib.AbstractContextManager):
+    """`number` processes (0: one per core) that each begin with start(*arguments)."""
 
     def __init__(self, number: int = 0, start: Callable | None = None, *arguments: object):
         self.number = number or os.cpu_count() or 1
         self.executor = ProcessPoolExecutor(self.number, initializer=_begin, initargs=(start, arguments))
 
-    def __enter__(self) -> "Workers":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.executor.shutdown(cancel_futures=True)
 
-    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable, items: Iterable) -> Iterator[Any]:
         """
         work(item) of each item, in order. Items are read only as fast as results are taken, so that memory is bounded.
         Raises what `work` raises, and UserError when a process has died.
@@ -73,7 +69,7 @@ class Workers:
                             "(--workers=N with a smaller N needs less memory)") from e
 
 
-def prefetch(make: Callable[[int], Result], steps: range) -> Generator[Result, None, None]:
+def prefetch(make: Callable[[int], Any], steps: range) -> Generator[Any, None, None]:
     """make(step) for every step, the next ones made by a thread while one is used."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         yield from _in_order(lambda step: thread.submit(make, step), steps, 3)
