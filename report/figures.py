@@ -1,5 +1,5 @@
 """
-The paper's figures 4, 5 and 6.
+The paper's figures 4, 5 and 6, and the loss over training.
 
 Each is a function of a folder's runs and its records of dynamics. It returns a matplotlib figure, a title and a
 caption; or None where there is nothing to draw.
@@ -8,17 +8,17 @@ caption; or None where there is nothing to draw.
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 
-from report.results import TOKEN_KINDS, asked_in, by_method, cosines_in, distinct, kinds_of
+from report.results import TOKEN_KINDS, asked_in, by_method, cosines_in, distinct, has_read, kinds_of
 
 matplotlib.use("Agg")  # files only, no window
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogFormatter  # noqa: E402
 
-Drawn = tuple[Any, str, str] | None
+Drawn = tuple[plt.Figure, str, str] | None
 
 
 def curves(points: Sequence[tuple[str, str, str, float, float]], xlabel: str, width: float, height: float) -> tuple:
@@ -49,6 +49,24 @@ def curves(points: Sequence[tuple[str, str, str, float, float]], xlabel: str, wi
         top.set_title(column)
         bottom.set_xlabel(xlabel)
     return figure, axes
+
+
+def log_scale(axis: plt.Axes) -> None:
+    """Perplexities on a logarithmic axis, as 200 and not 2 x 10^2."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(LogFormatter())
+    # Between powers of ten only where there is room.
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+
+
+def figure_loss(runs: list[dict], dynamics: list[dict]) -> Drawn:
+    points = [("held-out loss, nats per token", language, run["method"], step, loss)
+              for run in runs for step, losses in run["held_out"].items()
+              for language, loss in losses.items() if has_read(run, language)]
+    if not points:
+        return None
+    return curves(points, "training step", 3.6, 3)[0], "Held-out loss during training", (
+        "A run with stage 1 begins at its end.")
 
 
 def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
@@ -93,21 +111,23 @@ def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
         return None
     figure, axes = curves(points, "kind of token, by its word's place in the table", 4.6, 3)
     for axis in axes.flat:
-        axis.set_yscale("log")
+        log_scale(axis)
         axis.set_xticks(range(len(TOKEN_KINDS)), TOKEN_KINDS, rotation=30, ha="right")
     return figure, "Figure 6: perplexity of seen and unseen words", (
         "By quarter of the table, the most frequent words first: a run with 25% has aligned only the first kind.")
 
 
+def section(folder: Path, name: str, figure: plt.Figure, title: str, caption: str) -> str:
+    """A section of the report with a figure, which is written to figures/NAME.png."""
+    (folder / "figures").mkdir(exist_ok=True)
+    figure.savefig(folder / "figures" / f"{name}.png", dpi=130)
+    plt.close(figure)
+    print(f"{title}: {folder}/figures/{name}.png")
+    return f"\n## {title}\n\n![{title}](figures/{name}.png)\n\n{caption}\n"
+
+
 def draw(folder: Path, runs: list[dict], dynamics: list[dict]) -> str:
-    """Write figures/NAME.png for every figure that there is something to draw for; their sections of the report."""
-    sections = ""
-    for name, make in (("figure4", figure_4), ("figure5", figure_5), ("figure6", figure_6)):
-        if made := make(runs, dynamics):
-            figure, title, caption = made
-            (folder / "figures").mkdir(exist_ok=True)
-            figure.savefig(folder / "figures" / f"{name}.png", dpi=130)
-            plt.close(figure)
-            print(f"{title}: {folder}/figures/{name}.png")
-            sections += f"\n## {title}\n\n![{title}](figures/{name}.png)\n\n{caption}\n"
-    return sections
+    """A section for every figure that there is something to draw for."""
+    figures = {"loss": figure_loss, "figure4": figure_4, "figure5": figure_5, "figure6": figure_6}
+    made = {name: make(runs, dynamics) for name, make in figures.items()}
+    return "".join(section(folder, name, *drawn) for name, drawn in made.items() if drawn)

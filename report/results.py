@@ -1,10 +1,11 @@
 """
-What eval.py leaves in OUT_DIR/METHOD/seedN, eval.json, xnli.json and dynamics.json, read; and what is measured in it.
+What runs and eval.py leave in OUT_DIR/METHOD/seedN, read; and what is measured in it.
 
 A new measure is one more line of COLUMNS, which a section of tables.py then names.
 """
 
 import glob
+import json
 import math
 import os
 import statistics
@@ -29,7 +30,7 @@ class Measured(NamedTuple):
 
 # ---- Files ----
 def runs_in(out_dir: str) -> list[dict]:
-    """The eval.json of every run in a folder, with its xnli.json as "nli", by method and seed, joint first."""
+    """Every run in a folder: its eval.json, xnli.json as "nli" and held-out losses as "held_out", joint first."""
     runs = []
     for folder in glob.glob(os.path.join(glob.escape(out_dir), "*", "seed*", "")):
         found = {}
@@ -41,10 +42,20 @@ def runs_in(out_dir: str) -> list[dict]:
             elif os.path.exists(path):
                 print(f"{path} is older than its run and left out; run eval.py again\n")
         if "eval.json" in found:
-            runs.append(found["eval.json"] | ({"nli": found["xnli.json"]} if "xnli.json" in found else {}))
+            run = found["eval.json"] | {"held_out": held_out_in(folder + "metrics.jsonl")}
+            runs.append(run | ({"nli": found["xnli.json"]} if "xnli.json" in found else {}))
     if not runs:
         raise UserError(f"no evaluated run in {out_dir}; expected METHOD/seedN/eval.json, made by eval.py")
     return sorted(runs, key=lambda run: (run["method"] != "joint", run["method"], run["seed"]))
+
+
+def held_out_in(path: str) -> dict[int, dict[str, float]]:
+    """Step -> {language: held-out loss, nats per token} from the log of a run, metrics.jsonl, where it has any."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as f:
+        lines = [json.loads(line) for line in f]
+    return {line["step"]: line["held_out"] for line in lines if "held_out" in line}
 
 
 def dynamics_in(out_dir: str) -> list[dict]:
@@ -122,14 +133,18 @@ def of_text(run: dict, source: str, key: str, digits: int = 1) -> dict[str, Meas
 COLUMNS: dict[str, Callable[[dict], dict[str, Measured]]] = {
     "tokens": lambda run: {"read": Measured(run["tokens"], f"{run['tokens'] / 1e6:.2f}M")},
     "ppl": lambda run: of_text(run, "lm", "ppl"),
-    # Only En-Clone has ids of its own, over which alone the softmax can be taken.
-    "in-language ppl": lambda run: {l: m for l, m in of_text(run, "lm", "ppl_in_language").items() if l == "clone"},
     "bits/byte": lambda run: of_text(run, "lm", "bpb", 3),
     "other ppl": lambda run: of_text(run, "text", "ppl"),
     "other bits/byte": lambda run: of_text(run, "text", "bpb", 3),
     "CLKA": lambda run: {pair: percent(m["accuracy"], m["n"]) for pair, m in run["clka"].items()},
     "NLI": lambda run: {l: percent(statistics.mean(m["accuracies"]), m["n"])
                         for l, m in (run["nli"]["languages"] if "nli" in run else {}).items()},
+    # Only En-Clone has every combination: the same text in other ids.
+    "side": lambda run: {side: Measured(ppl, f"{ppl:.1f}") for sides in run.get("sides", {}).values() if len(sides) > 2
+                         for side, ppl in sides.items() if all(has_read(run, l) for l in side.split(">"))},
+    "part": lambda run: {part: percent(m["right"] / m["asked"], m["asked"])
+                         for parts in run.get("clka_parts", {}).values() if len(parts) > 2
+                         for part, m in parts.items()},
     "mixed": lambda run: {l: percent(m["share"], m["n"]) for l, m in run.get("mixed", {}).items()},
 }
 

@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from report.paper import PAPER, PaperTable
-from report.results import asked_in, by_method, columns, cosines_in, distinct, kinds_of, percent, spread, value
+from report.results import COLUMNS, asked_in, by_method, columns, cosines_in, distinct, kinds_of, percent, spread, value
 
 Row = dict[str, str]
+
+# What is encoded where similarity is measured.
+KINDS = {"words": "words alone", "text": "held-out text", "other text": "texts of eval_text"}
 
 
 def table(rows: list[Row]) -> str:
@@ -38,9 +41,12 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
     def shown(*kinds: str) -> str:
         return of_runs(lambda run: {column: measured.text for column, measured in columns(run, *kinds).items()})
 
+    def shown_of(kind: str) -> str:
+        return of_runs(lambda run: {of: measured.text for of, measured in COLUMNS[kind](run).items()})
+
     # ---- Language modelling, and what is asked of a model ----
     methods, joint = by_method(runs), {run["seed"]: run for run in runs if run["method"] == "joint"}
-    yield "Perplexity", shown("tokens", "ppl", "in-language ppl", "bits/byte")
+    yield "Perplexity", shown("tokens", "ppl", "bits/byte")
     yield "Perplexity on other text (eval_text)", shown("other ppl", "other bits/byte")
     body = shown("CLKA", "NLI", "mixed")
     chances = sorted({m["chance"] for run in runs for m in run["clka"].values()})
@@ -50,6 +56,9 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
         notes.append(f"NLI is measured on {pairs}; by chance it is {100 / labels:.0f}%.")
     yield ("Knowledge across languages (CLKA), inference (NLI), mixed script, with 95% intervals",
            f"{body}\n\n{' '.join(notes)}".strip())
+    yield ("Where the loss is: perplexity by language of context > predicted token, among that language's ids",
+           shown_of("side"))
+    yield "Where knowledge is lost: CLKA by language of subject, sentence, object, with 95% intervals", shown_of("part")
     # ---- Methods beside each other, and beside the paper ----
     if len(methods) < len(runs):
         means = distinct(column for run in runs for column in columns(run, "ppl", "CLKA", "NLI"))
@@ -63,28 +72,37 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
     for language in languages:
         yield f"Perplexity by kind of token, {language}", of_runs(lambda run: {
             kind: f"{m['ppl']:.1f}" for kind, m in kinds_of(run, language).items()})
-    for kind, what in (("words", "words encoded alone"), ("text", "held-out text and its clone, position by position")):
-        for language in languages:
-            yield f"Cosine of {language} with the pivot, {what}", of_runs(lambda run: {
-                layer: f"{cosine:.3f}" for *at, layer, cosine in cosines_in(run) if at == [language, kind]})
+    # The cosine alone may be one direction that all words of a language share; retrieval takes that off.
+    for language, kind in itertools.product(languages, ("words", "text", "other text")):
+        yield f"Cosine of {language} with the pivot, {KINDS[kind]}", of_runs(lambda run: {
+            layer: f"{cosine:.3f}" for *at, layer, cosine in cosines_in(run) if at == [language, kind]})
+        yield f"Retrieval from the pivot to {language}, precision at 1, {KINDS[kind]}", of_runs(lambda run: {
+            m["layer"]: f"{100 * m['share']:.0f}%" for m in run.get("retrieval", [])
+            if (m["language"], m["kind"]) == (language, kind)})
     yield ("Learning dynamics: CLKA right after the period that stated the facts, in the second half of training",
            dynamics_table(dynamics))
 
 
+def gap_closed(run: dict, joint: dict) -> float | None:
+    """How much is closed, in %, of joint training's gap between En-Clone and the pivot, which are the same text."""
+    ours, theirs = value(run, "ppl clone"), value(joint, "ppl clone")
+    floor = value(joint, f"ppl {run['config']['pivot']}")
+    if not (ours and theirs and floor and floor < theirs):
+        return None
+    return 100 * (theirs - ours) / (theirs - floor)
+
+
 def against(run: dict, joint: dict | None) -> Row:
-    """Changes of perplexity; and how much is closed of joint's gap between En-Clone and the pivot, the same text."""
+    """Changes of perplexity, and the gap closed. Nothing without joint training of that seed; nor of itself."""
     row: Row = {}
-    # Without joint training of that seed there is nothing to say; nor of itself.
     if joint is None or run is joint:
         return row
     for column in columns(run, "ppl", "other ppl"):
         ours, theirs = value(run, column), value(joint, column)
         if ours and theirs:
             row[column] = f"{100 * (ours / theirs - 1):+.1f}%"
-    ours, theirs = value(run, "ppl clone"), value(joint, "ppl clone")
-    floor = value(joint, f"ppl {run['config']['pivot']}")
-    if ours and theirs and floor and floor < theirs > ours:
-        row["gap closed"] = f"{100 * (theirs - ours) / (theirs - floor):.0f}%"
+    if (closed := gap_closed(run, joint)) is not None:
+        row["gap closed"] = f"{closed:.0f}%"
     return row
 
 

@@ -1,6 +1,6 @@
-# Sourced by table*.sh and figures.sh, which are called with a scale (demo unless given) and any --knob=value, for every
-# command. A scale is the name of a file in config/, or of one in config/size/, on top of config/paper.py. What
-# is finished is skipped, so a script can be interrupted and started again. SEEDS="1 2 3" repeats;
+# Sourced by table*.sh, figures.sh and tokens.sh, which are called with a scale (demo unless given) and any
+# --knob=value, for every command. A scale is the name of a file in config/, or of one in config/size/, on top of
+# config/paper.py. What is finished is skipped, so a script can be interrupted and started again. SEEDS="1 2 3" repeats;
 # LAUNCH="torchrun ..." trains on several GPUs.
 #     methods NAME ...     train and evaluate methods of config/method
 #     transfer NAME ...    fine-tune them on inference and test that in every language

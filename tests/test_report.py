@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from report import __main__ as report
 from report import figures, results, tables
+from report import tokens as sweep
 from runtime.errors import UserError
 
 LAYERS = ("word embedding", "block 1", "output embedding")
@@ -24,8 +25,8 @@ def make_run(method: str, seed: int = 1, en: float = 20, clone: float = 40, accu
               "n_embd": 8} | config
     return {
         "method": method, "seed": seed, "tokens": 12_345_678, "date": "2026-01-02", "config": config,
-        "lm": {l: {"ppl": ppl, "bpb": 1.25, "ppl_in_language": ppl - 1} for l, ppl in (("en", en), ("clone", clone))},
-        "text": {}, "mixed": {}, "similarity": similarity(0.5, 0.4),
+        "lm": {l: {"ppl": ppl, "bpb": 1.25} for l, ppl in (("en", en), ("clone", clone))},
+        "text": {}, "mixed": {}, "similarity": similarity(0.5, 0.4), "held_out": {},
         "clka": {pair: {"accuracy": accuracy, "n": 100, "chance": 0.25} for pair in ("en->en", "en->clone")}}
 
 
@@ -71,7 +72,7 @@ def test_perplexity_of_a_language_that_was_never_read_is_not_shown():
     runs = [make_run("joint"), make_run("only_target", only="clone"), make_run("full_target", mix={"clone": 1.0})]
     joint, only, alone = rows_of(runs, "## Perplexity")
     assert joint == {"method": "joint", "seed": "1", "tokens read": "12.35M", "ppl en": "20.0", "ppl clone": "40.0",
-                     "in-language ppl clone": "39.0", "bits/byte en": "1.250", "bits/byte clone": "1.250"}
+                     "bits/byte en": "1.250", "bits/byte clone": "1.250"}
     assert (only["ppl en"], only["bits/byte en"], only["ppl clone"]) == ("-", "-", "40.0")
     assert (alone["ppl en"], alone["ppl clone"]) == ("-", "40.0")
 
@@ -113,9 +114,31 @@ def test_methods_stand_against_joint_training_of_the_same_seed():
             make_run("only_target", 1, 1e6, 90, only="clone"), make_run("prealign", 1, 19, 25)]
     runs[0]["text"], runs[4]["text"] = {"en": {"ppl": 80.0, "bpb": 1.25}}, {"en": {"ppl": 78.0, "bpb": 1.0}}
     assert [list(row.values()) for row in rows_of(runs, "## Against")] == [
-        ["only_target", "1", "+125.0%", "-", "-", "-"], ["prealign", "1", "-37.5%", "-5.0%", "-2.5%", "75%"]]
+        ["only_target", "1", "+125.0%", "-250%", "-", "-"], ["prealign", "1", "-37.5%", "75%", "-5.0%", "-2.5%"]]
     assert rows_of(runs, "## Perplexity on other text")[1] == {
         "method": "prealign", "seed": "1", "other ppl en": "78.0", "other bits/byte en": "1.000"}
+
+
+def test_where_loss_and_knowledge_are_lost_is_told_of_languages_with_ids_of_their_own():
+    sides = {"clone": {"en>en": 20, "en>clone": 90.44, "clone>en": 400, "clone>clone": 39},
+             "de": {"en>en": 20, "de>de": 5}}
+    parts = {"clone": {"en,en,en": {"right": 10, "asked": 10}, "en,en,clone": {"right": 3, "asked": 10},
+                       "clone,en,en": {"right": 0, "asked": 10}}, "de": {"en,en,en": {}, "de,de,de": {}}}
+    runs = [make_run("joint") | {"sides": sides, "clka_parts": parts},
+            make_run("only_target", only="clone") | {"sides": sides}]
+    assert [[*row.values()][2:] for row in rows_of(runs, "## Where the loss")] == [
+        ["20.0", "90.4", "400.0", "39.0"], ["-", "-", "-", "39.0"]]
+    assert rows_of(runs, "## Where knowledge") == [{"method": "joint", "seed": "1", "en,en,en": "100% (72-100)",
+                                                    "en,en,clone": "30% (11-60)", "clone,en,en": "0% (0-28)"}]
+
+
+def test_retrieval_has_a_table_for_each_language_and_kind_of_text():
+    found = [{"language": "clone", "kind": kind, "layer": layer, "share": share, "n": 8}
+             for kind, share in (("words", 0.5), ("other text", 0.25)) for layer in LAYERS]
+    for kind, share in (("words alone", "50%"), ("texts of eval_text", "25%")):
+        title = f"## Retrieval from the pivot to clone, precision at 1, {kind}"
+        (row,) = rows_of([make_run("joint") | {"retrieval": found}], title)
+        assert row == {"method": "joint", "seed": "1"} | dict.fromkeys(LAYERS, share)
 
 
 def with_kinds(run: dict, *ppl: float) -> dict:
@@ -167,7 +190,8 @@ def test_an_order_that_is_not_the_papers_is_said():
 
 def lines_of(axis) -> dict[str, list[list[float]]]:
     """The points of every line of a panel that has a name."""
-    return {line.get_label(): line.get_xydata().tolist() for line in axis.lines if line.get_label()[0] != "_"}
+    return {line.get_label(): line.get_xydata().tolist() for line in axis.lines
+            if line.get_label()[0] != "_" and len(line.get_xydata())}
 
 
 def test_figure_4_shows_the_mean_accuracies_over_seeds():
@@ -181,10 +205,44 @@ def test_figure_4_shows_the_mean_accuracies_over_seeds():
     assert english.get_ylabel() == "accuracy, %\nstated 5 times"
 
 
+def test_held_out_loss_during_training_is_read_from_the_log(tmp_path):
+    write(tmp_path, [make_run("joint"), make_run("only_target", only="clone")])
+    for method in ("joint", "only_target"):
+        lines = [{"step": 10, "loss": 3.0}] + [{"step": s, "loss": 3.0, "held_out": {"en": s / 10, "clone": s / 5}}
+                                               for s in (20, 40)]
+        (tmp_path / method / "seed1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    english, clone = figures.figure_loss(results.runs_in(str(tmp_path)), [])[0].axes
+    assert lines_of(english) == {"joint": [[20, 2], [40, 4]]}
+    assert lines_of(clone) == {"joint": [[20, 4], [40, 8]], "only_target": [[20, 4], [40, 8]]}
+    assert figures.figure_loss([make_run("joint")], []) is None
+
+
+def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys):
+    for share, tokens, gap in ((60, 60.2, 30), (20, 19.6, 10)):
+        for seed in (1, 2):
+            runs = [make_run("joint", seed, 20, 120, 0.25), make_run("prealign", seed, 20, 120 - seed * gap, 0.5)]
+            write(tmp_path / str(share), [run | {"tokens_per_id": {"en": 2000.0, "clone": tokens}, "sides": {
+                "clone": {"en>en": 20, "en>clone": 50, "clone>en": 60, "clone>clone": 40}}} for run in runs])
+    points = [point for share in ("20", "60") for point in sweep.points_of(results.runs_in(str(tmp_path / share)))]
+    points.sort(key=lambda point: point[:2])
+    assert [point[:2] for point in points] == [("joint", 19.6), ("joint", 60.2), ("prealign", 19.6), ("prealign", 60.2)]
+    # Of a gap of 100, seed 1 closes 10 and seed 2 closes 20.
+    assert points[2][2]["gap closed, %"] == [10, 20] and "gap closed, %" not in points[0][2]
+    gap, clka, *sides = sweep.figure_of(points).axes
+    assert lines_of(gap) == {"prealign": [[19.6, 15], [60.2, 45]]} and len(sides) == 4
+    assert lines_of(clka) == {"joint": [[19.6, 25], [60.2, 25]], "prealign": [[19.6, 50], [60.2, 50]]}
+    sweep.main([str(tmp_path)])
+    (table,) = tables_of(capsys.readouterr().out)
+    assert table[3][:4] == ["prealign", "20", "15.0 ± 7.1", "50.0 ± 0.0"] and table[1][2] == "-"
+    assert "![When PreAlign pays](figures/tokens.png)" in (tmp_path / "report.md").read_text()
+    with pytest.raises(UserError, match="no evaluated run in .*SHARE/METHOD/seedN"):
+        sweep.main([str(tmp_path / "20")])
+
+
 def test_figure_5_shows_every_layer_of_words_and_of_text():
     words, text = (lines_of(axis) for axis in figures.figure_5([], make_dynamics("joint", [0, 0, 0]))[0].axes)
     assert list(words) == [*LAYERS] and list(text) == [*LAYERS[:2], "final hidden state"]
-    assert tables_of(tables.report_tables([make_run("joint")]), "position by position")[0] == [
+    assert tables_of(tables.report_tables([make_run("joint")]), "the pivot, held-out text")[0] == [
         ["method", "seed", *LAYERS[:2], "final hidden state"], ["joint", "1", "0.400", "0.400", "0.400"]]
     assert words["block 1"] == [[10, 0], [20, 0.1], [30, 0.2]] and text["block 1"] == [[10, 0], [20, 0.05], [30, 0.1]]
 
@@ -207,7 +265,7 @@ def test_what_eval_writes_is_what_the_report_shows(out_dir, capsys):
     runs = [json.loads((out_dir / method / f"seed{seed}" / "eval.json").read_text())
             for method, seed in (("joint", 1), ("joint", 2), ("prealign", 1))]
     written = json.loads((out_dir / "report.json").read_text())["runs"]
-    assert written == runs
+    assert [run | {"held_out": {}} for run in written] == [run | {"held_out": {}} for run in runs]
     for run, row in zip(runs, tables_of(printed)[0][1:], strict=True):
         assert row[:2] == [run["method"], str(run["seed"])]
         assert row[3:5] == [f"{run['lm'][language]['ppl']:.1f}" for language in ("en", "clone")]
