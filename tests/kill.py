@@ -1,11 +1,11 @@
 """
 Killed at random moments and started again, a run ends as if nothing had happened: the same data, weights and results.
 
-    python tests/kill.py config/demo.py                              # 50 kills over the four verbs
-    python tests/kill.py config/demo.py --kills=20 --processes=2     # of one of torchrun's two processes
+    python tests/kill.py config/demo.py --kills=50 --folder=out/kill
 
-Runs everything undisturbed, then in another folder with kill -9, and compares to the bit. Exit code 1 when something
-differs, or when no kill came after a checkpoint. Needs a CPU: a GPU adds up in any order. Other --knob=value go on.
+Runs the four verbs undisturbed, then in another folder with kill -9, and compares to the bit. Exit code 1 when
+something differs, or when no kill came after a checkpoint. Needs a CPU: a GPU adds up in any order. Other --knob=value
+go on to every verb.
 """
 
 import argparse
@@ -26,22 +26,9 @@ VERBS = {"data.py": [], "prealign.py": [], "train.py": [METHOD], "eval.py": [MET
 DIFFER = {"metrics.jsonl": ("tokens_per_s", "mfu"), "eval.json": ("config", "date")}
 
 
-def start(verb: str, arguments: list[str], processes: int) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=1000", "--monitor-interval=0.2",
-                f"--nproc_per_node={processes}"] if processes > 1 else []
-    return subprocess.Popen([sys.executable, *torchrun, verb, *arguments, *VERBS[verb]], cwd=ROOT,
-                            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill(process: subprocess.Popen, rng: random.Random, processes: int) -> bool:
-    """kill -9 of a command and all that it started, or of one of torchrun's processes; whether there was one."""
-    if processes == 1:
-        os.killpg(process.pid, signal.SIGKILL)
-        return process.wait() < 0
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    if children:
-        os.kill(int(rng.choice(children)), signal.SIGKILL)
-    return bool(children)
+def start(verb: str, arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, verb, *arguments, *VERBS[verb]], cwd=ROOT, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def steps(folder: Path) -> int:
@@ -70,7 +57,7 @@ def differences(a: Path, b: Path) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 50), ("processes", 1), ("seed", 0)):
+    for name, default in (("kills", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=lambda name: Path(name).absolute(), default=Path("out/kill").absolute())
     options, knobs = parser.parse_known_args(arguments)
@@ -81,22 +68,21 @@ def main(arguments: list[str]) -> int:
         folder = options.folder / name
         own = [*knobs, "--device=cpu", "--checkpoint_interval=20", f"--data_dir={folder}/d", f"--out_dir={folder}/out"]
         for verb in VERBS:
-            processes = options.processes if verb in ("prealign.py", "train.py") else 1
-            begin, process = time.monotonic(), start(verb, own, processes)
-            if name == "killed":
-                # In proportion to the time that each takes, at any moment from its start on.
-                share = max(1, round(options.kills * seconds[verb] / sum(seconds.values())))
-                for number in range(share):
-                    before = steps(folder)
-                    time.sleep(rng.uniform(0.2, min(seconds[verb], 4 + 2 * seconds[verb] / share)))
-                    # Every other kill of a training waits for a checkpoint, so that there is something to go on from.
-                    while (number % 2 == 0 and verb in ("prealign.py", "train.py") and process.poll() is None
-                           and steps(folder) == before):
-                        time.sleep(0.05)
-                    if process.poll() is not None or not kill(process, rng, processes):
-                        break
-                    kills, further = kills + 1, further + (steps(folder) > before)
-                    process = process if processes > 1 else start(verb, own, processes)
+            begin, process, trains = time.monotonic(), start(verb, own), verb in ("prealign.py", "train.py")
+            # In proportion to the time that each takes, at any moment from its start on.
+            share = max(1, round(options.kills * seconds[verb] / sum(seconds.values()))) if name == "killed" else 0
+            for number in range(share):
+                before = steps(folder)
+                time.sleep(rng.uniform(0.2, min(seconds[verb], 4 + 2 * seconds[verb] / share)))
+                # Every other kill of a training waits for a checkpoint, so that there is something to go on from.
+                while trains and number % 2 == 0 and process.poll() is None and steps(folder) == before:
+                    time.sleep(0.05)
+                if process.poll() is not None:
+                    break
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills, further = kills + 1, further + (steps(folder) > before)
+                process = start(verb, own)
             if process.wait():
                 sys.exit(f"failed; run it by hand to see why: {' '.join(process.args)}")
             seconds.setdefault(verb, time.monotonic() - begin)

@@ -41,7 +41,7 @@ def test_files_in_the_order_given_then_arguments(tmp_path):
     Path(first).write_text('"""Why."""\n\nseed = 2\nn_layer = 2  # why\nmax_steps = 2000\nmax_steps = 3000\n')
     Path(second).write_text("seed = 4\n")
     assert load(["--seed=6", first, second, "--seed=5"]) == Config(seed=5, n_layer=2, max_steps=3000)
-    assert [load(files).seed for files in ([], [first, second], [second, first])] == [1, 4, 2]
+    assert load([second, first]).seed == 2
 
 
 @pytest.mark.parametrize("argument, value", [
@@ -69,13 +69,10 @@ def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
     assert argument[2:].partition("=")[0] in message(load, re.split(" (?=--)", argument))
 
 
-def test_messages_name_the_closest_knob_the_kind_of_value_and_the_line(tmp_path):
+def test_messages_name_the_closest_knob_and_the_kind_of_value():
     assert "did you mean n_layer?" in message(load, ["--n-layer=1"])
     assert "--key=value" in message(load, ["--seed"])
     assert "must be int, found 1.5" in message(load, ["--batch_size=1.5"])
-    # errors.run prints it as one line.
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none.py"):
-        load([f"{tmp_path}/none.py"])
 
 
 @pytest.mark.parametrize("code, line", [
@@ -141,7 +138,6 @@ SPOILED = {
     "pickle with code": lambda path: path.write_bytes(pickle.dumps(Code())),
     "zip with code": lambda path: torch.save({**torch.load(path), "config": Code()}, path),
     "another program's": lambda path: torch.save({"model": {}, "step": 3}, path),
-    "a list": lambda path: torch.save([1, 2, 3], path),
     "unfinished": lambda path: torch.save(torch.load(path) | {"step": 3}, path),
     "other data": lambda path: torch.save(torch.load(path) | {"data": "other"}, path),
 }
