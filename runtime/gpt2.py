@@ -29,9 +29,9 @@ def gpt2_config(model: GPT) -> dict:
     return {"model_type": "gpt2", "n_embd": model.wte.embedding_dim, "n_layer": len(model.blocks),
             "n_head": model.n_head, "vocab_size": model.wte.num_embeddings, "n_positions": model.block_size,
             "tie_word_embeddings": model.lm_head.weight is model.wte.weight,
-            # GPT-2's defaults, which a folder may say otherwise.
-            "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": model.ln_f.eps,
-            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+            # What a folder of another kind of GPT-2 says otherwise.
+            "n_inner": 4 * model.wte.embedding_dim, "activation_function": "gelu_new",
+            "layer_norm_epsilon": model.ln_f.eps, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 
 
 @torch.no_grad()
@@ -42,6 +42,7 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
         theirs = GPT2Config().to_dict() | read_json(f"{folder}/config.json", "expected a Hugging Face folder")
+        theirs["n_inner"] = theirs["n_inner"] or ours["n_inner"]
         for key, value in ours.items():
             if theirs[key] < value if key in larger else theirs[key] != value:
                 raise ValueError(f"{key}={theirs[key]!r} (here {value!r})")
@@ -55,10 +56,9 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
             raise ValueError(f"weights that are not finite, or missing: {sorted(info['missing_keys'])}")
     except Exception as e:
         # transformers raises whatever its readers of files raise.
-        found = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise UserError(f"init_from=hf:{folder}: expected a folder with a GPT-2 of the config's shape and the data's "
-                        f"tokenizer, read by transformers; found {found}") from e
-    # Only now, when all is read, is the model changed.
+        raise UserError(f"init_from=hf:{folder}: expected a GPT-2 of the config's shape with the data's tokenizer; "
+                        f"found {type(e).__name__}: {' '.join(str(e).split())[:150]}") from e
+    # The model is changed when all is read.
     for name, view in gpt2_weights(model).items():
         n = V if name.endswith(("wte.weight", "lm_head.weight")) and len(weights[name]) != len(view) else len(view)
         view[:n] = weights[name][:n]

@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import shutil
+import tempfile
 
 from corpus.folder import Folder
 from eval import load_run
@@ -26,10 +27,9 @@ from runtime.gpt2 import gpt2_config, gpt2_weights
 
 def write_model(model: GPT, end_of_text: int, folder: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
-    # As it was trained here; GPT-2's own default for fine-tuning is 0.1.
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    theirs = GPT2LMHeadModel(GPT2Config(**gpt2_config(model) | no_dropout, bos_token_id=end_of_text,
-                                        eos_token_id=end_of_text))
+    # No dropout, as it was trained here; GPT-2's own default for fine-tuning is 0.1.
+    theirs = GPT2LMHeadModel(GPT2Config(**gpt2_config(model), bos_token_id=end_of_text, eos_token_id=end_of_text,
+                                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
     theirs.load_state_dict(gpt2_weights(model))
     theirs.save_pretrained(folder)
 
@@ -40,12 +40,12 @@ def write_tokenizer(data: Folder, block_size: int, folder: str) -> None:
     ranks, end = data.encoding._mergeable_ranks, data.encoding.decode([data.end_of_text])
     # Some encodings have ids that stand for nothing before end-of-text: they get names, as ids are given out in order.
     special = [*(f"<|unused_{id_}|>" for id_ in range(len(ranks), data.end_of_text)), end]
-    with open(path := f"{folder}/ranks", "wb") as f:
-        f.writelines(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
     # The argument has one name in transformers 4 and another in 5, which take no notice of each other's.
     names = {"extra_special_tokens": special, "additional_special_tokens": special}
-    TikTokenConverter(path, data.encoding._pat_str, **names).converted().save(f"{folder}/tokenizer.json")
-    os.remove(path)
+    with tempfile.NamedTemporaryFile() as f:
+        f.writelines(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+        f.flush()
+        TikTokenConverter(f.name, data.encoding._pat_str, **names).converted().save(f"{folder}/tokenizer.json")
     # The class that transformers 4 and 5 both know, where save_pretrained of 5 names one that 4 does not.
     write_json(f"{folder}/tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size, "bos_token": end,
@@ -73,15 +73,14 @@ def export(config: Config) -> str:
     """The path of the folder. Raises UserError when the run is not finished."""
     data, folder = Folder(config.data_dir), os.path.join(config.run_dir, "huggingface")
     model, state = load_run(config, data)
-    # An earlier export is replaced when the new one is whole.
-    beside = folder + ".tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    os.makedirs(beside)
-    write_model(model, data.end_of_text, beside)
-    write_tokenizer(data, config.block_size, beside)
-    write_text(f"{beside}/README.md", model_card(config, data, state))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(beside, folder)
+    # An earlier export is replaced when the new one is whole; what is half made goes.
+    with tempfile.TemporaryDirectory(dir=config.run_dir) as beside:
+        os.mkdir(new := f"{beside}/huggingface")
+        write_model(model, data.end_of_text, new)
+        write_tokenizer(data, config.block_size, new)
+        write_text(f"{new}/README.md", model_card(config, data, state))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(new, folder)
     return folder
 
 

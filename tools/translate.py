@@ -29,9 +29,9 @@ from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import exclusive
 
-# Words of a request. Those without a usable answer are asked for again, fewer at a time.
+# Words of a request: those without a usable answer are asked for again, fewer at a time.
 SIZES = (20, 5, 1)
-# Attempts of a request, by the openai package, and seconds of each; requests in a row that bring nothing.
+# Attempts of a request, seconds of each, and how many requests in a row may bring nothing.
 ATTEMPTS, TIMEOUT, FAILURES = 7, 300, 3
 # Translations of a word, and characters of each, at most.
 MOST, LONGEST = 5, 80
@@ -77,8 +77,7 @@ def connect(config: Config) -> Any:
     import openai
     key = os.environ.get(config.llm_key, "").strip()
     if not key:
-        raise UserError(f"the environment variable {config.llm_key} is empty; set it to the endpoint's key (any word, "
-                        "if it needs none), or name another with --llm_key")
+        raise UserError(f"set the environment variable {config.llm_key} to the endpoint's key, or to any word")
     # No proxy knows what listens on this machine, and a redirect would take the key elsewhere.
     local = urlsplit(config.llm_url).hostname in ("localhost", "127.0.0.1", "::1")
     http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
@@ -113,14 +112,13 @@ def translate(words: list[str], known: set[str], language: str, client: Any, con
     path, lock = config.dictionary_of(language), threading.Lock()
 
     def request(group: list[str]) -> tuple[int, str, int]:
-        status, text = ask(client, prompt(group, config.pivot, language), config.llm_model)
-        found = parse(text, group) if status == 200 else {}
-        lines = "".join(f"\n{word}\t{translation}" for word in found for translation in found[word])
+        status, answer = ask(client, prompt(group, config.pivot, language), config.llm_model)
+        found = parse(answer, group) if status == 200 else {}
         # In one piece, so that a kill leaves whole lines.
         with lock, open(path, "a", encoding="utf-8") as f:
-            f.write(lines)
+            f.write("".join(f"\n{word}\t{text}" for word, texts in found.items() for text in texts))
             known.update(found)
-        return status, " ".join(text.replace(client.api_key, "***").split())[:300], len(found)
+        return status, " ".join(answer.replace(client.api_key, "***").split())[:300], len(found)
 
     for size in SIZES:
         left, failures = [word for word in words if word not in known], 0
