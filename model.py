@@ -14,7 +14,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
-SHORT_ROW = 512  # tokens
+# Tokens of rows for which a CPU has attention written out.
+SHORT_ROW = 512
 # cuDNN's attention, which a Hopper GPU prefers, plans anew for every shape, for about half a second each: where rows
 # come in many shapes (single words, pairs of sentences), `with sdpa_kernel(ANY_SHAPE):` leaves it out.
 ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -39,10 +40,8 @@ class Attention(nn.Module):
 
 
 def attention_written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """
-    Causal attention: softmax(q k^T / sqrt(D) + mask) v, each (B, n_head, T, D). On a CPU and for short rows this is
-    faster than torch's fused kernel (2.5 times at 256 tokens in bf16, with gradients); its memory grows with T * T.
-    """
+    """Causal attention: softmax(q k^T / sqrt(D) + mask) v, each (B, n_head, T, D). Its memory grows with T * T."""
+    # Faster than torch's fused kernel on a CPU and for short rows: 2.5 times at 256 tokens in bf16, with gradients.
     B, H, T, D = q.shape
     future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
     scores = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(D))  # (B * n_head, T, T)
@@ -97,12 +96,8 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
 
     def layers(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """
-        Layers 0..L of every token: its word embedding, then each block's output. What stage 1 aligns (with the output
-        embedding, layer L+1, beside them).
-
-        ids (B, T) int64 -> L + 1 tensors (B, T, C)
-        """
+        """Word embedding and each block's output of ids (B, T) int64: layers 0..L, each (B, T, C)."""
+        # These, and the output embedding as layer L + 1, are what stage 1 aligns: layer 0 is without a position.
         embedding = self.wte(ids)  # (B, T, C)
         x = embedding + self.wpe.weight[: ids.shape[1]]
         layers = [embedding]
@@ -128,7 +123,8 @@ class GPT(nn.Module):
         return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
     def flops_per_token(self) -> int:
-        """Operations of one training token: 6 per matrix weight, and the attention products (PaLM, appendix B)."""
+        """Floating-point operations of one training token (PaLM, appendix B)."""
+        # Of each weight of a matrix 2 forward and 4 backward; of queries x keys and weights x values, the same.
         matrices = [p for block in self.blocks for p in block.parameters() if p.dim() == 2] + [self.lm_head.weight]
         attention = 12 * len(self.blocks) * self.wte.embedding_dim * self.block_size
         return 6 * sum(p.numel() for p in matrices) + attention
@@ -144,23 +140,17 @@ class GPT(nn.Module):
 
 
 def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """
-    How many tokens' logits are held at once, a multiple of 128: as many as stay in a CPU's cache or fill a GPU, but
-    enough to make a pass over all gradients of the weight worth it; and all chunks of about one size.
-    """
+    """How many tokens' logits are held at once: a multiple of 128, so that all chunks are of about one size."""
+    # As many as stay in a CPU's cache or fill a GPU, but enough to make a pass over the weight's gradients worth it.
     limit = max(1024 // dtype.itemsize, (2**21 if device.type == "cpu" else 2**30) // vocab_size)
     return 128 * math.ceil(tokens / math.ceil(tokens / limit) / 128)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """
-    The loss above, a chunk of tokens at a time, with both gradients taken in the same pass: only (chunk, V) logits are
-    ever held, and none are computed twice.
+    """The loss above, a chunk of tokens at a time, with both gradients taken in the same pass."""
 
-    The gradient of a *sum* of losses needs nothing from upstream but one factor, which is why the backward pass has
-    only a multiplication left to do.
-    """
-
+    # Only (chunk, V) logits are ever held, and none are computed twice. The gradient of a *sum* of losses needs nothing
+    # from upstream but one factor: the backward pass has only a multiplication left to do.
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
         """hidden (N, C), weight (V, C), targets (N,) -> sum of the losses (), losses (N,), both float32"""
@@ -190,8 +180,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                     losses[start:start + chunk] = -F.log_softmax(logits, dim=-1, dtype=torch.float32)[at] * predicted
                     continue
                 p = F.softmax(logits, dim=-1, dtype=grad_dtype)  # (n, V + padding)
+                # The smallest float32 caps a loss at 87 nats.
                 p_target = p[at].float().clamp(min=torch.finfo(torch.float32).tiny)  # (n,)
-                # 1 - p_target, as the sum of all other probabilities: bf16 rounds a p_target near 1 to 1 itself.
+                # 1 - p_target is the sum of all other probabilities: bf16 would round a p_target near 1 to 1.
                 # (new_zeros, as a plain 0 would be copied from the CPU, and waited for.)
                 p[at] = p.new_zeros(())
                 p_others = p.sum(dim=-1)  # (n,)
@@ -201,7 +192,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 p[at] = -p_others
                 grad_hidden[start:start + chunk] = (p @ grad_w) * predicted[:, None]
                 grad_weight += p.T @ (h * predicted[:, None]).to(grad_dtype)
-                del p  # or two chunks are held while the next is made
+                # Or two chunks are held while the next is made.
+                del p
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight[:V])
         ctx.mark_non_differentiable(losses)
@@ -217,10 +209,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
     """
     (sum of the losses, losses (B, T)) of predicting targets (B, T) int64 from hidden (B, T, C) with the output
-    embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0. With gradients the loss of a
-    token is capped at 87 nats. In bf16 the logits themselves are rounded: a token's loss is off by up to 0.14 nats.
+    embeddings weight (V, C); nats, float32. A target of -1 is not predicted and costs 0. In bf16 the logits themselves
+    are rounded: a token's loss is off by up to 0.14 nats.
     """
-    # Without gradients, or LinearCrossEntropy would take them: a parameter needs one even under no_grad.
+    # A parameter asks for its gradient even under no_grad.
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
     total, losses = LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())

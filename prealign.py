@@ -29,8 +29,10 @@ from runtime.hardware import Hardware, to_device
 from runtime.hashing import ENTRY, uniform
 from train import train
 
-MULTIPLE = 128  # tokens: groups of words are filled up to a multiple of it
-PIECE = 2**13   # tokens of words that go through it at once: 20 GB of activations in the 1.3B model
+# Tokens: groups of words are filled up to a multiple of it.
+MULTIPLE = 128
+# Tokens of words that go through the model at once: 20 GB of activations in the 1.3B model.
+PIECE = 2**13
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,8 @@ class Words:
 
 
 def draw_keys(table: Table, config: Config, step: int) -> np.ndarray:
-    """
-    A key (K,) for every entry; the N smallest are a draw of N entries without replacement by frequency ** align_power
-    (Efraimidis and Spirakis, 2006), a function of (seed, step).
-    """
+    """A random key (K,) for every entry, a function of (seed, step): the N smallest are a draw of N entries."""
+    # Without replacement, each in proportion to frequency ** align_power (Efraimidis and Spirakis, 2006).
     exponential = -np.log1p(-uniform(config.seed, ENTRY, step, np.arange(len(table))))
     return exponential / table.frequency.astype(np.float64) ** config.align_power
 
@@ -60,51 +60,45 @@ def draw_entries(table: Table, config: Config, step: int) -> np.ndarray:
 def padded(table: Table, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (R, W) int64 of words (R,) of the table, padded with 0 to the longest, and their lengths (R,)."""
     length = table.offsets[word + 1] - table.offsets[word]
-    column = np.arange(length.max())
-    at = np.minimum(table.offsets[word][:, None] + column, len(table.tokens) - 1)
-    return np.where(column < length[:, None], table.tokens[at], 0).astype(np.int64), length
+    ids = np.zeros((len(word), length.max()), dtype=np.int64)
+    ids[np.arange(length.max()) < length[:, None]] = table.tokens[ranges(table.offsets[word], length)]
+    return ids, length
 
 
 def word_rows(table: Table, entries: np.ndarray, multiple_of: int = 1) -> Words:
     """All words of `entries` (N,), in every language, as rows; padded to a multiple of `multiple_of` rows."""
+    # The words of an entry stand one after another in the table, language by language.
     L = len(table.languages)
     first, end = table.groups[entries * L], table.groups[(entries + 1) * L]
-    number = end - first  # (N,) words of each entry
-    ids, length = padded(table, ranges(first, number))  # (R, W), (R,)
+    ids, length = padded(table, ranges(first, end - first))  # (R, W), (R,)
     extra = -len(length) % multiple_of
     return Words(np.pad(ids, ((0, extra), (0, 0))), np.pad(length, (0, extra), constant_values=1),
-                 np.pad(np.repeat(entries, number), (0, extra), constant_values=-1))
+                 np.pad(np.repeat(entries, end - first), (0, extra), constant_values=-1))
 
 
 def encode_words(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """
-    The representations of words of about one length, all at once: see word_representations.
-
-    ids (r, w) int64, length (r,) -> (L + 2, r, C) float32
-    """
-    valid = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]) / length[:, None]  # (r, w), rows sum to 1
+    """word_representations (L + 2, r, C) of words of about one length, ids (r, w) and length (r,), all at once."""
+    # A token's share in the mean over its word's tokens: 0 for padding.
+    share = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]) / length[:, None]  # (r, w), rows sum to 1
     with sdpa_kernel(ANY_SHAPE):
         layers = model.layers(ids) + [F.embedding(ids, model.lm_head.weight)]  # L + 2 of (r, w, C)
-    return torch.stack([(layer.float() * valid[:, :, None]).sum(1) for layer in layers])
+    return torch.stack([(layer.float() * share[:, :, None]).sum(1) for layer in layers])
 
 
 def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """
-    The representation of words at layers 0..L+1: word embedding, each block's output, output embedding; the mean over
-    the word's tokens, padding excluded (section 3.1).
-
-    ids (R, W) int64, length (R,), on the CPU -> (L + 2, R, C) float32, on the model's device
+    Words at layers 0..L+1, word embedding, each block's output and output embedding: the mean over the tokens of a word
+    (section 3.1). ids (R, W) int64, length (R,), on the CPU -> (L + 2, R, C) float32, on the model's device
     """
     device = model.wte.weight.device
     # Most words are far shorter than the longest: encode them in groups of 1, 2, 3-4, 5-8, ... tokens.
-    group_of = length.clamp(min=1).float().log2().ceil().long()
+    group_of = length.float().log2().ceil().long()
     # What does not go through the model at once keeps no activations: they are computed again in the backward pass.
     recompute = torch.is_grad_enabled() and int((2**group_of).sum()) > PIECE
     order, parts = [], []
     for group in group_of.unique().tolist():
         for rows in (group_of == group).nonzero().squeeze(1).split(max(1, PIECE >> group)):
-            # Only a few sizes come up (the first word stands in for those missing), so that memory kept from one step
-            # fits the next.
+            # Filled up with the first word, so that few sizes come up: memory kept from one step then fits the next.
             filled = F.pad(rows, (0, -len(rows) % max(1, MULTIPLE >> group)))
             word, n = to_device(ids[filled, : 2**group], device), to_device(length[filled], device)  # (r, w), (r,)
             if recompute:
@@ -118,26 +112,24 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
 
 class SupervisedContrastive(torch.autograd.Function):
     """
-    Eq. 2, one layer's loss, for some of its rows, summed, with its gradient taken in the same pass: one matrix of
-    similarities is held, and none outlives its layer. The positives of a word come in by their sum, not pair by pair.
+    Eq. 2, one layer's loss, summed over some of its rows, with the gradient taken in the same pass.
 
     anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,) numbers the entries
-    of the batch from 0, positives (R,) float32 says how many other words the entry of each row has. padding (R,) bool:
-    rows that are no words; None when there are none.
+    of the batch from 0, positives (R,) float32 says how many other words the entry of each row has.
     """
 
+    # One matrix of similarities is held, and none outlives its layer. The positives of a word come in by their sum, not
+    # pair by pair.
     @staticmethod
     def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, positives: torch.Tensor,
-                padding: torch.Tensor | None, first: int, tau: float) -> torch.Tensor:
+                first: int, tau: float) -> torch.Tensor:
         mine = slice(first, first + len(anchors))
         # Only other words stand in the denominator. The lowest number and not -inf: a word alone then has no NaN.
-        lowest = torch.finfo(rows.dtype).min
         similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
-        similarity.diagonal(first).fill_(lowest)
-        if padding is not None:
-            similarity.masked_fill_(padding, lowest)
+        similarity.diagonal(first).fill_(torch.finfo(rows.dtype).min)
         largest = similarity.amax(1, keepdim=True)
-        p = similarity.sub_(largest).exp_()  # in place; over `total` the softmax
+        # Divided by their total, these are the softmax. In place.
+        p = similarity.sub_(largest).exp_()
         total = p.sum(1, keepdim=True)
         log_denominator = largest + total.log()  # (A, 1)
         number = positives[mine, None]  # (A, 1)
@@ -160,7 +152,7 @@ class SupervisedContrastive(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_anchors, grad_rows = ctx.saved_tensors
-        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None, None
+        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None
 
 
 class GatherRows(torch.autograd.Function):
@@ -177,38 +169,34 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        first = dist.get_rank() * ctx.rows
-        return grad[:, first:first + ctx.rows]
+        return grad.split(ctx.rows, dim=1)[dist.get_rank()]
 
 
 def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: float) -> torch.Tensor:
     """
-    This process's share of the multilingual contrastive loss, summed over layers (Eq. 3); the shares add up.
-
-    Supervised contrastive (Khosla et al., 2020): the positives of a word are the other words of its entry, and its
-    denominator holds every other word of the global batch. Divided by the number of (word, positive) pairs in the
-    batch, so that the weight beside the language-model loss means the same for every batch size and number of
-    translations; otherwise as printed.
+    This process's share of the multilingual contrastive loss, summed over layers (Eq. 3), in nats; the shares add up.
 
     representations (L + 2, rows of this process, C) float32; entry (rows of all processes,) on the CPU, -1 = padding
-    -> scalar, nats
     """
+    # Supervised contrastive (Khosla et al., 2020): the positives of a word are the other words of its entry, and its
+    # denominator holds every other word of the global batch.
     anchors = F.normalize(representations, dim=-1)
     distributed = dist.is_initialized()
     rows = GatherRows.apply(anchors) if distributed else anchors
     first = dist.get_rank() * anchors.shape[1] if distributed else 0
     device = anchors.device
-    # A row of padding is an entry of its own, without positives.
-    own_entry = torch.where(entry < 0, -1 - torch.arange(len(entry)), entry)
-    _, index, words = own_entry.unique(return_inverse=True, return_counts=True)
+    # Padding stands last, and takes no part.
+    R = int((entry >= 0).sum())
+    anchors, rows = anchors[:, :max(0, R - first)], rows[:, :R]
+    _, index, words = entry[:R].unique(return_inverse=True, return_counts=True)
     positives = (words - 1)[index]  # (R,)
-    padding = to_device(entry < 0, device) if (entry < 0).any() else None
     entry_there, positives_there = to_device(index, device), to_device(positives.to(anchors.dtype), device)
     # At tau = 0.1 a cosine's rounding error counts ten times: float32.
     with torch.autocast(device.type, enabled=False):
         # unbind: the gradient of indexing a layer would be zeros for all the others, once for each layer.
-        total = sum(SupervisedContrastive.apply(a, r, entry_there, positives_there, padding, first, tau)
+        total = sum(SupervisedContrastive.apply(a, r, entry_there, positives_there, first, tau)
                     for a, r in zip(anchors.unbind(), rows.unbind()))
+    # Over the number of (word, positive) pairs, which Eq. 2 lacks: align_weight then means the same for every batch.
     return total / max(1, positives.sum().item())
 
 

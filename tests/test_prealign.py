@@ -118,9 +118,9 @@ def layers_of_words(layers: int = 3, rows: int = len(ENTRY_OF_ROW), C: int = 6) 
     return torch.randn(layers, rows, C, dtype=torch.float64, generator=generator, requires_grad=True)
 
 
-# Words without a positive are negatives only; a row of -1 is padding.
+# Words without a positive are negatives only; rows of -1, which stand last, are padding.
 @pytest.mark.parametrize("tau", [0.1, 1.0])
-@pytest.mark.parametrize("entry", [ENTRY_OF_ROW, [0, 0], [0, 0, 1, 1], [5] * 4, [1, 2, 2, 3], [0, 0, -1, 1, 1, 2, -1]])
+@pytest.mark.parametrize("entry", [ENTRY_OF_ROW, [0, 0], [0, 0, 1, 1], [5] * 4, [1, 2, 2, 3], [0, 0, 1, 1, 2, -1, -1]])
 def test_loss_and_gradient_are_those_of_the_double_loop(entry, tau):
     words = layers_of_words(rows=len(entry))
     mine, slow = contrastive_loss(words, torch.tensor(entry), tau), slow_loss(words, entry, tau)
