@@ -5,8 +5,7 @@ Stage 2: language-model pretraining with input-only codeswitching (section 3.2).
     torchrun --standalone --nproc_per_node=8 train.py config/demo.py config/method/prealign.py --codeswitch_ratio=0.1
 
 Writes OUT_DIR/METHOD/seedSEED/: run.json (config, versions), metrics.jsonl, checkpoint.pt. The same command resumes a
-run that was stopped, and leaves a finished one alone. On several nodes, start the same torchrun on each with --nnodes,
---node_rank and --master_addr.
+run that was stopped, and leaves a finished one alone.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,23 +38,16 @@ from runtime.hardware import Hardware
 from runtime.log import Log
 
 
-class Objective(Protocol):
-    """A second loss beside the language model's. prealign.Alignment is one."""
-
-    def words(self, step: int) -> Any:
-        """Its batch of a step: numpy, made ahead by a thread."""
-
-    def loss(self, model: GPT, words: Any) -> torch.Tensor:
-        """This process's share of the loss; the shares add up."""
-
-
-MakeObjective = Callable[[Config, Table, Hardware], Objective]
+# Makes a second objective, a loss beside the language model's, as prealign.Alignment does. Its words(step) are a batch
+# for a step; loss(model, words) is this process's share of the loss, and the shares add up.
+MakeObjective = Callable[[Config, Table, Hardware], Any]
 
 
 @dataclass
 class Totals:
-    """Sums over the steps since the last line of the log, on the device, so that no step waits for their values."""
+    """Sums over the steps since the last line of the log."""
 
+    # On the device, so that no step waits for their values.
     loss: torch.Tensor         # (streams,) nats
     tokens: torch.Tensor       # (streams,) predicted tokens
     align_loss: torch.Tensor   # ()
@@ -79,24 +71,24 @@ class Training:
     compiled: bool
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    objective: Objective | None
+    objective: Any
     totals: Totals
-    step: int = 0             # steps made so far, in the numbers of the data's rows
-    tokens_before: int = 0    # that the weights had seen when the run began
+    step: int = 0    # steps made so far, in the numbers of the data's rows
+    tokens: int = 0  # that the weights have seen, in stage 1 or in the run that they are from too
 
     def batch(self, step: int) -> tuple[Batch, Any]:
-        """This process's rows of a step, pinned for a GPU, and in a step that aligns the objective's batch."""
+        """This process's rows of a step, and in a step that aligns the objective's batch."""
         words = self.objective.words(step) if self.objective and aligns(step, self.config) else None
-        batch = self.sampler.batch(rows_of(step, self.config, self.hardware))
+        rows = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+        batch = self.sampler.batch(np.array_split(rows, self.hardware.world)[self.hardware.rank])
+        # A GPU copies from pinned memory while the CPU goes on.
         return Batch(*(machine.pinned(x, self.hardware.device) for x in batch)), words
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """
-    The rate of a step: linear warm-up over warmup_ratio of the run's steps, then a cosine to min_learning_rate_ratio of
-    the peak. Both stages are one run with one schedule: at the same step every method has the same rate. Only
-    post-alignment has two, one for the pretraining and one for the alignment of the model that it made.
-    """
+    """The rate of a step: linear warm-up, then a cosine to min_learning_rate_ratio of the peak."""
+    # Both stages are one run with one schedule: at the same step every method has the same rate. Only post-alignment
+    # has two, one for the pretraining and one for the alignment of the model that it made.
     steps = config.max_steps
     if config.align_when == "last":
         pretraining = config.max_steps - config.stage1_steps
@@ -110,14 +102,9 @@ def learning_rate(step: int, config: Config) -> float:
 
 def aligns(step: int, config: Config) -> bool:
     """Whether a step has the contrastive loss beside the language-model loss."""
+    # The first step that does: none at all, all on the fly, the last ones after the pretraining.
     first = {"none": config.max_steps, "all": 0, "last": config.max_steps - config.stage1_steps}
     return step >= first[config.align_when]
-
-
-def rows_of(step: int, config: Config, hardware: Hardware) -> np.ndarray:
-    """The global rows of a step that are this process's."""
-    rows = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-    return np.array_split(rows, hardware.world)[hardware.rank]
 
 
 def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT,
@@ -139,10 +126,8 @@ def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT,
 
 
 def take_step(training: Training, step: int, batch: Batch, words: Any, predicted: int) -> None:
-    """
-    One step of the optimizer on Eq. 4, L_LM + align_weight * L_align. `batch` and `words` are this process's; the
-    global batch predicts `predicted` tokens. Nothing here waits for the GPU.
-    """
+    """One step of the optimizer on Eq. 4, of this process's `batch` and `words`; all processes predict `predicted`."""
+    # Nothing here waits for the GPU.
     config, hardware, totals, scaler = training.config, training.hardware, training.totals, training.scaler
     # DDP divides gradients by the number of processes, and both losses below are shares of a sum: multiply back.
     world = hardware.world
@@ -156,7 +141,8 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
             align_loss = training.objective.loss(training.model, words)
             scaler.scale(config.align_weight * world * align_loss).backward()
         totals.align_loss += align_loss.detach()
-        totals.align_steps += hardware.rank == 0  # once, as totals are summed over processes
+        # Once, as totals are summed over processes.
+        totals.align_steps += hardware.rank == 0
 
     # The language-model loss (Eq. 1), averaged over the predicted tokens of the global batch. Gradients add up.
     micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
@@ -171,6 +157,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
         totals.loss.index_add_(0, stream, losses.sum(1))
         totals.tokens.index_add_(0, stream, (targets >= 0).sum(1).float())
 
+    # The gradient of both losses, clipped to a norm.
     scaler.unscale_(training.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf)
     # float16 finds its loss scale by gradients that are not finite, and skips their steps; elsewhere they end the run.
@@ -179,6 +166,16 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     scaler.step(training.optimizer)
     scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
+
+
+def check_fits(config: Config, hardware: Hardware, data: Folder) -> None:
+    """Raises UserError when the number of processes or the words of the data do not suit the config."""
+    if config.batch_size % hardware.world:
+        raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the {hardware.world} processes")
+    longest = np.diff(data.table.offsets).max()
+    if longest > config.block_size:
+        raise UserError(f"a word of the alignment table has {longest} tokens, more than block_size="
+                        f"{config.block_size}; use a larger vocab_size or block_size")
 
 
 def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
@@ -198,97 +195,25 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
     machine.check_same_everywhere(hardware, (step, data.fingerprint), config.run_dir, config.data_dir)
     if state is not None and step == last_step:
         return None
-    origin = state if state is not None else initial_state(model, config, data)
+    origin = state or initial_state(model, config, data)
     training = set_up(config, hardware, data, model, objective)
     training.step = step
-    if origin is not None:
-        # Tokens that the weights had seen before this run's first step, in stage 1 or in the run they are from.
-        training.tokens_before = origin["tokens"] - (step - first_step) * config.batch_size * config.block_size
-        # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.
-        if state is not None or config.init_from == "align":
-            load_optimizer(training.optimizer, training.scaler, origin)
-    if state is not None:
-        torch.set_rng_state(state["rng"])
+    if origin:
+        training.tokens = origin["tokens"]
+    # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.
+    if origin and (state or config.init_from == "align"):
+        load_optimizer(training.optimizer, training.scaler, origin)
     return training
 
 
-def state_of(training: Training, first_step: int, last_step: int) -> dict:
-    """What a checkpoint holds; `tokens` are those that the weights have seen, `data` is the folder's fingerprint."""
-    config, data = training.config, training.sampler.folder
-    tokens = training.tokens_before + (training.step - first_step) * config.batch_size * config.block_size
+def state_of(training: Training, last_step: int) -> dict:
+    """What a checkpoint holds; `data` is the folder's fingerprint."""
+    # No state of random numbers: after the weights are drawn, every choice is a hash of the seed and where it is made.
+    data = training.sampler.folder
     return {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scaler.state_dict(), "rng": torch.get_rng_state(), "step": training.step,
-            "last_step": last_step, "tokens": tokens, "config": config.plain(),
-            "data": data.fingerprint, "vocab_size": data.vocab_size}
-
-
-def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective | None) -> int:
-    """`train` in one of its processes. Returns the exit code: 0, or the code of the signal that stopped the run."""
-    main_process = hardware.rank == 0
-    training = resume(config, first_step, last_step, hardware, objective)
-    if training is None:
-        if main_process:
-            print(f"{config.run_dir} is finished ({last_step} steps)")
-        return 0
-    path = os.path.join(config.run_dir, "checkpoint.pt")
-    log = Log(config, hardware, training.model, training.compiled, training.step, last_step) if main_process else None
-    stop = errors.StopSignal()
-    batches = prefetch(training.batch, range(training.step, last_step))
-    for batch, words in batches:
-        predicted, stopping = share_counts(batch, stop.asked, hardware)
-        take_step(training, training.step, batch, words, predicted)
-        training.step = step = training.step + 1
-
-        save = step % config.checkpoint_interval == 0 or step == last_step or stopping
-        snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
-        # Only steps that are logged or saved wait for the GPU.
-        if step % config.log_interval == 0 or save:
-            sum_over_processes(training.totals, hardware)
-            check_finite(training, step, save, path)
-            if log:
-                log.line(step, learning_rate(step - 1, config), losses_of(training))
-            training.totals = Totals.zeros(len(training.sampler.streams), hardware.device)
-        elif log:
-            log.tick(step)
-        if snapshot and not save:
-            check_finite(training, step, True, path)
-        # The snapshot first: a run that is killed in between makes both again.
-        if main_process and snapshot:
-            weights = state_of(training, first_step, last_step) | {"optimizer": {}, "scaler": {}}
-            save_checkpoint(os.path.join(config.run_dir, "snapshots", f"{step:08}.pt"), weights)
-        if main_process and save:
-            save_checkpoint(path, state_of(training, first_step, last_step))
-        if stopping:
-            break
-    batches.close()
-    if log:
-        log.close()
-    if step == last_step:
-        return 0
-    if main_process:
-        print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
-    return stop.exit_code or 128 + signal.SIGTERM
-
-
-def train(config: Config, first_step: int, last_step: int, objective: MakeObjective | None = None) -> None:
-    """
-    Steps first_step..last_step - 1 of a run, resumed from its checkpoint if it has one. Steps number the rows of the
-    data: stage 2 begins where stage 1 stopped, and at the same step every method sees the same rows. Raises SystemExit
-    when a signal stopped it.
-    """
-    hardware = machine.start(config)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with exclusive(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
-            exit_code = run(config, first_step, last_step, hardware, objective)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    # Not after an error: NCCL would wait for the other processes here, and the message would never be seen.
-    if hardware.distributed:
-        dist.destroy_process_group()
-    if exit_code:
-        raise SystemExit(exit_code)
+            "scaler": training.scaler.state_dict(), "step": training.step, "last_step": last_step,
+            "tokens": training.tokens, "config": training.config.plain(), "data": data.fingerprint,
+            "vocab_size": data.vocab_size}
 
 
 def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
@@ -302,6 +227,7 @@ def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bo
 
 
 def sum_over_processes(totals: Totals, hardware: Hardware) -> None:
+    # The first step with a bad gradient is the same everywhere: gradients have been summed.
     if hardware.distributed:
         with machine.reaching_all_processes():
             for total in (totals.loss, totals.tokens, totals.align_loss, totals.align_steps):
@@ -318,31 +244,85 @@ def losses_of(training: Training) -> dict[str, float]:
     return losses
 
 
-def check_fits(config: Config, hardware: Hardware, data: Folder) -> None:
-    """Raises UserError when the number of processes or the words of the data do not suit the config."""
-    if config.batch_size % hardware.world:
-        raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the {hardware.world} processes")
-    longest = np.diff(data.table.offsets).max()
-    if longest > config.block_size:
-        raise UserError(f"a word of the alignment table has {longest} tokens, more than block_size="
-                        f"{config.block_size}; use a larger vocab_size or block_size")
-
-
-def check_finite(training: Training, step: int, save: bool, path: str) -> None:
-    """Raises UserError when a gradient, the loss or the weights are not finite: before they are saved."""
-    totals, scaler = training.totals, training.scaler
-    bad = int(totals.bad_step)
-    if scaler.is_enabled() and scaler.get_scale() < 1:  # as small as it gets, and still not finite
-        bad = step - 1
-    finite = bool(torch.isfinite(totals.loss).all() and torch.isfinite(totals.align_loss))
-    if bad < 0 and finite and (not save or all(p.isfinite().all() for p in training.model.parameters())):
+def check_finite(training: Training, path: str, save: bool) -> None:
+    """Raises UserError when a gradient, or weights that are to be saved, are not finite."""
+    scaler, bad = training.scaler, int(training.totals.bad_step)
+    # A loss scale below 1 is as small as it gets: float16 cannot hold these gradients.
+    too_large = scaler.is_enabled() and scaler.get_scale() < 1
+    if bad < 0 and not too_large and (not save or all(p.isfinite().all() for p in training.model.parameters())):
         return
-    bad = bad if bad >= 0 else step - 1
+    bad = bad if bad >= 0 else training.step - 1
     rows = [f"{name} {window}" for name, window in training.sampler.windows_of_step(bad)]
     saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
     raise UserError(f"the loss or its gradient is not finite in step {bad}, whose rows are the windows "
                     f"{', '.join(rows[:8])}{', ...' * (len(rows) > 8)} of their bins; {saved}; try a smaller "
                     "learning_rate" + (", or --dtype=bf16" if scaler.is_enabled() else ""))
+
+
+def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective | None) -> int:
+    """`train` in one of its processes. Returns the exit code: 0, or the code of the signal that stopped the run."""
+    training = resume(config, first_step, last_step, hardware, objective)
+    if training is None:
+        if hardware.rank == 0:
+            print(f"{config.run_dir} is finished ({last_step} steps)")
+        return 0
+    path = os.path.join(config.run_dir, "checkpoint.pt")
+    # Process 0 alone writes.
+    log = None
+    if hardware.rank == 0:
+        log = Log(config, hardware, training.model, training.compiled, training.step, last_step)
+    stop = errors.StopSignal()
+    # A thread makes the next batches during a step.
+    batches = prefetch(training.batch, range(training.step, last_step))
+    for batch, words in batches:
+        predicted, stopping = share_counts(batch, stop.asked, hardware)
+        take_step(training, training.step, batch, words, predicted)
+        training.step = step = training.step + 1
+        training.tokens += config.batch_size * config.block_size
+
+        save = step % config.checkpoint_interval == 0 or step == last_step or stopping
+        snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
+        # Only steps that are logged or saved wait for the GPU.
+        if step % config.log_interval == 0 or save or snapshot:
+            sum_over_processes(training.totals, hardware)
+            check_finite(training, path, save or snapshot)
+            if log:
+                log.line(step, learning_rate(step - 1, config), losses_of(training))
+            training.totals = Totals.zeros(len(training.sampler.streams), hardware.device)
+        elif log:
+            log.tick(step)
+        # The snapshot first: a run that is killed in between makes both again.
+        if log and snapshot:
+            weights = state_of(training, last_step) | {"optimizer": {}, "scaler": {}}
+            save_checkpoint(os.path.join(config.run_dir, "snapshots", f"{step:08}.pt"), weights)
+        if log and save:
+            save_checkpoint(path, state_of(training, last_step))
+        if stopping:
+            break
+    batches.close()
+    if log:
+        log.close()
+        if step < last_step:
+            print(f"stopped at step {step} of {last_step}, saved to {path}; run the same command to go on")
+    # Another process may have been asked to stop, not this one.
+    return 0 if step == last_step else stop.exit_code or 128 + signal.SIGTERM
+
+
+def train(config: Config, first_step: int, last_step: int, objective: MakeObjective | None = None) -> None:
+    """
+    Makes steps first_step..last_step - 1 of a run, resumed from its checkpoint if it has one. Raises SystemExit when a
+    signal stopped it.
+    """
+    # Steps number the rows of the data: stage 2 begins where stage 1 stopped, and at the same step every method sees
+    # the same rows.
+    hardware = machine.start(config)
+    with exclusive(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
+        exit_code = run(config, first_step, last_step, hardware, objective)
+    # Not after an error: NCCL would wait for the other processes here, and the message would never be seen.
+    if hardware.distributed:
+        dist.destroy_process_group()
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from runtime.errors import UserError, is_device_fault
 from runtime.files import replacing
 from runtime.gpt2 import load_gpt2
 
-FIELDS = {"model", "optimizer", "scaler", "rng", "step", "last_step", "tokens", "config", "data", "vocab_size"}
+FIELDS = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
