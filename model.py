@@ -67,6 +67,7 @@ class Block(nn.Module):
         self.mlp = MLP(n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Pre-norm: what goes from block to block is a sum, never normalised itself.
         x = x + self.attention(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 

@@ -38,9 +38,12 @@ from runtime.hardware import Hardware
 from runtime.log import Log
 
 
+# Held-out text whose loss is measured during training, in every language: as much as in so many steps.
+HELD_OUT_STEPS = 4
+
 # Makes a second objective, a loss beside the language model's, as prealign.Alignment does. Its words(step) are a batch
 # for a step; loss(model, words) is this process's share of the loss, and the shares add up.
-MakeObjective = Callable[[Config, Table, Hardware], Any]
+MakeObjective = Callable[[Config, Table, Hardware], Any] | None
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Totals:
     tokens: torch.Tensor       # (streams,) predicted tokens
     align_loss: torch.Tensor   # ()
     align_steps: torch.Tensor  # ()
-    bad_step: torch.Tensor     # () the first step whose gradient was not finite; -1 for none
+    bad_step: torch.Tensor     # () the first step whose gradient was not finite, for all processes; -1 for none
 
     @staticmethod
     def zeros(streams: int, device: torch.device) -> "Totals":
@@ -107,8 +110,7 @@ def aligns(step: int, config: Config) -> bool:
     return step >= first[config.align_when]
 
 
-def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT,
-           objective: MakeObjective | None = None) -> Training:
+def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT, objective: MakeObjective = None) -> Training:
     """Model, optimizer and loss scale on the device, nothing of them from a checkpoint yet."""
     model.to(hardware.device)
     groups = model.parameter_groups(config.weight_decay)
@@ -129,8 +131,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     """One step of the optimizer on Eq. 4, of this process's `batch` and `words`; all processes predict `predicted`."""
     # Nothing here waits for the GPU.
     config, hardware, totals, scaler = training.config, training.hardware, training.totals, training.scaler
-    # DDP divides gradients by the number of processes, and both losses below are shares of a sum: multiply back.
-    world = hardware.world
+    # DDP divides gradients by the number of processes. Both losses below are shares of a sum: times it again.
     no_sync: Any = training.network.no_sync if hardware.distributed else contextlib.nullcontext
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
@@ -139,7 +140,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     if training.objective is not None and words is not None:
         with no_sync():
             align_loss = training.objective.loss(training.model, words)
-            scaler.scale(config.align_weight * world * align_loss).backward()
+            scaler.scale(config.align_weight * hardware.world * align_loss).backward()
         totals.align_loss += align_loss.detach()
         # Once, as totals are summed over processes.
         totals.align_steps += hardware.rank == 0
@@ -153,7 +154,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
         with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
             with hardware.autocast:
                 loss, losses = training.network(inputs, targets)  # (), (b, T)
-            scaler.scale(loss * (world / max(1, predicted))).backward()
+            scaler.scale(loss * (hardware.world / max(1, predicted))).backward()
         totals.loss.index_add_(0, stream, losses.sum(1))
         totals.tokens.index_add_(0, stream, (targets >= 0).sum(1).float())
 
@@ -179,7 +180,7 @@ def check_fits(config: Config, hardware: Hardware, data: Folder) -> None:
 
 
 def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
-           objective: MakeObjective | None) -> Training | None:
+           objective: MakeObjective) -> Training | None:
     """The run as its checkpoint left it, or as init_from says that it begins. None when it is finished."""
     torch.manual_seed(config.seed)
     data = Folder(config.data_dir)
@@ -226,11 +227,10 @@ def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bo
     return predicted, stopping > 0
 
 
-def sum_over_processes(totals: Totals, hardware: Hardware) -> None:
-    # The first step with a bad gradient is the same everywhere: gradients have been summed.
+def sum_over_processes(totals: list[torch.Tensor], hardware: Hardware) -> None:
     if hardware.distributed:
         with machine.reaching_all_processes():
-            for total in (totals.loss, totals.tokens, totals.align_loss, totals.align_steps):
+            for total in totals:
                 dist.all_reduce(total)
 
 
@@ -241,6 +241,29 @@ def losses_of(training: Training) -> dict[str, float]:
     losses |= {f"loss_{name}": nats / n for name, nats, n in zip(training.sampler.streams, loss, tokens) if n}
     if (steps := training.totals.align_steps.item()) > 0:
         losses["align_loss"] = training.totals.align_loss.item() / steps
+    return losses
+
+
+@torch.no_grad()
+def held_out_losses(training: Training) -> dict[str, float]:
+    """The mean loss of held-out text in every language that has a row of it, in nats by language."""
+    config, hardware, folder = training.config, training.hardware, training.sampler.folder
+    T, losses = config.block_size, {}
+    for language, counts in folder.splits["val"].items():
+        windows = (counts["tokens"] - 1) // T
+        if windows == 0:
+            continue
+        # Always the same rows, spread evenly over the text; each process has a part of them.
+        rows = np.linspace(0, windows, min(windows, HELD_OUT_STEPS * config.batch_size), endpoint=False, dtype=np.int64)
+        mine = rows[hardware.rank::hardware.world]
+        loss = torch.zeros((), device=hardware.device)
+        for begin in range(0, len(mine), config.micro_batch_size):
+            at = mine[begin:begin + config.micro_batch_size, None] * T + np.arange(T + 1)  # (b, T + 1)
+            ids = torch.from_numpy(folder.tokens(language, "val")[at].astype(np.int64)).to(hardware.device)
+            with hardware.autocast:
+                loss += training.model(ids[:, :-1], ids[:, 1:])[0]
+        sum_over_processes([loss], hardware)
+        losses[language] = loss.item() / (len(rows) * T)
     return losses
 
 
@@ -259,7 +282,7 @@ def check_finite(training: Training, path: str, save: bool) -> None:
                     "learning_rate" + (", or --dtype=bf16" if scaler.is_enabled() else ""))
 
 
-def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective | None) -> int:
+def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective) -> int:
     """`train` in one of its processes. Returns the exit code: 0, or the code of the signal that stopped the run."""
     training = resume(config, first_step, last_step, hardware, objective)
     if training is None:
@@ -279,15 +302,17 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
         take_step(training, training.step, batch, words, predicted)
         training.step = step = training.step + 1
         training.tokens += config.batch_size * config.block_size
-
         save = step % config.checkpoint_interval == 0 or step == last_step or stopping
         snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
+        measure = config.eval_interval > 0 and step % config.eval_interval == 0
         # Only steps that are logged or saved wait for the GPU.
-        if step % config.log_interval == 0 or save or snapshot:
-            sum_over_processes(training.totals, hardware)
+        if step % config.log_interval == 0 or save or snapshot or measure:
+            totals = training.totals
+            sum_over_processes([totals.loss, totals.tokens, totals.align_loss, totals.align_steps], hardware)
             check_finite(training, path, save or snapshot)
+            held_out = held_out_losses(training) if measure else {}
             if log:
-                log.line(step, learning_rate(step - 1, config), losses_of(training))
+                log.line(step, learning_rate(step - 1, config), losses_of(training), held_out)
             training.totals = Totals.zeros(len(training.sampler.streams), hardware.device)
         elif log:
             log.tick(step)
@@ -308,11 +333,8 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
     return 0 if step == last_step else stop.exit_code or 128 + signal.SIGTERM
 
 
-def train(config: Config, first_step: int, last_step: int, objective: MakeObjective | None = None) -> None:
-    """
-    Makes steps first_step..last_step - 1 of a run, resumed from its checkpoint if it has one. Raises SystemExit when a
-    signal stopped it.
-    """
+def train(config: Config, first_step: int, last_step: int, objective: MakeObjective = None) -> None:
+    """Makes steps first_step..last_step - 1 of a run, or those still missing; SystemExit when a signal stops it."""
     # Steps number the rows of the data: stage 2 begins where stage 1 stopped, and at the same step every method sees
     # the same rows.
     hardware = machine.start(config)

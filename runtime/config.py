@@ -96,6 +96,7 @@ class Config:
     snapshot_interval: int = 0          # steps between copies of the weights kept for tools.dynamics; 0 = none
 
     # evaluation
+    eval_interval: int = 250            # steps between losses of held-out text while training; 0 = none
     eval_tokens: int = 200_000          # held-out tokens per language; 0 = all
     eval_text: str = ""                 # other text to measure perplexity on, "xquad/{language}.txt"; "" = none
     eval_batch_size: int = 32           # rows

@@ -46,18 +46,22 @@ class Log:
     def tick(self, step: int) -> None:
         self.bar.update(step - self.bar.n)
 
-    def line(self, step: int, lr: float, losses: dict[str, float]) -> None:
-        """`losses` are means in nats since the line before."""
+    def line(self, step: int, lr: float, losses: dict[str, float], held_out: dict[str, float]) -> None:
+        """`losses` are means in nats since the line before, `held_out` of held-out text by language, if measured."""
         now, tokens_per_step = time.perf_counter(), self.config.batch_size * self.config.block_size
         speed = (step - self.step) * tokens_per_step / (now - self.time)
         self.step, self.time = step, now
-        record = {"step": step, "tokens": step * tokens_per_step, "lr": lr, **losses,
-                  "tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
+        record: dict[str, Any] = {"step": step, "tokens": step * tokens_per_step, "lr": lr, **losses,
+                                  "tokens_per_s": speed, "mfu": speed * self.flops / self.peak}
+        if held_out:
+            record["held_out"] = held_out
+            self.bar.set_postfix({f"held-out {language}": f"{loss:.3f}" for language, loss in held_out.items()})
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.wandb:
             self.wandb.log(record, step=step)
         parts = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in losses.items() if k != "loss"]
+        parts += [f"held-out {language} {loss:.3f}" for language, loss in held_out.items()]
         self.tick(step)
         tqdm.write(f"{self.config.method} step {step}/{self.last_step} "
                    f"| loss {losses['loss']:.3f} ({', '.join(parts)}) "

@@ -66,7 +66,7 @@ def as_before():
 @pytest.fixture
 def small(tiny, tmp_path) -> Config:
     """Eight steps of stage 1 and eight of stage 2, in a folder of the test's own."""
-    return replace(tiny, out_dir=str(tmp_path / "out"), max_steps=16, stage1_steps=8)
+    return replace(tiny, out_dir=str(tmp_path / "out"), max_steps=16, stage1_steps=8, eval_interval=5)
 
 
 def stage1(config: Config, **changes) -> Config:
@@ -89,8 +89,12 @@ def metrics_of(config: Config) -> list[dict]:
 
 
 def losses_of(config: Config) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "mfu")} for line in metrics_of(config)]
+    """metrics.jsonl without what depends on the clock; held-out losses by name."""
+    lines = metrics_of(config)
+    for line in lines:
+        del line["tokens_per_s"], line["mfu"]
+        line |= {f"held-out {language}": loss for language, loss in line.pop("held_out", {}).items()}
+    return lines
 
 
 def assert_same_state(mine: dict, theirs: dict) -> None:
@@ -170,6 +174,23 @@ def test_losses_go_down_and_a_line_is_their_mean_since_the_line_before(small):
     for first, end, line in zip(steps, steps[1:], seventh):
         assert line["loss"] == pytest.approx(loss[first:end].mean(), rel=1e-5)  # steps predict equally many tokens
         assert line["align_loss"] == pytest.approx(align_loss[first:end].mean(), rel=1e-5)
+
+
+def test_held_out_losses_are_means_over_rows_of_the_text_and_change_nothing(small, monkeypatch):
+    monkeypatch.setattr(training, "HELD_OUT_STEPS", 1)  # 8 rows
+    small = replace(small, micro_batch_size=3)
+    without, config = stage2(small, "without", eval_interval=0), stage2(small, eval_interval=8)
+    assert_same_state(state_of(without), state_of(config))
+    halfway, end = (line["held_out"] for line in metrics_of(config) if "held_out" in line)
+    data, T = Folder(config.data_dir), config.block_size
+    model = initial(replace(config, init_from=config.run_dir))
+    for language in ("en", "clone"):
+        tokens = torch.from_numpy(data.tokens(language, "val").astype(np.int64))
+        windows, losses = (len(tokens) - 1) // T, []
+        for first in (i * windows // 8 * T for i in range(8)):
+            logits = model(tokens[None, first:first + T])[0] @ model.lm_head.weight.T  # (T, V)
+            losses += F.cross_entropy(logits, tokens[first + 1:first + T + 1], reduction="none").tolist()
+        assert end[language] == pytest.approx(np.mean(losses), rel=1e-5) and end[language] < halfway[language]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.02), ("fp16", 0.005)])
