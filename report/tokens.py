@@ -3,80 +3,71 @@ When PreAlign pays, and when joint training is enough: what both reach, by En-Cl
 
     bash runs/tokens.sh && python -m report.tokens out/demo/tokens      # every OUT_DIR/SHARE/METHOD/seedN in it
 
-Prints a table, and writes it with a figure: OUT_DIR/report.md and OUT_DIR/figures/tokens.png.
+Prints a table, and writes it with two figures to OUT_DIR/report.md and OUT_DIR/figures/.
 """
 
 import glob
 import os
 from pathlib import Path
-from statistics import mean
 
-from report.figures import log_scale, plt, section
-from report.results import by_method, distinct, runs_in, spread, value
+from report.figures import curves, log_scale, section
+from report.results import distinct, runs_in, spread, value
 from report.tables import gap_closed, table
-from runtime.errors import UserError, run
+from runtime import errors
+from runtime.errors import UserError
 from runtime.files import write_text
 
-# What is drawn: by the name of a panel, the column that has it. The gap closed is a matter of two runs.
-PANELS = {"gap closed, %": "", "CLKA, English to En-Clone, %": "CLKA en->clone"} | {
-    f"perplexity {side}": f"side {side}" for side in ("en>en", "en>clone", "clone>en", "clone>clone")}
+# What the two figures show: a column of runs -> its panel (row, column).
+SHARES = {"gap closed": ("%", "gap closed"), "CLKA en->clone": ("%", "CLKA, en → clone")}
+SIDES = {f"side {context}>{word}": (f"perplexity\ncontext: {context}", f"predicted: {word}")
+         for context in ("en", "clone") for word in ("en", "clone")}
 
-# Method, En-Clone's tokens for each id, and of each panel every seed's value.
-Point = tuple[str, float, dict[str, list[float | None]]]
-
-
-def points_of(runs: list[dict]) -> list[Point]:
-    """A point for each method of a folder's runs."""
-    joint = {run["seed"]: run for run in runs if run["method"] == "joint"}
-    points = []
-    for method, group in by_method(runs).items():
-        values = {panel: [value(run, column) for run in group] for panel, column in PANELS.items() if column}
-        if method != "joint":
-            values["gap closed, %"] = [gap_closed(run, joint[run["seed"]]) for run in group if run["seed"] in joint]
-        points.append((method, mean(run["tokens_per_id"]["clone"] for run in group), values))
-    return points
+# Method, En-Clone's tokens for each id, and what was measured of one run, by column.
+Measured = tuple[str, int, dict[str, float | None]]
 
 
-def figure_of(points: list[Point]) -> plt.Figure:
-    """A panel for each of PANELS, in it a line for each method through the means over seeds."""
-    figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), sharex=True, layout="constrained")
-    for axis, panel in zip(axes.flat, PANELS):
-        for i, method in enumerate(distinct(method for method, *_ in points)):
-            # What was not measured, as joint training's own gap, is no point.
-            known = {tokens: [y for y in values.get(panel, []) if y is not None]
-                     for name, tokens, values in points if name == method}
-            line = [(tokens, mean(known[tokens])) for tokens in sorted(known) if known[tokens]]
-            axis.plot([x for x, _ in line], [y for _, y in line], color=f"C{i}", label=method, marker=".",
-                      linestyle="--" if method == "joint" else "-")
-        axis.set(ylabel=panel, xscale="log")
-        if "perplexity" in panel:
-            log_scale(axis)
-    ticks = sorted({round(tokens) for _, tokens, _ in points})
-    for axis in axes[-1]:
-        axis.set_xlabel("En-Clone tokens for each id")
-        axis.set_xticks(ticks, ticks)
-        axis.set_xticks([], minor=True)
-    axes[0, 1].legend()
-    return figure
+def measured_in(out_dir: str) -> list[Measured]:
+    """Every run of every folder in out_dir, joint training first, by tokens for each id."""
+    folders = {Path(path).parents[2] for path in glob.glob(os.path.join(glob.escape(out_dir), "*/*/seed*/eval.json"))}
+    found = []
+    for folder in folders:
+        runs = runs_in(str(folder))
+        joint = {run["seed"]: run for run in runs if run["method"] == "joint"}
+        for run in runs:
+            # Joint training itself closes nothing; without it there is no gap.
+            closed = gap_closed(run, joint[run["seed"]]) if run["seed"] in joint else None
+            values = {column: value(run, column) for column in ("CLKA en->clone", *SIDES)}
+            found.append((run["method"], round(run["tokens_per_id"]["clone"]), {"gap closed": closed} | values))
+    if not found:
+        raise UserError(f"no evaluated run in {out_dir}; expected SHARE/METHOD/seedN/eval.json, of runs/tokens.sh")
+    return sorted(found, key=lambda m: (m[0] != "joint", m[0], m[1]))
 
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("expected: python -m report.tokens OUT_DIR")
     (out_dir,) = arguments
-    folders = {Path(path).parents[2] for path in glob.glob(os.path.join(glob.escape(out_dir), "*/*/seed*/eval.json"))}
-    points = [point for folder in folders for point in points_of(runs_in(str(folder)))]
-    if not points:
-        raise UserError(f"no evaluated run in {out_dir}; expected SHARE/METHOD/seedN/eval.json, of runs/tokens.sh")
-    points.sort(key=lambda point: (point[0] != "joint", point[:2]))
-    text = f"# {out_dir}\n\n" + table([
-        {"method": method, "tokens/id": f"{tokens:.0f}"} | {panel: spread(values.get(panel, [])) for panel in PANELS}
-        for method, tokens, values in points])
-    print(f"{text}\n")
-    caption = "Each perplexity is by language of context > predicted token, among the ids of that token's language."
-    figure = section(Path(out_dir), "tokens", figure_of(points), "When PreAlign pays", caption)
-    write_text(f"{out_dir}/report.md", f"{text}\n{figure}")
+    found, rows = measured_in(out_dir), []
+    for method, tokens in distinct(m[:2] for m in found):
+        seeds = [values for *at, values in found if at == [method, tokens]]
+        means = {column.removeprefix("side "): spread([values[column] for values in seeds]) for column in seeds[0]}
+        rows.append({"method": method, "tokens/id": str(tokens), "seeds": str(len(seeds))} | means)
+    text = f"# {out_dir}\n\n{table(rows)}\n"
+    print(text)
+    for name, title, panels in (("tokens", "When PreAlign pays", SHARES), ("sides", "Where the loss is", SIDES)):
+        points = [(*panels[column], method, tokens, y) for method, tokens, values in found
+                  for column, y in values.items() if column in panels and y is not None]
+        figure, axes = curves(points, "En-Clone tokens for each id", 3.6, 2.8)
+        ticks = distinct(tokens for _, tokens, _ in found)
+        for axis in axes.flat:
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, ticks)
+            axis.set_xticks([], minor=True)
+            if panels is SIDES:
+                log_scale(axis)
+        text += section(Path(out_dir), name, figure, title, "Means over seeds, of one total budget of tokens.")
+    write_text(f"{out_dir}/report.md", text)
 
 
 if __name__ == "__main__":
-    run(main)
+    errors.run(main)

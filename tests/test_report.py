@@ -190,8 +190,7 @@ def test_an_order_that_is_not_the_papers_is_said():
 
 def lines_of(axis) -> dict[str, list[list[float]]]:
     """The points of every line of a panel that has a name."""
-    return {line.get_label(): line.get_xydata().tolist() for line in axis.lines
-            if line.get_label()[0] != "_" and len(line.get_xydata())}
+    return {line.get_label(): line.get_xydata().tolist() for line in axis.lines if line.get_label()[0] != "_"}
 
 
 def test_figure_4_shows_the_mean_accuracies_over_seeds():
@@ -218,23 +217,23 @@ def test_held_out_loss_during_training_is_read_from_the_log(tmp_path):
 
 
 def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys):
+    sides = {"en>en": 20, "en>clone": 50, "clone>en": 60, "clone>clone": 40}
     for share, tokens, gap in ((60, 60.2, 30), (20, 19.6, 10)):
         for seed in (1, 2):
             runs = [make_run("joint", seed, 20, 120, 0.25), make_run("prealign", seed, 20, 120 - seed * gap, 0.5)]
-            write(tmp_path / str(share), [run | {"tokens_per_id": {"en": 2000.0, "clone": tokens}, "sides": {
-                "clone": {"en>en": 20, "en>clone": 50, "clone>en": 60, "clone>clone": 40}}} for run in runs])
-    points = [point for share in ("20", "60") for point in sweep.points_of(results.runs_in(str(tmp_path / share)))]
-    points.sort(key=lambda point: point[:2])
-    assert [point[:2] for point in points] == [("joint", 19.6), ("joint", 60.2), ("prealign", 19.6), ("prealign", 60.2)]
-    # Of a gap of 100, seed 1 closes 10 and seed 2 closes 20.
-    assert points[2][2]["gap closed, %"] == [10, 20] and "gap closed, %" not in points[0][2]
-    gap, clka, *sides = sweep.figure_of(points).axes
-    assert lines_of(gap) == {"prealign": [[19.6, 15], [60.2, 45]]} and len(sides) == 4
-    assert lines_of(clka) == {"joint": [[19.6, 25], [60.2, 25]], "prealign": [[19.6, 50], [60.2, 50]]}
+            write(tmp_path / str(share), [run | {"tokens_per_id": {"en": 2000.0, "clone": tokens},
+                                                 "sides": {"clone": sides}} for run in runs])
+    found = sweep.measured_in(str(tmp_path))
+    assert [m[:2] for m in found] == 2 * [("joint", 20)] + 2 * [("joint", 60)] + 2 * [("prealign", 20)] + 2 * [
+        ("prealign", 60)]
+    assert found[0][2] == {"gap closed": 0, "CLKA en->clone": 25} | {f"side {key}": y for key, y in sides.items()}
     sweep.main([str(tmp_path)])
     (table,) = tables_of(capsys.readouterr().out)
-    assert table[3][:4] == ["prealign", "20", "15.0 ± 7.1", "50.0 ± 0.0"] and table[1][2] == "-"
-    assert "![When PreAlign pays](figures/tokens.png)" in (tmp_path / "report.md").read_text()
+    # Of a gap of 100, seed 1 closes 10 and seed 2 closes 20.
+    assert table[3] == ["prealign", "20", "2", "15.0 ± 7.1", "50.0 ± 0.0", *(f"{y}.0 ± 0.0" for y in sides.values())]
+    for name in ("tokens", "sides"):
+        assert f"(figures/{name}.png)" in (tmp_path / "report.md").read_text()
+        assert matplotlib.image.imread(tmp_path / "figures" / f"{name}.png").std() > 0.02
     with pytest.raises(UserError, match="no evaluated run in .*SHARE/METHOD/seedN"):
         sweep.main([str(tmp_path / "20")])
 
