@@ -3,16 +3,16 @@ Bins with alignment ids, codeswitching, and the rows of a step.
 
     python data.py config/demo.py     # prepares DATA_DIR; does nothing when it is there and up to date
 
-A preparation works in DATA_DIR.partial until all is whole; an interrupted one goes on after its last finished bin.
 Rows are stateless: every random choice is a hash of (seed, what it is for, where it is), so the rows of a step are
 the same after a resume and for any number of processes, and nothing has to be saved or fast-forwarded.
 """
 
 import contextlib
 import functools
+import itertools
 import math
 import os
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tiktoken
@@ -27,7 +27,7 @@ from runtime import config as configs
 from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import exclusive, kept, replacing
+from runtime.files import kept, replacing
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, permute, uniform
 from runtime.parallel import Workers, prefetch
 from tasks import facts as knowledge
@@ -46,25 +46,20 @@ class Encoder:
         self.words = WordIndex(surfaces)
 
     def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Token ids (n,) int64 and alignment ids (n,) int32 of a document, without end-of-text.
-
-        A word of entry k is marked when tokens begin and end exactly where it does: +k on its first token, -k on the
-        others.
-        """
+        """Token ids (n,) int64 and alignment ids (n,) int32 of a document, without end-of-text."""
         ids = encode(self.encoding, text)
         align = np.zeros(len(ids), dtype=np.int32)
         first, end, entry = self.words.spans_of(text).T  # (words,) each
         n_bytes = self.token_bytes[ids]
         token_end = np.cumsum(n_bytes)  # (n,)
-        total = int(token_end[-1]) if len(ids) else 0
         # The token that starts, or ends, at each byte of the text; -1 where none does.
-        starting, ending = np.full(total + 1, -1), np.full(total + 1, -1)
+        starting, ending = np.full((2, n_bytes.sum() + 1), -1)
         starting[token_end - n_bytes] = ending[token_end] = np.arange(len(ids))
+        # A word is marked when tokens begin and end exactly where it does.
         i, j = starting[first], ending[end]
         whole = (i >= 0) & (j >= 0)
         i, j, entry = i[whole], j[whole], entry[whole]
-        # All tokens of all words, then the first ones.
+        # A word of entry k has +k on its first token and -k on the others: so two of the same in a row stay two.
         align[ranges(i, j - i + 1)] = -np.repeat(entry, j - i + 1)
         align[i] = entry
         return ids, align
@@ -80,53 +75,44 @@ def start_worker(data_dir: str) -> None:
     _encoder = Encoder(folder.encoding, [decode(table.word(table.words(k, 0)[0]).tolist()) for k in range(len(table))])
 
 
-def encode_documents(texts: list[str], aligned: bool, held_out: float) -> tuple[np.ndarray, ...]:
-    """
-    Token ids (n,) int64 and alignment ids (n,) int32 of documents, each ended by end-of-text; and for each document
-    (documents,) how many tokens and bytes it has, and whether it is held out.
-    """
-    ids, align = [], []
+def encode_documents(texts: list[str], aligned: bool, held_out: float) -> list[tuple]:
+    """For each document: token and, if `aligned`, alignment ids (n,) with end-of-text, bytes of its text, its split."""
+    documents = []
     for text in texts:
-        i, a = _encoder(text) if aligned else (encode(_encoder.encoding, text), np.zeros(0, dtype=np.int32))
-        ids.append(np.append(i, _encoder.encoding.eot_token))
-        align.append(np.pad(a, (0, len(i) + 1 - len(a))))
-    length, n_bytes = np.array([len(i) for i in ids]), np.array([len(text.encode()) for text in texts])
-    is_held_out = np.array([build.place(text) < held_out for text in texts])
-    return np.concatenate(ids), np.concatenate(align), length, n_bytes, is_held_out
+        ids, align = _encoder(text) if aligned else (encode(_encoder.encoding, text), np.zeros(0, dtype=np.int32))
+        split = "val" if build.place(text) < held_out else "train"
+        documents.append((np.append(ids, _encoder.encoding.eot_token), np.append(align, 0), len(text.encode()), split))
+    return documents
 
 
 # ---- Preparing a folder ----
 
 def write_bins(language: str, config: Config, folder: Folder, workers: Workers) -> dict[str, dict[str, int]]:
-    """
-    Writes LANGUAGE_train.bin, of whole documents up to the language's budget, and LANGUAGE_val.bin. For the pivot also
-    their .align.bin, and the bins of En-Clone. Returns the counts of each split for meta.json.
-    """
+    """The counts of each split for meta.json, once LANGUAGE_train.bin and LANGUAGE_val.bin are written."""
     is_pivot, held_out = language == folder.pivot, folder.meta["held_out"][language]
     budget = config.budget.get(language, math.inf)
     counts = {split: {"documents": 0, "bytes": 0, "tokens": 0} for split in ("train", "val")}
-    with contextlib.ExitStack() as files:
-        def create(name: str) -> IO[bytes]:
-            return files.enter_context(replacing(os.path.join(folder.dir, name)))
-
-        languages = [each for each in folder.languages if text_language(each, folder.pivot) == language]
-        bins = {(each, split): create(f"{each}_{split}.bin") for each in languages for split in counts}
-        align_bins = {split: create(f"{language}_{split}.align.bin") for split in counts if is_pivot}
+    # En-Clone's bins are written beside the pivot's, from the same text; the pivot's have alignment ids.
+    languages = [each for each in folder.languages if text_language(each, folder.pivot) == language]
+    names = [f"{each}_{split}.bin" for each in languages for split in counts]
+    names += [f"{language}_{split}.align.bin" for split in counts if is_pivot]
+    with contextlib.ExitStack() as stack:
+        bins = {name: stack.enter_context(replacing(os.path.join(folder.dir, name))) for name in names}
         # When the budget is reached, only documents that are held out are read on.
         texts = (text for text in build.documents(config, language, f"tokens {language}")
                  if counts["train"]["tokens"] < budget or build.place(text) < held_out)
         work = functools.partial(encode_documents, aligned=is_pivot, held_out=held_out)
-        for ids, align, length, n_bytes, val in workers.map(work, build.text_batches(texts)):
-            # Of the training text, the tokens before each document.
-            before = counts["train"]["tokens"] + np.cumsum(length * ~val) - length * ~val
-            for split, mine in (("train", ~val & (before < budget)), ("val", val)):
-                here = np.repeat(mine, length)  # (n,)
-                for each in languages:
-                    folder.to_language(ids[here], each).astype(folder.dtype).tofile(bins[each, split])
-                if is_pivot:
-                    align[here].astype("<i4").tofile(align_bins[split])
-                added = {"documents": mine.sum(), "bytes": n_bytes[mine].sum(), "tokens": here.sum()}
-                counts[split] = {name: count + int(added[name]) for name, count in counts[split].items()}
+        encoded = itertools.chain.from_iterable(workers.map(work, build.text_batches(texts)))
+        for ids, align, n_bytes, split in encoded:
+            # Workers are some documents ahead.
+            if split == "train" and counts["train"]["tokens"] >= budget:
+                continue
+            for each in languages:
+                bins[f"{each}_{split}.bin"].write(folder.to_language(ids, each).astype(folder.dtype).tobytes())
+            if is_pivot:
+                bins[f"{language}_{split}.align.bin"].write(align.astype("<i4").tobytes())
+            for name, added in (("documents", 1), ("bytes", n_bytes), ("tokens", len(ids))):
+                counts[split][name] += added
     return counts
 
 
@@ -140,8 +126,8 @@ def prepare(config: Config) -> None:
         return
     stated = knowledge.in_training_order(facts)
     statements = [knowledge.statement(fact, pivot) for fact in stated if text_language(fact.language, pivot) == pivot]
-    with exclusive(config.data_dir):
-        partial = build.open_partial(config.data_dir, meta["fingerprint"])
+    # The work is done in DATA_DIR.partial until all is whole; an interrupted one goes on after its last whole bin.
+    with build.making(config.data_dir, meta["fingerprint"]) as partial:
         meta |= {"splits": {}} | build.make_table(config, statements, partial)
         build.write_meta(partial, meta)
         folder, counts = Folder(partial), {}
@@ -157,7 +143,6 @@ def prepare(config: Config) -> None:
         if stated:
             meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder)}
         build.write_meta(partial, meta)
-        build.move_into_place(partial, config.data_dir)
 
 
 # ---- Codeswitching (paper, section 3.2) ----
@@ -165,33 +150,29 @@ def prepare(config: Config) -> None:
 def pick_words(align: np.ndarray, table: Table, ratio: float, rows: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
     """
     Which words of some rows are replaced, and by what: (row, first position, word of the table), (n,) int64 each.
-
-    Every word that lies wholly inside its row and has a translation is picked with probability `ratio`. One of the
-    languages in which it has any, and one of its translations there, are drawn uniformly.
-
     align (R, W) alignment ids; rows (R,) global row numbers, which with `seed` key the random choices.
     """
-    R, W = align.shape
-    position = np.arange(W)
-    first = align > 0
+    position = np.arange(align.shape[1])
+    begins = align > 0  # (R, W) a word
     # A word that reaches the end of the row may go on after it: it is left alone.
-    last_first = np.where(first, position, -1).max(axis=1, initial=-1)  # (R,) where the last word of each row begins
-    reaches_end = align[:, -1] != 0
-    inside = first & ~(reaches_end[:, None] & (position == last_first[:, None]))
-    picked = inside & (uniform(seed, SWITCH, rows[:, None], position) < ratio)
-    row, at = np.nonzero(picked)  # (n,)
+    last = np.where(begins, position, 0).max(axis=1)  # (R,) where the last word of each row begins
+    reaches_end = np.flatnonzero(align[:, -1])
+    begins[reaches_end, last[reaches_end]] = False
+    # Every other word is picked with probability `ratio`.
+    row, at = np.nonzero(begins & (uniform(seed, SWITCH, rows[:, None], position) < ratio))  # (n,)
     entry = align[row, at].astype(np.int64) - 1
 
-    # (n, languages without the pivot) how many translations each has.
+    # How many translations each has in each language, and in how many languages it has any: words with none stay.
     L = len(table.languages)
-    number = np.diff(table.groups).reshape(-1, L)[entry, 1:]
-    has = (number > 0).sum(axis=1)
-    some = has > 0
-    row, at, entry, number, has = row[some], at[some], entry[some], number[some], has[some]
-    # The languages that have some first, in their order: of these the one drawn.
-    drawn = np.floor(uniform(seed, LANGUAGE, rows[row], at) * has).astype(np.int64)
-    language = np.argsort(number == 0, axis=1, kind="stable")[np.arange(len(row)), drawn]
-    which = uniform(seed, TRANSLATION, rows[row], at) * number[np.arange(len(row)), language]
+    translations = np.diff(table.groups).reshape(-1, L)[entry, 1:]  # (n, languages without the pivot)
+    languages = (translations > 0).sum(axis=1)
+    some = languages > 0
+    row, at, entry, translations, languages = (x[some] for x in (row, at, entry, translations, languages))
+    # One of its languages is drawn uniformly: these first, in their order.
+    drawn = np.floor(uniform(seed, LANGUAGE, rows[row], at) * languages).astype(np.int64)
+    language = np.argsort(translations == 0, axis=1, kind="stable")[np.arange(len(row)), drawn]
+    # Then one of its translations there.
+    which = uniform(seed, TRANSLATION, rows[row], at) * translations[np.arange(len(row)), language]
     word = table.groups[entry * L + 1 + language] + np.floor(which).astype(np.int64)
     return row, at, word
 
@@ -199,43 +180,38 @@ def pick_words(align: np.ndarray, table: Table, ratio: float, rows: np.ndarray, 
 def splice(tokens: np.ndarray, align: np.ndarray, table: Table, picked: tuple[np.ndarray, ...], length: int,
            target: str, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    Rows with the `picked` words replaced, and their labels: both (R, length) int64, cut or padded with `pad`. A label
-    is the token that is to be predicted at its place, or -1 for none.
-
-    tokens, align (R, W) as in the bins; W may exceed `length`, to fill up with where translations are shorter than
-    their words.
+    Rows with the `picked` words replaced, and their labels: both (R, length) int64, cut or padded with `pad`.
+    labels[r, i] is the token that the model is to predict at position i of row r, from the positions before it, or -1
+    for none. tokens, align (R, W) are as in the bins; W may exceed `length`.
     """
-    R, W = tokens.shape
-    row, at, word = picked
+    (R, W), (row, at, word) = tokens.shape, picked
     size = table.offsets[word + 1] - table.offsets[word]  # (n,) tokens of the translations
 
-    # The tokens of replaced words go: those at which the last word that began is a replaced one.
-    replaced = np.zeros((R, W), dtype=bool)
-    replaced[row, at] = True
+    # A token is replaced when the last word that began is a picked one, and the token belongs to it.
+    begins = np.zeros((R, W), dtype=bool)
+    begins[row, at] = True
     start = np.maximum.accumulate(np.where(align > 0, np.arange(W), 0), axis=1)
-    gone = replaced | ((align < 0) & np.take_along_axis(replaced, start, axis=1))
-    # The place of every token in the new row: after all that the positions before it give.
-    gives = (~gone).astype(np.int64)
-    gives[row, at] = size
-    place = np.cumsum(gives, axis=1) - gives  # (R, W)
+    replaced = begins | ((align < 0) & np.take_along_axis(begins, start, axis=1))
+    # How many tokens of the new row each position becomes; a translation stands for all of its word at the first one.
+    new_length = (~replaced).astype(np.int64)
+    new_length[row, at] = size
+    place = np.cumsum(new_length, axis=1) - new_length  # (R, W) where they begin
 
     inputs = np.full((R, length), pad, dtype=np.int64)
     labels = np.full((R, length), -1, dtype=np.int64)
-    kept = ~gone & (place < length)
-    to = np.nonzero(kept)[0], place[kept]
-    inputs[to] = labels[to] = tokens[kept]
+    r, i = np.nonzero(~replaced & (place < length))
+    inputs[r, place[r, i]] = labels[r, place[r, i]] = tokens[r, i]
 
     spliced = table.tokens[ranges(table.offsets[word], size)]  # (size.sum(),) tokens of all translations
-    to = np.repeat(row, size), ranges(place[row, at], size)
-    fits = to[1] < length
-    to, spliced = (to[0][fits], to[1][fits]), spliced[fits]
-    inputs[to] = spliced
-    if target == "vanilla":  # Eq. 5: every token is predicted
-        labels[to] = spliced
-    elif target == "original":  # the first token of the replaced word, in place of the first of its translation
-        fits = place[row, at] < length
-        labels[row[fits], place[row, at][fits]] = tokens[row, at][fits]
-    # Else "input-only", Eq. 6: the labels of spliced tokens stay -1.
+    # "vanilla", Eq. 5: every one is predicted. "input-only", Eq. 6: none is.
+    predicted = spliced if target == "vanilla" else np.full_like(spliced, -1)
+    # "original": where a translation begins, the first token of the word that it replaces is predicted.
+    if target == "original":
+        predicted[np.cumsum(size) - size] = tokens[row, at]
+    row, column = np.repeat(row, size), ranges(place[row, at], size)
+    fits = column < length
+    inputs[row[fits], column[fits]] = spliced[fits]
+    labels[row[fits], column[fits]] = predicted[fits]
     return inputs, labels
 
 
@@ -250,13 +226,10 @@ class Batch(NamedTuple):
 
 
 def stream_of_rows(rows: np.ndarray, weights: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The stream of each global row, and the row's number within its stream: (R,) int64 each.
-
-    Rows 0, 1, 2, ... are dealt out by weight and evenly: after any number of rows each stream has had its share, to
-    within one row per stream.
-    """
-    stream, number = np.full(len(rows), -1), np.empty(len(rows), dtype=np.int64)
+    """The stream of each global row, and the row's index within its stream: (R,) int64 each."""
+    # Rows 0, 1, 2, ... are dealt out evenly: after any number of them each stream has had its share, to within one row
+    # per stream.
+    stream, index = np.full(len(rows), -1), np.empty(len(rows), dtype=np.int64)
     # What the streams before leave over: the rows, numbered anew from 0, and their share of all.
     rest, share_left = rows.astype(np.int64), 1.0
     for s, weight in enumerate(weights):
@@ -264,35 +237,35 @@ def stream_of_rows(rows: np.ndarray, weights: list[float]) -> tuple[np.ndarray, 
         share = min(1.0, weight / share_left) if s < len(weights) - 1 else 1.0
         before = np.floor(rest * share).astype(np.int64)
         mine = (stream < 0) & (np.floor((rest + 1) * share).astype(np.int64) > before)
-        stream[mine], number[mine] = s, before[mine]
+        stream[mine], index[mine] = s, before[mine]
         rest = rest - before
         share_left = max(share_left - weight, 1e-12)
-    return stream, number
+    return stream, index
 
 
 class Sampler:
     """
     The rows of every step. A row is a window: block_size tokens of a bin, and the one after them as the last target.
-    The windows of a language are visited without replacement, epoch after epoch, each in an order of its own. The rest
-    at a bin's end, less than a window, is not visited; nor is what longer translations push off a row's end, which is
-    0.5 to 0.9% of English in German and Russian runs.
+    The windows of a language are visited without replacement, epoch after epoch, each in an order of its own.
     """
 
+    # Not visited are the rest at a bin's end, less than a window, and what longer translations push off a row's end,
+    # which is 0.5 to 0.9% of English in German and Russian runs.
     def __init__(self, folder: Folder, config: Config):
         self.folder, self.config, self.table = folder, config, folder.table.top(config.align_coverage)
         mix = {language: weight for language, weight in config.mix.items() if weight > 0}
         self.weights = [weight / sum(mix.values()) for weight in mix.values()]
         self.bins = {language: folder.tokens(language, "train") for language in mix}
-        self.align = {folder.pivot: folder.align("train")} if folder.pivot in mix else {}
+        self.align = folder.align("train")
+        # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
         if "facts" in folder.splits and folder.pivot in mix and config.max_steps > config.stage1_steps:
             self.bins["facts"] = folder.tokens(folder.pivot, "facts")
         self.streams = tuple(self.bins)  # the languages of mix, then facts
         self.windows = {name: (len(tokens) - 1) // config.block_size for name, tokens in self.bins.items()}
-        for name, number in self.windows.items():
-            if number < 1:
+        for name, windows in self.windows.items():
+            if windows < 1:
                 raise UserError(f"{folder.dir}: the {name} text has {len(self.bins[name])} tokens, fewer than one row "
                                 f"of block_size + 1 = {config.block_size + 1}; use a smaller block_size or more text")
-        # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
         self.fact_rows, self.fact_windows = np.empty((2, 0), dtype=np.int64)
         if "facts" in self.bins:
             ends = folder.splits["facts"][folder.pivot]["period_ends"]
@@ -302,31 +275,31 @@ class Sampler:
         self.rows_of_only = None
         if config.only:
             n = config.max_steps * config.batch_size
-            self.rows_of_only = np.flatnonzero(self._deal(np.arange(n))[0] == self.streams.index(config.only))
+            self.rows_of_only = np.flatnonzero(self.deal(np.arange(n))[0] == self.streams.index(config.only))
             if not len(self.rows_of_only):
                 raise UserError(f"only={config.only}: its share of mix is less than one of {n} rows")
 
-    def _deal(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The stream of global rows (R,), and their number within it (R,)."""
+    def deal(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The stream of global rows (R,), and their index within it (R,)."""
         # The languages share the rows that state no facts.
         before = np.searchsorted(self.fact_rows, rows)
         states_facts = np.searchsorted(self.fact_rows, rows + 1) > before
-        stream, number = stream_of_rows(rows - before, self.weights)
-        return np.where(states_facts, len(self.weights), stream), np.where(states_facts, before, number)
+        stream, index = stream_of_rows(rows - before, self.weights)
+        return np.where(states_facts, len(self.weights), stream), np.where(states_facts, before, index)
 
     def place(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The stream of global rows (R,), and the window of its bin in which each stands (R,)."""
         if self.rows_of_only is not None:
             rows = self.rows_of_only[rows % len(self.rows_of_only)]
-        stream, number = self._deal(rows)
-        window = np.empty_like(number)
+        stream, index = self.deal(rows)
+        window = np.empty_like(index)
         for s, name in enumerate(self.streams):
             here = stream == s
             if name == "facts":
-                window[here] = self.fact_windows[number[here]]
+                window[here] = self.fact_windows[index[here]]
             else:
-                epoch, index = np.divmod(number[here], self.windows[name])
-                window[here] = permute(index, self.windows[name], self.config.seed, s, epoch)
+                epoch, visit = np.divmod(index[here], self.windows[name])
+                window[here] = permute(visit, self.windows[name], self.config.seed, s, epoch)
         return stream, window
 
     def windows_of_step(self, step: int) -> list[tuple[str, int]]:
@@ -341,21 +314,22 @@ class Sampler:
         inputs, targets = np.empty((2, len(rows), T), dtype=np.int64)
         for s, name in enumerate(self.streams):
             here = np.flatnonzero(stream == s)
-            switching = name in self.align and config.codeswitch_ratio > 0
+            switching = name == self.folder.pivot and config.codeswitch_ratio > 0
             # Tokens to fill up with where translations are shorter than their words.
             slack = T // 8 if switching else 0
             at = window[here, None] * T + np.arange(T + 1 + slack)  # (rows of the stream, T + 1 + slack)
             # Beyond the bin's end, more of its last token, which is end-of-text.
             at = np.minimum(at, len(self.bins[name]) - 1)
-            tokens = self.bins[name][at].astype(np.int64)
+            row = labels = tokens = self.bins[name][at].astype(np.int64)
             self.folder.check_ids(tokens, name)
-            row = labels = tokens
             if switching:
-                align = self.align[name][at]
-                align = np.where(np.abs(align) <= len(self.table), align, 0)  # entries that the table is cut to
+                align = self.align[at]
+                # The table may be cut to its most frequent entries.
+                align = np.where(np.abs(align) <= len(self.table), align, 0)
                 picked = pick_words(align, self.table, config.codeswitch_ratio, rows[here], config.seed)
                 row, labels = splice(tokens, align, self.table, picked, T + 1, config.codeswitch_target,
                                      self.folder.end_of_text)
+            # Position i is predicted from those before it: labels are shifted by one.
             inputs[here], targets[here] = row[:, :-1], labels[:, 1:]
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(stream))
 

@@ -30,8 +30,10 @@ class Folder:
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{path}: expected data in format {FORMAT}; {AGAIN}")
         self.V, self.vocab_size, self.end_of_text = meta["V"], meta["vocab_size"], meta["end_of_text"]
-        self.offsets, self.splits, self.fingerprint = meta["offsets"], meta["splits"], meta["fingerprint"]
-        self.languages = tuple(self.offsets)
+        self.splits, self.fingerprint = meta["splits"], meta["fingerprint"]
+        # What is added to an id of the vocabulary in each language: En-Clone has ids of its own, the others share them.
+        self.first_id = meta["offsets"]
+        self.languages = tuple(self.first_id)
         self.pivot = self.languages[0]
         # The smallest type that every id fits in.
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
@@ -48,7 +50,7 @@ class Folder:
 
     def to_language(self, ids: np.ndarray, language: str) -> np.ndarray:
         """The ids of `language` for ids of the vocabulary: themselves, or in En-Clone id + V. All share end-of-text."""
-        return np.where(ids == self.end_of_text, ids, ids + self.offsets[language])
+        return np.where(ids == self.end_of_text, ids, ids + self.first_id[language])
 
     def ids_of(self, language: str) -> np.ndarray:
         """The id in `language` of every id of the vocabulary (V,) int64."""

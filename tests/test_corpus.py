@@ -477,7 +477,7 @@ def world(tmp_path_factory) -> Config:
 
 def test_every_language_has_its_bins_and_all_share_a_vocabulary(world):
     data = Folder(world.data_dir)
-    assert data.languages == ("en", "de", "zh") and set(data.offsets.values()) == {0} and data.vocab_size == data.V
+    assert data.languages == ("en", "de", "zh") and set(data.first_id.values()) == {0} and data.vocab_size == data.V
     for language in data.languages:
         tokens = np.concatenate([data.tokens(language, split) for split in ("val", "train")]).tolist()
         texts = data.encoding.decode(tokens).split("<|endoftext|>")[:-1]
