@@ -1,7 +1,6 @@
 """Text to a vocabulary and an alignment table; what a folder is made from, and where it is made."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from corpus import dictionary, readers
 from corpus.folder import FORMAT, Folder
+from corpus.languages import is_known
 from corpus.tokenizer import load_tokenizer, train_tokenizer
 from corpus.words import aligned_surfaces, count_chunks, count_surfaces
 from runtime.config import Config
@@ -95,18 +95,14 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     books = {language: {} if config.table else dictionary.read(config.dictionary_of(language)) for language in targets}
     common, held_out = {}, {}
     for language in config.written:
-        count = count_chunks if language == pivot else dictionary.count_words
-        # Where no spaces are between words, those of the dictionary are looked for.
-        if language in books and dictionary.code_of(language) in dictionary.UNSPACED:
-            known = frozenset(word for words in books[language].values() for word in words)
-            count = functools.partial(dictionary.count_known, known=known)
+        count = count_chunks if language == pivot else dictionary.counter(books[language], language)
         done = os.path.join(folder, "work", f"counts_{language}.json")
         counts, held_out[language] = kept(done, lambda: count_training(config, language, count))
         if language == pivot:
             surfaces = count_surfaces(Counter(counts) + count_chunks(statements))
         else:
-            # The most common translations, each in the case in which the target's text has it.
-            common[language] = dictionary.as_text_has_them(books[language], Counter(counts),
+            # The most common translations, each in the form in which the target's text has it.
+            common[language] = dictionary.as_text_has_them(books[language], Counter(counts), language,
                                                            config.dictionary_translations)
 
     # Entries are numbered by frequency.
@@ -116,7 +112,7 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     else:
         rows = [(surface, language, translation) for surface in aligned_surfaces(surfaces, config.min_count)
                 for language in config.targets
-                for translation in dictionary.translations(surface, language, common.get(language, {}))]
+                for translation in dictionary.translations(surface, language, common.get(language, {}), config.pivot)]
     if not rows:
         raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in "
                         f"{config.table or config.dictionary}; is it the right one, and the right way round?")
@@ -134,8 +130,12 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     coverage = {}
     for language, book in books.items():
         coverage[language] = dictionary.coverage(language, rows, short, surfaces, book, common[language])
-        share = coverage[language]["running_words"]
-        print(f"{100 * share:.0f}% of {pivot}'s running words have an entry in {language}")
+        share, never = (coverage[language].get(key) for key in ("running_words", "pairs_never_in_the_text"))
+        print(f"{100 * share:.0f}% of {pivot}'s running words have an entry in {language}"
+              + (f"; {never} translations never stand in its text: another spelling or kind of text?" if never else ""))
+        if not is_known(language):
+            print(f"targets: {language} is no language code of ISO 639: its words have spaces between them, and their "
+                  "capitals no rules of their own")
     return {"V": encoding.n_vocab, "vocab_size": encoding.n_vocab + max(offsets.values()), "offsets": offsets,
             "end_of_text": encoding.eot_token, "entries": entries, "held_out": held_out, "coverage": coverage}
 

@@ -36,7 +36,7 @@ PLAIN_WORD = re.compile(r"[(\"']*[A-Za-z][a-z]*(['’/-][A-Za-z]?[a-z]+)*[)\"'.,
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Wrapped lines joined, bullets taken off."""
+    # Wrapped lines are joined, bullets taken off.
     paragraph: list[str] = []
     indent, hangs = 0, False
     for line in [*inspect.cleandoc(text).split("\n"), ""]:
@@ -53,7 +53,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a paragraph is whole sentences, without code, of words that are mostly plain ones."""
+    # Whole sentences, without code, of words that are mostly plain ones.
     words = text.split(" ")
     plain = sum(PLAIN_WORD.fullmatch(word) is not None for word in words)
     return len(words) >= 6 and plain >= 0.8 * len(words) and bool(SENTENCES.fullmatch(text)) and not CODE.search(text)
@@ -79,18 +79,14 @@ def _module_prose(path: Path) -> list[str]:
     return [paragraph for _, _, text in sorted(strings) for paragraph in prose(text)]
 
 
-def _modules(place: str) -> list[Path]:
-    """The Python files of a folder, in the same order on every machine."""
-    return sorted(path for path in Path(place).rglob("*.py")
-                  if not SKIPPED_FOLDERS.intersection(path.relative_to(place).parts))
-
-
 def harvest(folders: list[str], workers: int = 0) -> list[str]:
     """
     The prose in the Python files of folders: a document for each file that has some, a paragraph a line. No paragraph
     occurs twice, letters being all that counts. `workers` is a number of processes, 0 for one per core.
     """
-    paths = [path for folder in folders for path in _modules(folder)]
+    # Sorted, so that the order is the same on every machine.
+    paths = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))
+             if not SKIPPED_FOLDERS.intersection(path.relative_to(folder).parts)]
     result, seen = [], set()
     with Workers(workers) as pool:
         found = pool.map(_module_prose, paths)

@@ -4,19 +4,23 @@ Bilingual dictionaries, MUSE files as published or one's own, and the alignment 
 A line is a pivot word and a translation with a tab or, when both are single words, a space between them.
 """
 
-import glob
+import functools
 import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import regex
 import tiktoken
 
-from corpus.readers import read_lines
+from corpus.languages import LETTERS, has_spaces, lowercase, titlecase, uppercase
+from corpus.readers import matching, normalise, read_lines
 from corpus.table import make_table
 from corpus.tokenizer import encode
+from corpus.words import STRAIGHT
 from runtime.errors import UserError
 from runtime.files import write_text
 
@@ -25,41 +29,28 @@ Entries = dict[str, list[str]]
 # A row of the table: surface form of a pivot word, language, translation, both words as they stand in text.
 Row = tuple[str, str, str]
 
-# Letters with the marks that some scripts combine with them, as in the tokenizer's words.
-WORD = regex.compile(r"[\p{L}\p{M}]+")
+WORD = regex.compile(f"{LETTERS}+(?:['’]{LETTERS}+)*")
 # A translation rarer than this share of the most common one is mostly another sense of the word, or a slip.
 RARE = 0.05
 # So many lines that are no pairs are left out of a dictionary; one with more is another kind of file.
 BAD_LINES = 10
-
-# Languages written without spaces between words: a translation spliced into running text brings none with it.
-UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo")
-# Characters of languages in another script than the Latin one, as in a regular expression's brackets.
-SCRIPTS = {"zh": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af", "th": "\u0e00-\u0e7f",
-           "lo": "\u0e80-\u0eff", "km": "\u1780-\u17ff", "my": "\u1000-\u109f", "bo": "\u0f00-\u0fff",
-           "hi": "\u0900-\u097f", "he": "\u0590-\u05ff", "el": "\u0370-\u03ff",
-           **dict.fromkeys(("ar", "fa", "ur"), "\u0600-\u06ff"), **dict.fromkeys(("ru", "uk", "bg"), "\u0400-\u04ff")}
+# Characters for the same letter: apostrophes, Romanian with a cedilla or a comma, Arabic and Persian.
+ALIKE = (("'", "’", "ʼ"), ("şţŞŢ", "șțȘȚ"), ("يك", "یک"))
+SPELLINGS = [str.maketrans(a, b) for group in ALIKE for a, b in itertools.permutations(group, 2)]
 
 
-def code_of(language: str) -> str:
-    """ "zh" for "zh-hans": the one name under which all that depends on a language is looked up. """
-    return language.lower().split("-")[0]
+class Translation(NamedTuple):
+    """A translation as text has it: within a sentence, with a capital at its beginning, in capitals; and how often."""
 
-
-def script_of(language: str) -> str | None:
-    return SCRIPTS.get(code_of(language))
-
-
-def capitalised(word: str, whole: bool = False) -> str:
-    """The word with a capital at its beginning, or in capitals as a whole."""
-    return word.upper() if whole else word[:1].upper() + word[1:]
+    forms: tuple[str, str, str]
+    seen: int
 
 
 # ---- dictionaries ----
 
 def dictionary_files(pattern: str) -> list[str]:
     """The files that a name or glob pattern stands for, sorted. Raises UserError when there is none."""
-    paths = sorted(glob.glob(pattern, recursive=True))
+    paths = matching(pattern)
     if not paths:
         raise UserError(f"dictionary: no file is named {pattern!r}, and none matches it as a pattern")
     return paths
@@ -77,7 +68,7 @@ def read(pattern: str) -> Entries:
             pair = [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
             # Pairs of the same word twice are mostly names.
             if len(pair) == 2 and pair[0] != pair[1]:
-                entries.setdefault(pair[0], {})[pair[1]] = None
+                entries.setdefault(pair[0].translate(STRAIGHT), {})[pair[1]] = None
             elif len(pair) != 2 and line.strip():
                 bad_lines += 1
                 first_bad = first_bad or (f"{path}:{number}: expected a word and its translation with a tab between "
@@ -89,9 +80,20 @@ def read(pattern: str) -> Entries:
     return {word: list(found) for word, found in entries.items()}
 
 
+def spellings(word: str) -> list[str]:
+    """A word, and the same with other characters for the same letters."""
+    # A small i with a dot of its own is what a Turkish capital leaves behind in the wrong hands.
+    other = [word.translate(spelling) for spelling in SPELLINGS]
+    return list(dict.fromkeys([word, word.replace("i\u0307", "i"), *other]))
+
+
 def count_words(texts: list[str]) -> Counter:
-    """How often each run of letters stands in the texts, in the case it stands in."""
-    return Counter(word for text in texts for word in WORD.findall(text))
+    """How often each run of letters stands in the texts, in the case it stands in, and each word with apostrophes."""
+    counts = Counter(word for text in texts for word in WORD.findall(text))
+    for word in [word for word in counts if "'" in word or "’" in word]:
+        for part in regex.split("['’]", word):
+            counts[part] += counts[word]
+    return counts
 
 
 def count_known(texts: list[str], known: frozenset[str]) -> Counter:
@@ -112,43 +114,60 @@ def count_known(texts: list[str], known: frozenset[str]) -> Counter:
     return Counter({word: counts[word] for word in known & counts.keys()})
 
 
-def as_text_has_them(entries: Entries, counts: Counter, most: int = 0) -> Entries:
-    """
-    Translations in the case in which the target's text, counted in `counts`, has them more often. The `most` (0: all)
-    most common ones, the most common first, without the RARE ones.
-    """
-    # Dictionaries are often all in lower case.
-    def in_case(translation: str) -> str:
-        return max(translation, capitalised(translation), key=counts.__getitem__)
+def counter(entries: Entries, language: str) -> Callable[[list[str]], Counter]:
+    """The function that counts words in the texts of a language."""
+    if has_spaces(language):
+        return count_words
+    known = {spelled for found in entries.values() for translation in found for spelled in spellings(translation)}
+    return functools.partial(count_known, known=frozenset(known))
 
-    def count(translation: str) -> int:
+
+def as_text_has_them(entries: Entries, counts: Counter, language: str, most: int = 0) -> dict[str, list[Translation]]:
+    """
+    Translations in the spelling and case in which the target's text, counted in `counts`, has them more often. The
+    `most` (0: all) most common ones, the most common first, without the RARE ones.
+    """
+    def count(words: str) -> int:
         # Of several words the rarest one counts.
-        return counts[translation] or min((counts[word] for word in WORD.findall(translation)), default=0)
+        return counts[words] or min((counts[word] for word in WORD.findall(words)), default=0)
+
+    def in_text(translation: str) -> Translation:
+        spelled = spellings(translation)
+        # Dictionaries are often all in lower case. A word of several would get the capital of a sentence's beginning.
+        if " " not in translation:
+            spelled += [titlecase(word, language) for word in spelled]
+        within = max(spelled, key=count)
+        capital, capitals = titlecase(within, language), uppercase(within, language)
+        # A form that the text never has is no better than one that it has.
+        if count(within):
+            capital = capital if count(capital) else within
+            capitals = capitals if count(capitals) else capital
+        return Translation((within, capital, capitals), count(within))
 
     kept = {}
     for word, found in entries.items():
-        common = sorted(dict.fromkeys(map(in_case, found)), key=count, reverse=True)
-        kept[word] = [t for t in common if count(t) >= RARE * count(common[0])][:most or None]
+        # Two spellings may turn out as one.
+        common = sorted(dict.fromkeys(map(in_text, found)), key=lambda translation: translation.seen, reverse=True)
+        kept[word] = [t for t in common if t.seen >= RARE * common[0].seen][:most or None]
     return kept
 
 
 # ---- the table ----
 
-def translations(surface: str, language: str, entries: Entries) -> list[str]:
+def translations(surface: str, language: str, entries: dict[str, list[Translation]], pivot: str) -> list[str]:
     """What can stand in the place of a surface form in running text."""
     if language == "clone":
         return [surface]
     # The word as it stands, or else its lower case, whose translations get the capitals of the word.
-    word = surface.removeprefix(" ")
+    word, form = surface.removeprefix(" ").translate(STRAIGHT), 0
     found = entries.get(word)
     if found is None:
-        found = entries.get(word.lower(), [])
+        found = entries.get(lowercase(word, pivot), [])
         # "A" and "I" have capitals for other reasons.
-        if len(word) > 1:
-            found = [capitalised(translation, whole=word.isupper()) for translation in found]
+        form = 0 if len(word) == 1 else 2 if word.isupper() else 1
     # After a space with a space, where the language has spaces.
-    space = " " if surface.startswith(" ") and code_of(language) not in UNSPACED else ""
-    return list(dict.fromkeys(space + translation for translation in found))
+    space = " " if surface.startswith(" ") and has_spaces(language) else ""
+    return list(dict.fromkeys(space + translation.forms[form] for translation in found))
 
 
 def keep_short(rows: list[Row], encoding: tiktoken.Encoding, most: int) -> list[Row]:
@@ -195,9 +214,9 @@ def read_table_tsv(path: str, targets: tuple[str, ...]) -> list[Row]:
         try:
             # Entry and frequency do not count.
             _, _, surface, language, translation = fields
-            surface, translation = json.loads(surface), json.loads(translation)
+            surface, translation = normalise(json.loads(surface)), normalise(json.loads(translation))
             valid = language in targets and all(isinstance(word, str) and word for word in (surface, translation))
-        except ValueError:
+        except (ValueError, TypeError):
             valid = False
         # In En-Clone every word is its own translation.
         if not valid or language == "clone" and translation != surface:
@@ -210,10 +229,11 @@ def read_table_tsv(path: str, targets: tuple[str, ...]) -> list[Row]:
 
 
 def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, entries: Entries,
-             common: Entries) -> dict:
+             common: dict[str, list[Translation]]) -> dict:
     """
-    The share of the pivot's running words (with a letter in them) that have an entry, and how many of the dictionary's
-    pairs were left out: for more `common` ones, for want of their word in `rows`, and for length.
+    The share of the pivot's running words (with a letter in them) that have an entry; how many of the dictionary's
+    pairs were left out: for more `common` ones, for want of their word in `rows`, and for length; and how many were
+    not, though the text never has their translation.
     """
     def pairs_in(table: list[Row]) -> int:
         # Forms of a word that differ in capitals and spaces are one pair.
@@ -226,7 +246,9 @@ def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, 
     # A table made by hand has no dictionary behind it.
     if entries:
         made, in_table = pairs_in(rows), pairs_in(short)
-        given, kept = (sum(map(len, book.values())) for book in (entries, common))
+        given = sum(map(len, entries.values()))
+        kept = sum(map(len, common.values()))
         result |= {"pairs_in_the_table": in_table, "rarer_pairs_left_out": given - kept,
-                   "pairs_of_no_entry": kept - made, "longer_pairs_left_out": made - in_table}
+                   "pairs_of_no_entry": kept - made, "longer_pairs_left_out": made - in_table,
+                   "pairs_never_in_the_text": sum(not t.seen for found in common.values() for t in found)}
     return result

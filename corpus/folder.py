@@ -12,7 +12,7 @@ from runtime import config as configs
 from runtime.errors import UserError
 from runtime.files import read_json
 
-FORMAT = 10
+FORMAT = 11
 AGAIN = "run `python data.py` with the same config"
 
 

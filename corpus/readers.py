@@ -1,9 +1,9 @@
 """
 Text in, documents out.
 
-A source is a file, a folder or a glob pattern of .txt (blank lines end a document), .jsonl (a document a line, field
-"text"), each also .gz, .xz or .zst, and .parquet (column "text", as CulturaX is published). Or it is "builtin": see
-builtin.py. Every document has no blank lines, no spaces at the end of a line, and "\\n" for line ends.
+A source is a file, a folder or a glob pattern of .txt (blank lines end a document), .jsonl or .json (a document a line,
+field "text"), each also .gz, .xz or .zst, and .parquet (column "text", as CulturaX is published). Or it is "builtin":
+see builtin.py. Every document has no blank lines, no spaces at the end of a line, and "\\n" for line ends.
 """
 
 import glob
@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+import regex
 from tqdm import tqdm
 
 from corpus import builtin
@@ -26,11 +27,18 @@ from runtime.errors import UserError
 from runtime.files import unreadable
 from runtime.hashing import file_digest
 
+LINE_END = regex.compile("\r\n?|[\x85\u2028\u2029]")
+# Invisible characters that would hide the word beside them: soft hyphens, spaces without width, marks of direction and
+# of byte order, halves of surrogate pairs. Joiners are text, but not between letters that do not join.
+NO_TEXT = regex.compile(r"[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]|"
+                        r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}])[\u200c\u200d]")
+
 
 def normalise(text: str) -> str:
-    """The text in NFC, the one form in which the rest of the project sees it."""
-    # All that is read passes through here.
-    return unicodedata.normalize("NFC", text)
+    """The text in NFC, with "\\n" for line ends, without characters that are no text."""
+    # Whatever becomes tokens passes here: words of a dictionary are then the same characters as in text.
+    text = LINE_END.sub("\n", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", NO_TEXT.sub("", text))
 
 
 def _open_zst(file: BinaryIO) -> Any:
@@ -48,8 +56,9 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(unpack(file), start=1):
-                # Some editors begin a file with a byte order mark.
-                yield number, normalise(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if number == 1 and line.startswith(b"version https://git-lfs"):
+                    raise ValueError("it is a pointer of Git LFS; run `git lfs pull`")
+                yield number, normalise(line.decode())
     # Each kind of packing has errors of its own for a file that is cut short or damaged.
     except Exception as e:
         raise unreadable(f"{path}:{number}", e) from e
@@ -64,47 +73,67 @@ def _read_jsonl(path: str) -> Iterator[str]:
     for number, line in read_lines(path):
         try:
             text = json.loads(line)["text"] if line.strip() else ""
-            # Half of a surrogate pair is JSON but no character, and cannot be encoded.
-            text.encode()
-        except Exception as e:
+            yield "" if text is None else normalise(text)
+        except (ValueError, LookupError, TypeError, RecursionError) as e:
             raise UserError(f'{path}:{number}: expected {{"text": "..."}} on each line, found {line[:60]!r}') from e
-        yield text
 
 
 def _read_parquet(path: str) -> Iterator[str]:
     try:
         with importlib.import_module("pyarrow.parquet").ParquetFile(path) as file:
             types = {field.name: str(field.type) for field in file.schema_arrow}
-            if types.get("text") not in ("string", "large_string"):
+            # Columns of categories are dictionaries of strings.
+            kind = types.get("text", "").removeprefix("dictionary<values=").split(",")[0]
+            if kind not in ("string", "large_string", "string_view"):
                 raise TypeError(f'expected a column "text" of strings, found {types}')
             for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
+                yield from (normalise(text or "") for text in batch.column(0).to_pylist())
     except Exception as e:
         raise unreadable(path, e) from e
 
 
-READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl", _read_jsonl)) for packed in UNPACK}
-READERS[".parquet"] = _read_parquet
+READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl", _read_jsonl), (".json", _read_jsonl))
+           for packed in UNPACK} | {".parquet": _read_parquet}
 
 
-def _files(source: str) -> list[str]:
-    """The files that `source` stands for, sorted."""
+def matching(pattern: str) -> list[str]:
+    """The paths that a name or glob pattern stands for, sorted."""
+    # A path of this very name comes before a pattern, and brackets in names before those of patterns.
+    if os.path.exists(pattern):
+        return [pattern]
+    return sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True) or glob.glob(pattern, recursive=True))
+
+
+def _inside(root: str) -> Iterator[str]:
+    """The paths of all files of a folder that are not hidden, linked folders once each."""
     # os.walk passes over folders that it cannot read, unless this stops it.
     def stop(e: OSError) -> None:
-        raise unreadable(e.filename, e) from e
+        raise e
 
-    if os.path.isdir(source):
-        root = os.path.join(source, "")
-        inside = (os.path.join(folder, name) for folder, _, names in os.walk(root, onerror=stop) for name in names)
-        paths = [path for path in inside if "/." not in path[len(root) - 1:]]
-    else:
-        # A file of this very name comes before a pattern.
-        paths = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
-    # Hidden files and those of other kinds do not count.
-    paths = [path for path in paths if path.lower().endswith(tuple(READERS)) and not os.path.isdir(path)]
-    if not paths:
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
+        # A link may lead to a folder around it.
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for path in (os.path.join(folder, name) for name in names if name[0] != "."):
+            # A link to a folder that is not there may stand for half the text.
+            os.stat(path)
+            yield path
+
+
+def _files(source: str) -> tuple[list[str], list[str]]:
+    """The files of text that `source` stands for, sorted, and what stands beside them."""
+    try:
+        paths = [*_inside(source)] if os.path.isdir(source) else matching(source)
+    except OSError as e:
+        raise unreadable(e.filename, e) from e
+    texts = [path for path in paths if path.lower().endswith(tuple(READERS)) and not os.path.isdir(path)]
+    if not texts:
         raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READERS)}; found none')
-    return sorted(paths)
+    return sorted(texts), sorted({*paths} - {*texts})
 
 
 def documents(source: str, progress: str = "", workers: int = 0) -> Iterator[str]:
@@ -114,7 +143,7 @@ def documents(source: str, progress: str = "", workers: int = 0) -> Iterator[str
     """
     # Memory holds one document at a time.
     def texts() -> Iterator[str]:
-        for path in tqdm(_files(source), progress, unit=" files", disable=None if progress else True):
+        for path in tqdm(_files(source)[0], progress, unit=" files", disable=None if progress else True):
             read = next(read for ending, read in READERS.items() if path.lower().endswith(ending))
             yield from read(path)
 
@@ -122,7 +151,7 @@ def documents(source: str, progress: str = "", workers: int = 0) -> Iterator[str
     for text in builtin.documents(workers) if source == "builtin" else texts():
         lines = [line.rstrip() for line in text.split("\n") if line.strip()]
         if lines:
-            yield normalise("\n".join(lines))
+            yield "\n".join(lines)
             empty = False
     if empty:
         raise UserError(f"{source}: there is no text in it; expected at least one document")
@@ -132,5 +161,8 @@ def fingerprint(source: str, workers: int = 0) -> dict[str, str]:
     """{path: digest of the file} for the files of `source`, sorted, or {"builtin": SHA-256 of its documents}."""
     if source == "builtin":
         return {source: hashlib.sha256("\n\n".join(documents(source, workers=workers)).encode()).hexdigest()}
+    texts, others = _files(source)
+    if others:
+        print(f"{source}: left out {len(others)} files that are none of {', '.join(READERS)}, as {others[0]}")
     # All of a file up to 64 MiB, and samples of a larger one.
-    return {path: file_digest(path) for path in _files(source)}
+    return {path: file_digest(path) for path in texts}

@@ -17,14 +17,17 @@ def ranges(first: np.ndarray, length: np.ndarray) -> np.ndarray:
 class Table:
     """The alignment table: each entry has one pivot word, in language 0, and translations in languages 1, 2, ..."""
 
-    # The words of entry k (0-based here; k + 1 in alignment bins) in language l, with L = len(languages), are
-    #     groups[k * L + l] : groups[k * L + l + 1]
-    # and the token ids of word w are tokens[offsets[w] : offsets[w + 1]].
-    languages: tuple[str, ...]  # pivot first
-    frequency: np.ndarray       # (K,) int64, how often the pivot word stands in the corpus in this form
-    groups: np.ndarray          # (K * L + 1,) int64
-    offsets: np.ndarray         # (words + 1,) int64
-    tokens: np.ndarray          # int32
+    # With the pivot first; L of them.
+    languages: tuple[str, ...]
+    # (K,) int64: how often the pivot word of each entry stands in the corpus in this form.
+    frequency: np.ndarray
+    # (K * L + 1,) int64: entry k (k + 1 in alignment bins) has in language l the words from groups[k * L + l] on, up to
+    # groups[k * L + l + 1].
+    groups: np.ndarray
+    # (words + 1,) int64: word w has the tokens from offsets[w] on, up to offsets[w + 1].
+    offsets: np.ndarray
+    # int32
+    tokens: np.ndarray
 
     def __len__(self) -> int:
         return len(self.frequency)

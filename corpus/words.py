@@ -9,29 +9,32 @@ from array import array
 from collections import Counter
 
 import numpy as np
+import regex
 from nltk.tokenize import NLTKWordTokenizer
 
+from corpus.languages import LETTERS
 from corpus.table import ranges
 from runtime.errors import UserError
 
 # Words are NLTK's (paper, appendix A), found one chunk at a time, so that no sentence splitter has to be downloaded and
 # each distinct chunk is cut once. Every character falls in exactly one chunk.
 CHUNK = re.compile(r"\n+| ?\S+|\s")
+# An apostrophe is one, straight or curly, for NLTK and in dictionaries; the text keeps its own.
+STRAIGHT = str.maketrans("’", "'")
 # Nearly all different chunks: words, with a quotation mark or bracket before, contractions, dashes between, and marks
 # after. NLTK cuts these (but for CONTRACTION) where PIECE does, which takes a fortieth of its time.
-LETTERS = r"[^\W\d_]+"
 NOT, SHORT = "n't|N'T", "'(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
-UNIT = rf"{LETTERS}(?:-{LETTERS})*(?:{NOT}|{SHORT})?"
+UNIT = rf"{LETTERS}+(?:-{LETTERS}+)*(?:{NOT}|{SHORT})?"
 MARKS = r"(?:[,.;:!?]?[\"”)\]]?|[\"”)\]][,.;:!?])"
-PLAIN = re.compile(rf" ?[\"“„(\[]?{UNIT}(?:(?:--|—|’){UNIT})*(?:--|—|’)?{MARKS}")
-PIECE = re.compile(rf" ?(?:{NOT}|{SHORT}|--|{LETTERS}?(?:-{LETTERS}?)*?(?={NOT}|--|[^-\w]|$)|.)")
-CONTRACTION = re.compile("cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
+PLAIN = regex.compile(rf" ?[\"“„(\[]?{UNIT}(?:(?:--|—){UNIT})*(?:--|—)?{MARKS}")
+PIECE = regex.compile(rf" ?(?:{NOT}|{SHORT}|--|{LETTERS}+?(?:-{LETTERS}+?)*?(?={NOT}|--|[^-\w]|$)|.)")
+CONTRACTION = regex.compile("cannot|gimme|gonna|gotta|lemme|wanna", regex.IGNORECASE)
 # Within a sentence NLTK keeps the full stop of an abbreviation, and takes off the one that ends the sentence. A chunk
 # does not show which it is, so abbreviations that seldom end a sentence always keep theirs: these, capitals but for
 # "I" (J. S. Bach), and letters with a full stop before them (U.S., e.g., Ph.D.).
 SHORTENED = ("Mr Mrs Ms Mme Mlle Messrs Dr St Mt Rev Hon Prof Gen Col Capt Lt Sgt Maj Gov Sen Rep Jr Sr Bros Co Corp "
              "Inc Ltd Dept vs Fig Figs Vol Jan Feb Aug Sept Oct Nov Dec").split()
-ABBREVIATED = re.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[])[A-HJ-Z]|\.[A-Za-z])\.$")
+ABBREVIATED = regex.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[])[A-HJ-Z]|\.[A-Za-z])\.$")
 NLTK = NLTKWordTokenizer()
 # So many chunks whose words a process remembers take about 130 MB.
 MAX_CHUNKS = 1_000_000
@@ -39,19 +42,24 @@ MAX_CHUNKS = 1_000_000
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
     """The words of one whitespace-delimited chunk of text, as (first byte, byte after the last, surface form)."""
+    straight = chunk.translate(STRAIGHT)
     # A run of line ends is a word too: En-Clone translates all that stands in the text.
     if chunk.isspace():
         words = [chunk] if chunk[0] == "\n" else []
     elif chunk[-1] == "." and ABBREVIATED.search(chunk):
-        words = _cut(chunk[:-1])
+        words = _cut(straight[:-1])
         words[-1] += "."
     else:
-        words = _cut(chunk)
+        words = _cut(straight)
+    if straight != chunk:
+        ends = list(itertools.accumulate(map(len, words)))
+        words = [chunk[start:end] for start, end in zip([0, *ends], ends)]
     ends = list(itertools.accumulate(len(word.encode()) for word in words))
     return list(zip([0, *ends], ends, words))
 
 
 def _cut(chunk: str) -> list[str]:
+    """The words of a chunk that is not whitespace; joined they are the chunk."""
     # The fast way, for nearly all.
     if PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
         return PIECE.findall(chunk)

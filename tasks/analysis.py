@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import regex
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from corpus.dictionary import script_of
 from corpus.folder import Folder, text_language
+from corpus.languages import LETTERS, in_script, script_of
 from corpus.readers import documents
 from corpus.tokenizer import encode, token_byte_lengths
 from model import GPT
@@ -68,14 +69,14 @@ def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
     if language == "clone":
         own = np.setdiff1d(folder.ids_of("clone"), folder.ids_of(folder.pivot))
         return lambda ids: bool(np.isin(ids, own).any())
-    text, script, table = decoder(folder), script_of(language), folder.table
+    text, table = decoder(folder), folder.table
     # Any character of the target's script.
-    if script is not None:
-        return lambda ids: re.search(f"[{script}]", text(ids)) is not None
+    if script_of(language) not in ("", script_of(folder.pivot)):
+        return lambda ids: regex.search(in_script(language), text(ids)) is not None
 
     def whole_words(ids: np.ndarray) -> set[str]:
         # The first word and the last may be cut.
-        return {word.lower() for word in re.findall(r"(?<=\s)[^\W\d_]+(?=\W)", text(ids))}
+        return {word.lower() for word in regex.findall(rf"(?<=\s){LETTERS}+(?=\W)", text(ids))}
 
     # In the pivot's script, any whole word that in the table only the target has and that does not stand in held-out
     # pivot text: a dictionary without "he" would make English German.

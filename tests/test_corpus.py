@@ -29,11 +29,11 @@ import eval as evaluation
 import prealign
 import train as training
 from conftest import make_text, overrides
-from corpus import builtin, dictionary
+from corpus import builtin, dictionary, languages
 from corpus import words as surface_words
 from corpus.dictionary import as_text_has_them, coverage, keep_short, read, translations
 from corpus.folder import Folder
-from corpus.readers import documents, fingerprint
+from corpus.readers import documents, fingerprint, normalise
 from corpus.table import Table, make_table
 from corpus.tokenizer import PATTERN, encode, load_tokenizer, train_tokenizer
 from corpus.words import CHUNK, aligned_surfaces, count_chunks, count_surfaces, words_of_chunk
@@ -74,26 +74,43 @@ def read_error(source) -> str:
 # ---- files ----
 
 @pytest.mark.parametrize("packed", PACK)
-def test_both_formats_make_the_same_documents(tmp_path, packed):
-    """Blank lines, spaces at the ends of lines, Windows line ends, a byte order mark and decomposed letters go."""
-    txt = "\ufeff\n\nOne cafe\u0301.  \r\n  And its second.\n \t\n\n\n\ufeffTwo."
-    jsonl = "\ufeff" + json_lines("One cafe\u0301.\r\n\n\n  And its second.\n", " \n", "\ufeffTwo.  ") + "\n"
-    for name, text in (("a.txt", txt), ("a.jsonl", jsonl)):
+def test_all_formats_make_the_same_documents(tmp_path, packed):
+    """Blank lines, spaces at the ends of lines, line ends of all kinds, invisible and decomposed letters go."""
+    txt = "\ufeff\n\nOne cafe\u0301.  \r\n  And its\xad second.\u2028Third\n \t\n\n\n\ufeffTwo.\u200b"
+    lines = json_lines("One cafe\u0301.\r\n\n\n  And its\xad second.\rThird\n", " \n", None, "\ufeffTwo.  \ud800")
+    for name, text in (("a.txt", txt), ("a.jsonl", "\ufeff" + lines), ("a.json", lines + "\n")):
         path = write(tmp_path / f"{name}{packed}", text)
-        # A mark elsewhere than at the start of a file is text.
-        assert list(documents(path)) == ["One caf\u00e9.\n  And its second.", "\ufeffTwo."]
+        assert list(documents(path)) == ["One caf\u00e9.\n  And its second.\nThird", "Two."]
 
 
-def test_files_are_read_in_order_of_their_names(tmp_path):
+@pytest.mark.parametrize("text, expected", [
+    # Joiners are letters of Persian and of Indic scripts and parts of signs, and nothing between Latin letters.
+    *((text, text) for text in ("می\u200cخواهم", "ක්\u200dර", "\U0001f469\u200d\U0001f52c")),
+    ("Auf\u200clage", "Auflage"), ("e\ufeff\u0301", "é"), ("a\u2067b\u2069", "ab"),
+    ("“I’m”", "“I’m”")])
+def test_what_is_no_text_goes(text, expected):
+    assert normalise(text) == expected
+
+
+def test_files_are_read_in_order_of_their_names_and_linked_folders_once(tmp_path, capsys):
     names = ["10.txt", "9.txt", "a.jsonl", "b/1.TXT", "b/2.txt.xz", "c/d/0.txt.gz"]
     for name in (*names[::-1], ".hidden.txt", ".git/x.txt"):
-        write(tmp_path / name, json_lines(name) if "jsonl" in name else name)
-    write(tmp_path / "README.md", "no")
-    write(tmp_path / "other/a[1].txt", "brackets")
-    assert list(documents(str(tmp_path))) == list(documents(f"{tmp_path}/")) == [*names, "brackets"]
-    assert list(documents(f"{tmp_path}/**/*0.txt*")) == ["10.txt", "c/d/0.txt.gz"]
-    # A file of that name comes before a pattern.
-    assert list(documents(f"{tmp_path}/other/a[1].txt")) == ["brackets"]
+        write(tmp_path / "text" / name, json_lines(name) if "jsonl" in name else name)
+    write(tmp_path / "text/README.md", "no")
+    write(tmp_path / "text/other/a[1].txt", "brackets")
+    text, names = str(tmp_path / "text"), [*names, "brackets"]
+    assert list(documents(text)) == list(documents(f"{text}/")) == names
+    assert list(documents(f"{text}/**/*0.txt*")) == ["10.txt", "c/d/0.txt.gz"]
+    # A path of that name comes before a pattern.
+    assert list(documents(f"{text}/other/a[1].txt")) == list(documents(f"{text}/*/a[1].*")) == ["brackets"]
+    assert list(documents(f"{text}/[b]/*.TXT")) == ["b/1.TXT"]
+    write(tmp_path / "far/z.txt", "far")
+    for link, folder in (("p", "far"), ("q", "far"), ("text/r", "far"), ("text/c/s", "text")):
+        (tmp_path / link).symlink_to(tmp_path / folder)
+    assert list(documents(text)) == [*names, "far"] and list(documents(str(tmp_path))).count("far") == 1
+    assert len(fingerprint(text)) == 8 and "README.md" in capsys.readouterr().out
+    (tmp_path / "text/gone").symlink_to(tmp_path / "nowhere")
+    assert read_error(text).startswith(f"{text}/gone: ") and f"{text}/gone" in error(fingerprint, text)
 
 
 def test_files_are_streamed_and_other_encodings_refused(tmp_path):
@@ -109,8 +126,6 @@ def test_files_that_are_not_there(tmp_path):
     (tmp_path / "sub.txt").mkdir()
     for source in (tmp_path / "missing.txt", tmp_path / "*.txt*", tmp_path, write(tmp_path / "b.csv", "no")):
         assert str(source) in read_error(source)
-    os.symlink(tmp_path / "gone", tmp_path / "c.txt")
-    assert f"{tmp_path}/c.txt" in read_error(tmp_path) and f"{tmp_path}/c.txt" in error(fingerprint, str(tmp_path))
 
 
 def parquet(path: Path, **columns: list) -> bytes:
@@ -139,7 +154,8 @@ def test_a_broken_file_is_named(tmp_path, kind, damage):
 
 @pytest.mark.parametrize("name, content, where", [
     *(("a.jsonl", json_lines("fine") + f"\n{line}\n", ":3") for line in (
-        '{"text": "cut', '["text"]', "1", "{}", '{"text": null}', r'{"text": "\ud800"}', "[" * 100_000)),
+        '{"text": "cut', '["text"]', "1", "{}", '{"text": 1}', "[" * 100_000)),
+    ("a.txt", "version https://git-lfs.github.com/spec/v1\n", ":1"),
     ("a.txt", " \n\n\t\n", ""), ("a.jsonl", json_lines("", " \n "), ""), ("a.txt.gz", "", "")])
 def test_wrong_json_lines_and_files_without_text_are_named(tmp_path, name, content, where):
     path = write(tmp_path / name, content)
@@ -153,11 +169,16 @@ def test_zst_in_several_frames_and_with_a_large_window(tmp_path):
     assert list(documents(write(tmp_path / "a.txt.zst", b"".join(frames)))) == ["one", "two\nmore of two", "three"]
 
 
-def test_parquet_as_culturax_has_it(tmp_path):
+def test_parquet_with_all_types_of_strings(tmp_path):
     path = tmp_path / "en_part_00000.parquet"
-    parquet(path, text=["one\n\n still one ", None, "cafe\u0301"], url=["a", "b", "c"])
-    assert list(documents(str(tmp_path))) == ["one\n still one", "caf\u00e9"]
-    for columns in ({"text": [1, 2]}, {"content": ["a"]}):
+    pyarrow = pytest.importorskip("pyarrow")
+    categories = pyarrow.dictionary(pyarrow.uint32(), pyarrow.large_string())
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), categories):
+        texts = pyarrow.array(["one\n\n still one ", None, "cafe\u0301"])
+        texts = texts.dictionary_encode().cast(kind) if kind == categories else texts.cast(kind)
+        parquet(path, text=texts, id=[1, 2, 3])
+        assert list(documents(str(tmp_path))) == ["one\n still one", "caf\u00e9"]
+    for columns in ({"text": [1, 2]}, {"content": ["a"]}, {"text": [["a"]]}):
         parquet(path, **columns)
         assert str(path) in read_error(tmp_path) and 'column "text"' in read_error(tmp_path)
 
@@ -270,6 +291,12 @@ def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
     assert fast == [words_of_chunk(chunk) for chunk in chunks]
 
 
+def test_a_curly_apostrophe_is_one_and_stays_in_the_text():
+    text = " We won't, they can't, it's 'so' O'Brien's; dogs' I'LL cannot. 'Tis the '90s"
+    assert " wo" in surfaces(text) and " ca" in surfaces(text)
+    assert surfaces(text.replace("'", "’")) == [surface.replace("'", "’") for surface in surfaces(text)]
+
+
 @pytest.mark.parametrize("sentence", [
     "Mr. and Mrs. Brown met Dr. Jones in St. Ives, and Prof. C. S. Lewis too.",
     '"Mr. Brown," said Capt. Ahab (Sgt. Pepper did not).',
@@ -302,12 +329,13 @@ def test_pieces_end_where_words_do():
     for _ in range(200):
         gaps = iter(lambda: draw.choice([" ", "  ", "   ", "\t", " \t ", "\n", "\n\n ", " \n"]), None)
         text = "".join(word + next(gaps) for word in make_text(1, draw.random()).split())
-        ends = set(itertools.accumulate(map(len, regex.findall(PATTERN, text))))
+        text = draw.choice([text, text.replace("'", "’")])
+        ends = set(itertools.accumulate(len(piece.encode()) for piece in regex.findall(PATTERN, text)))
         at = 0
         for chunk in CHUNK.findall(text):
             for first, end, surface in words_of_chunk(chunk):
-                assert at + first in ends | {0} and at + end in ends, (surface, text[:at + end][-40:])
-            at += len(chunk)
+                assert at + first in ends | {0} and at + end in ends, (surface, text)
+            at += len(chunk.encode())
 
 
 def test_a_vocabulary_is_in_the_format_of_tiktoken_and_a_damaged_one_is_refused(tmp_path, monkeypatch):
@@ -354,15 +382,58 @@ def test_a_file_that_is_no_table(tmp_path, damage):
     assert str(path) in error(Table.load, str(path)) and not Unsafe.ran
 
 
+# ---- languages ----
+
+@pytest.mark.parametrize("code, names, spaces, letters", [
+    ("zh", "zh zho chi cmn ZH zh-Hans zh_CN zh-Hant zh_TW", False, "水"), ("ja", "ja jpn ja_JP", False, "水みミ"),
+    ("yue", "yue zh-yue", False, "水"), ("th", "th tha", False, "น้ำ"), ("my", "my mya bur", False, "ရေ"),
+    ("ko", "ko kor", True, "물"), ("de", "de deu ger de_AT", True, "ß"), ("he", "he heb iw", True, "מ"),
+    ("hi", "hi hin", True, "पानी"), ("bn", "bn ben", True, "পানি"), ("ta", "ta tam", True, "நீர்"),
+    ("el", "el ell gre", True, "ή"),
+    ("ar", "ar ara arb", True, "ماء"), ("ka", "ka kat geo", True, "წ"), ("sr", "sr srp", True, "ж"),
+    ("am", "am amh", True, "ውሃ")])
+def test_a_language_has_many_names_and_one_script(code, names, spaces, letters):
+    for name in names.split():
+        assert languages.is_known(name) and languages.code_of(name) == code and languages.has_spaces(name) == spaces
+        assert regex.fullmatch(f"{languages.in_script(name)}+", letters)
+        assert not regex.search(languages.in_script(name), "1, a" if code != "de" else "1, я")
+    assert languages.has_spaces("zh-Latn") and languages.script_of("sr_Latn") == "Latn"
+
+
+def test_an_unknown_language_has_spaces_and_stands_for_itself():
+    for name in ("xx", "klingon", "my language"):
+        assert not languages.is_known(name) and languages.has_spaces(name)
+        assert (languages.code_of(name), languages.script_of(name)) == (name, "")
+        assert (languages.titlecase("iij", name), languages.uppercase("iß", name)) == ("Iij", "ISS")
+
+
+@pytest.mark.parametrize("language, word, title, upper", [
+    ("de", "straße", "Straße", "STRASSE"), ("tr", "iyi", "İyi", "İYİ"), ("az", "ısı", "Isı", "ISI"),
+    ("tur", "i\u0307stanbul", "İstanbul", "İSTANBUL"), ("en", "i\u0307", "İ", "İ"),
+    ("nl", "ijs", "IJs", "IJS"), ("lt", "i\u0307\u0301", "Í", "Í"), ("hr", "ǆep", "ǅep", "ǄEP"),
+    ("ka", "წყალი", "წყალი", "ᲬᲧᲐᲚᲘ"),
+    ("el", "άνθρωπος", "Άνθρωπος", "ΑΝΘΡΩΠΟΣ"),
+    ("ell", "μάιος", "Μάιος", "ΜΑΪΟΣ"), ("el", "ευφυΐα", "Ευφυΐα", "ΕΥΦΥΪΑ"),
+    ("el", "ή", "Ή", "Ή"), ("hy", "և", "Եվ", "ԵՎ"), ("bn", "পানি", "পানি", "পানি"), ("zh", "水", "水", "水"),
+    ("fr", "l'été", "L'été", "L'ÉTÉ"), ("vi", "ở", "Ở", "Ở"), ("ar", "ماء", "ماء", "ماء"), ("de", "", "", "")])
+def test_capitals_are_those_of_the_language(language, word, title, upper):
+    assert (languages.titlecase(word, language), languages.uppercase(word, language)) == (title, upper)
+
+
+def test_small_letters_are_those_of_the_language():
+    assert [languages.lowercase("İYİ ISI", language) for language in ("tr", "en")] == ["iyi ısı", "i̇yi̇ isi"]
+    assert languages.lowercase("ΆΝΘΡΩΠΟΣ", "el") == "άνθρωπος"
+
+
 # ---- dictionaries ----
 
 def test_muse_files_with_spaces_and_tables_with_tabs(tmp_path):
     write(tmp_path / "1.txt", "house haus\nhouse\thause\nhouse haus\n\nsea salt\tMeersalz\ntaxi taxi\n")
-    write(tmp_path / "2.txt.gz", "small klein\r\n")
-    assert read(str(tmp_path / "*")) == {"house": ["haus", "hause"], "sea salt": ["Meersalz"], "small": ["klein"]}
-    path = write(tmp_path / "de-en.txt", "haus house\ngeba\u0308ude\thouse\n")
-    # Composed, as text is.
-    assert read(path, target_first=True) == {"house": ["haus", "gebäude"]}
+    # Composed, with a straight apostrophe, without invisible characters, as text is read.
+    write(tmp_path / "2.txt.gz", "small klein\r\no’clock uhr\nbuilding geba\u0308u\xadde\n")
+    assert read(str(tmp_path / "*")) == {"house": ["haus", "hause"], "sea salt": ["Meersalz"], "small": ["klein"],
+                                         "o'clock": ["uhr"], "building": ["gebäude"]}
+    assert read(write(tmp_path / "en-[de].txt", "house haus\n")) == {"house": ["haus"]}
 
 
 def test_lines_that_are_no_pairs(tmp_path, capsys):
@@ -377,45 +448,63 @@ def test_lines_that_are_no_pairs(tmp_path, capsys):
     assert "missing.txt" in error(read, str(tmp_path / "missing.txt"))
 
 
-def test_translations_are_the_most_common_ones_in_the_case_of_the_targets_text():
+def within(entries: dict, counts: Counter, language: str = "de", most: int = 0) -> dict[str, list[str]]:
+    found = as_text_has_them(entries, counts, language, most)
+    return {word: [translation.forms[0] for translation in translations] for word, translations in found.items()}
+
+
+def test_translations_are_the_most_common_ones_as_the_targets_text_has_them():
     text = "Das Haus ist klein. Ein Haus, zwei Häuser; Kleine Häuser sind klein. हिन्दी भाषा"
     counts = dictionary.count_words([text])
     # Marks belong to their word.
     assert counts["हिन्दी"] == counts["भाषा"] == 1
     entries = {"house": ["haus"], "houses": ["häuser"], "small": ["klein", "winzig"]}
-    assert as_text_has_them(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein"]}
+    assert within(entries, counts) == {"house": ["Haus"], "houses": ["Häuser"], "small": ["klein"]}
     counts = Counter({"die": 90, "der": 80, "den": 30, "des": 4, "Haus": 40, "altes": 10})
     entries = {"the": ["den", "der", "die", "dem", "des"], "old house": ["altes haus", "altes Haus", "haus"],
                "tree": ["baum", "Baum"]}
-    assert as_text_has_them(entries, counts, most=2) == {
+    assert within(entries, counts, most=2) == {
         "the": ["die", "der"], "old house": ["Haus", "altes Haus"], "tree": ["baum", "Baum"]}
     # "des" is below a twentieth of "die".
-    assert as_text_has_them(entries, counts)["the"] == ["die", "der", "den"]
+    assert within(entries, counts)["the"] == ["die", "der", "den"]
     # Texts without spaces are cut into the longest known words.
-    known = frozenset({"时间", "时", "间谍", "他"})
-    assert dictionary.count_known(["时间谍时, 他他们", "时间"], known) == {"时间": 2, "时": 1, "他": 2}
+    count = dictionary.counter({"time": ["时间", "时"], "spy": ["间谍"], "he": ["他"]}, "zh_CN")
+    assert count(["时间谍时, 他他们", "时间"]) == {"时间": 2, "时": 1, "他": 2}
+
+
+@pytest.mark.parametrize("language, given, text, expected", [
+    ("ro", "şi", "Și oț și apă", "și"), ("tr", "şu", "Şu su, şu", "şu"), ("fr", "l'eau", "de l’eau", "l’eau"),
+    ("uk", "п'ять", "пʼять", "пʼять"), ("fa", "يك", "یک کتاب", "یک"), ("tr", "i̇stanbul", "İstanbul", "İstanbul"),
+    ("fr", "eau", "L'eau", "eau"), ("ro", "şi", "oțel", "şi")])
+def test_a_translation_is_spelled_as_the_text_spells_it(language, given, text, expected):
+    assert within({"x": [given]}, dictionary.count_words([text]), language) == {"x": [expected]}
 
 
 @pytest.mark.parametrize("surface, expected", [
     ("house", ["Haus", "Heim"]), (" House", [" Haus", " Heim"]), ("HOUSE", ["HAUS", "HEIM"]), (" small", [" klein"]),
-    ("Small", ["Klein"]), ("May", ["Mai"]), ("may", ["dürfen"]), (" I", [" ich"]), ("tree", []), ("Tree", [])])
+    ("Small", ["Klein"]), ("SMALL", ["Klein"]), ("May", ["Mai"]), ("may", ["dürfen"]), (" I", [" ich"]), ("tree", []),
+    ("Tree", []), (" O’Clock", [" Uhr"]), ("GOOD", ["gut"])])
 def test_a_translation_has_the_capitals_and_the_space_of_the_word(surface, expected):
-    entries = {"house": ["Haus", "Heim"], "small": ["klein"], "May": ["Mai"], "may": ["dürfen"], "i": ["ich"]}
-    assert translations(surface, "de", entries) == expected
-    assert translations(surface, "zh-Hans", entries) == [word.strip() for word in expected]
-    assert translations(surface, "clone", {}) == [surface]
+    """Of forms that differ in capitals those that the text has are taken, if it has any."""
+    entries = {"house": ["Haus", "Heim"], "small": ["klein"], "May": ["Mai"], "may": ["dürfen"], "i": ["ich"],
+               "o'clock": ["Uhr"], "good": ["gut"]}
+    known = as_text_has_them(entries, Counter({"klein": 9, "Klein": 1, "gut": 2}), "de")
+    assert translations(surface, "de", known, "en") == expected
+    known = as_text_has_them(entries, Counter({"klein": 9, "Klein": 1, "gut": 2}), "zho")
+    assert translations(surface, "zh-Hans", known, "en") == [word.strip() for word in expected]
+    assert translations(surface, "clone", {}, "en") == [surface]
 
 
 def test_coverage_by_hand():
     """Of 100 words with letters 50 have an entry; of 7 pairs 3 are rarer, "tree" is not in the text, "Haus" long."""
     counts = Counter({" house": 30, "House": 10, " Mr": 10, " small": 30, " of": 20, ".": 99})
-    common = {"house": ["Haus", "Heim"], "Mr": ["Herr"], "tree": ["Baum"]}
-    entries = common | {"house": ["Haus", "Heim", "Bau", "Hof", "Stall"]}
-    rows = [(surface, "de", word) for surface in counts for word in translations(surface, "de", common)]
+    entries = {"house": ["Haus", "Heim", "Bau", "Hof", "Stall"], "Mr": ["Herr"], "tree": ["Baum"]}
+    common = as_text_has_them(entries, Counter({"Haus": 9, "Heim": 8, "Herr": 1}), "de")
+    rows = [(surface, "de", word) for surface in counts for word in translations(surface, "de", common, "en")]
     short = [row for row in rows if row[2].strip() != "Haus"]
     assert coverage("de", rows, short, counts, entries, common) == {
         "running_words": pytest.approx(0.5), "pairs_in_the_table": 2, "rarer_pairs_left_out": 3,
-        "pairs_of_no_entry": 1, "longer_pairs_left_out": 1}
+        "pairs_of_no_entry": 1, "longer_pairs_left_out": 1, "pairs_never_in_the_text": 1}
     assert coverage("zh", [(" small", "zh", "小")], [], counts, {}, {}) == {"running_words": 0}
 
 
