@@ -130,7 +130,7 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     coverage = {}
     for language, book in books.items():
         coverage[language] = dictionary.coverage(language, rows, short, surfaces, book, common[language])
-        share, never = (coverage[language].get(key) for key in ("running_words", "pairs_never_in_the_text"))
+        share, never = coverage[language]["running_words"], coverage[language].get("pairs_never_in_the_text")
         print(f"{100 * share:.0f}% of {pivot}'s running words have an entry in {language}"
               + (f"; {never} translations never stand in its text: another spelling or kind of text?" if never else ""))
         if not is_known(language):
