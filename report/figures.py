@@ -70,18 +70,19 @@ def figure_loss(runs: list[dict], dynamics: list[dict]) -> Drawn:
 
 
 def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
-    asked = sorted(asked_in(dynamics), key=lambda a: a.frequency)
+    asked = sorted(asked_in(dynamics), key=lambda a: a["frequency"])
     if not asked:
         return None
-    figure, axes = curves([(f"accuracy, %\nstated {a.frequency} times", a.pair.replace("->", " → "), a.method, a.step,
-                            100 * a.accuracy) for a in asked], "training step", 2.6, 2.3)
+    points = [(f"accuracy, %\nstated {a['frequency']} times", a["pair"].replace("->", " → "), a["method"], a["step"],
+               100 * a["accuracy"]) for a in asked]
+    figure, axes = curves(points, "training step", 2.6, 2.3)
     # The dotted line is chance.
     for axis in axes.flat:
         axis.axhline(25, color="grey", linewidth=0.8, linestyle=":")
         axis.set_ylim(0, 103)
     return figure, "Figure 4: learning dynamics", (
         "CLKA right after the period of training that stated the facts, by language in which they were stated → "
-        f"language in which they are asked, of {asked[0].n} facts per seed (the table has intervals); dotted: "
+        f"language in which they are asked, of {asked[0]['n']} facts per seed (the table has intervals); dotted: "
         "chance.")
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import statistics
-from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,9 +17,6 @@ from runtime.files import is_newer, read_json
 
 # Held-out tokens by their word's place in the table. The last two: part of a word without an entry, and of no word.
 TOKEN_KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not words")
-
-# Facts asked in a line of dynamics: n that were stated `frequency` times, of a pair "STATED->ASKED".
-Asked = namedtuple("Asked", "method seed step frequency pair accuracy n")
 
 
 class Measured(NamedTuple):
@@ -67,9 +63,9 @@ def dynamics_in(out_dir: str) -> list[dict]:
 
 
 # ---- What is measured in a run or in a record of dynamics ----
-def asked_in(dynamics: Sequence[dict]) -> list[Asked]:
-    return [Asked(record["method"], record["seed"], record["step"], int(frequency), pair, m["accuracy"], m["n"])
-            for record in dynamics for frequency, pairs in record["clka"].items() for pair, m in pairs.items()]
+def asked_in(dynamics: Sequence[dict]) -> list[dict]:
+    """What was asked of facts stated so often in one language, in another: each with its record's method and step."""
+    return [record | asked for record in dynamics for asked in record["clka"]]
 
 
 def cosines_in(measured: dict) -> list[tuple[str, str, str, float]]:

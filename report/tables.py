@@ -110,16 +110,16 @@ def dynamics_table(dynamics: Sequence[dict]) -> str:
     """CLKA over all periods and seeds in the second half of training, by method, "STATED->ASKED" and frequency."""
     asked, rows = asked_in(dynamics), []
     # Runs may differ in length: the second half is each method's own.
-    last = {a.method: a.step for a in sorted(asked, key=lambda a: a.step)}
-    late = [a for a in asked if a.step > last[a.method] / 2]
-    for method, pair in distinct((a.method, a.pair) for a in late):
+    last = {a["method"]: a["step"] for a in sorted(asked, key=lambda a: a["step"])}
+    late = [a for a in asked if a["step"] > last[a["method"]] / 2]
+    for method, pair in distinct((a["method"], a["pair"]) for a in late):
         row = {"method": method, "stated -> asked": pair}
-        for frequency in sorted({a.frequency for a in late}):
-            facts = [a for a in late if (a.method, a.pair, a.frequency) == (method, pair, frequency)]
-            if n := sum(a.n for a in facts):
-                share = sum(a.accuracy * a.n for a in facts) / n
+        for frequency in sorted({a["frequency"] for a in late}):
+            facts = [a for a in late if (a["method"], a["pair"], a["frequency"]) == (method, pair, frequency)]
+            if n := sum(a["n"] for a in facts):
+                share = sum(a["accuracy"] * a["n"] for a in facts) / n
                 # All seeds are asked the same facts: the interval is that of one seed's.
-                row[f"stated {frequency} times (95%)"] = percent(share, n // len({a.seed for a in facts})).text
+                row[f"stated {frequency} times (95%)"] = percent(share, n // len({a["seed"] for a in facts})).text
         rows.append(row)
     return table(rows)
 

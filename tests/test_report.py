@@ -36,11 +36,12 @@ def similarity(words: float, text: float) -> list[dict]:
 
 def make_dynamics(method: str, accuracies: list[float], seed: int = 1) -> list[dict]:
     """Lines at steps 10, 20, ...: of facts stated 5 times in English, these accuracies in En-Clone; none at first."""
-    def asked(accuracy: float) -> dict:
-        return {"5": {"en->en": {"accuracy": 1.0, "n": 8}, "en->clone": {"accuracy": accuracy, "n": 8}}}
+    def asked(accuracy: float) -> list[dict]:
+        return [{"frequency": 5, "pair": "en->en", "accuracy": 1.0, "n": 8},
+                {"frequency": 5, "pair": "en->clone", "accuracy": accuracy, "n": 8}]
 
     return [{"method": method, "seed": seed, "step": 10 * (i + 1), "similarity": similarity(0.1 * i, 0.05 * i),
-             "clka": asked(accuracy) if i else {}} for i, accuracy in enumerate(accuracies)]
+             "clka": asked(accuracy) if i else []} for i, accuracy in enumerate(accuracies)]
 
 
 def write(folder: Path, values: list, name: str = "eval.json") -> None:

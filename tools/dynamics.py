@@ -32,8 +32,7 @@ def main(arguments: list[str]) -> None:
         return
     # Stage 1's snapshots come first: they are the same run's earlier steps.
     folders = [config.stage1_dir] * (config.init_from == "align") + [config.run_dir]
-    snapshots = [(folder, name) for folder in folders
-                 for name in sorted(glob.glob("snapshots/*.pt", root_dir=folder))]
+    snapshots = [(folder, name) for folder in folders for name in sorted(glob.glob("snapshots/*.pt", root_dir=folder))]
     if not snapshots:
         raise UserError(f"{config.run_dir} has no snapshots; delete it and train it with --snapshot_interval=250 or so")
     device, facts, records = open_device(config), make_facts(data.settings), []
@@ -46,8 +45,8 @@ def main(arguments: list[str]) -> None:
         records.append({
             "method": config.method, "seed": config.seed, "step": state["step"],
             "similarity": similarity(model, data, config), "period": period,
-            "clka": {n: clka(model, data, [fact for fact in asked if fact.frequency == n], config)
-                     for n in sorted({fact.frequency for fact in asked})}})
+            "clka": [{"frequency": n, "pair": pair} | found for n in sorted({fact.frequency for fact in asked})
+                     for pair, found in clka(model, data, [f for f in asked if f.frequency == n], config).items()]})
     write_json(path, records)
     print(path)
 
