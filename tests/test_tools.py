@@ -402,7 +402,7 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
     data = Folder(config.data_dir)
     model, _ = load_trained(config.run_dir, data, snapshot="snapshots/00000024.pt")
     facts = [fact for fact in make_facts(data.settings) if (fact.period, fact.frequency) == (0, 2)]
-    assert records[0]["clka"] == [] and {asked["frequency"] for asked in records[1]["clka"]} == {1, 2} and len(facts) == 8
+    assert records[0]["clka"] == [] and {a["frequency"] for a in records[1]["clka"]} == {1, 2} and len(facts) == 8
     found = [{"frequency": 2, "pair": pair} | m for pair, m in clka(model, data, facts, config).items()]
     assert [asked for asked in records[1]["clka"] if asked["frequency"] == 2] == json.loads(json.dumps(found))
     assert records[1]["similarity"] == json.loads(json.dumps(similarity(model, data, config)))
