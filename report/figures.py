@@ -1,9 +1,4 @@
-"""
-The paper's figures 4, 5 and 6, and the loss over training.
-
-Each is a function of a folder's runs and its records of dynamics. It returns a matplotlib figure, a title and a
-caption; or None where there is nothing to draw.
-"""
+"""The paper's figures 4, 5 and 6, and the loss over training."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,10 +9,13 @@ import numpy as np
 
 from report.results import TOKEN_KINDS, asked_in, by_method, cosines_in, distinct, has_read, kinds_of
 
-matplotlib.use("Agg")  # files only, no window
+# Files only, no window.
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogFormatter  # noqa: E402
 
+# What the function of a figure returns of runs and records of dynamics: the figure, its title and its caption,
+# or None where there is nothing to draw.
 Drawn = tuple[plt.Figure, str, str] | None
 
 

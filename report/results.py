@@ -20,8 +20,10 @@ TOKEN_KINDS = ("words 0-25%", "25-50%", "50-75%", "75-100%", "other words", "not
 
 
 class Measured(NamedTuple):
-    value: float  # shares in %
-    text: str     # as it stands in a table
+    # A share is in %.
+    value: float
+    # As it stands in a table.
+    text: str
 
 
 # ---- Files ----
@@ -76,8 +78,8 @@ def cosines_in(measured: dict) -> list[tuple[str, str, str, float]]:
             for s in measured["similarity"] for kind in last if s[kind] is not None]
 
 
+# Without repetition, in the order in which they come.
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """The values without repetition, as they come."""
     return list(dict.fromkeys(values))
 
 
@@ -85,14 +87,15 @@ def by_method(runs: list[dict]) -> dict[str, list[dict]]:
     return {method: [r for r in runs if r["method"] == method] for method in distinct(r["method"] for r in runs)}
 
 
+# Of a language that it has not read, a run's perplexity says nothing.
 def has_read(run: dict, language: str) -> bool:
-    """Whether a language's text was in a run's mix; of another language its perplexity says nothing."""
+    """Whether a language's text was in a run's mix."""
     config = run["config"]
     return language == config["only"] if config["only"] else config["mix"].get(language, 0) > 0
 
 
+# TOKEN_KINDS -> {"ppl", "tokens"}.
 def kinds_of(run: dict, language: str) -> dict[str, dict]:
-    """TOKEN_KINDS -> {"ppl", "tokens"}, for a language that the run has read."""
     return run["lm"].get(language, {}).get("kinds", {}) if has_read(run, language) else {}
 
 
@@ -111,7 +114,8 @@ def percent(share: float, n: int) -> Measured:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation of the values that are known, and how many are when not all; "-" for none."""
+    """Mean and standard deviation of the values that are known; "-" for none."""
+    # Where not all are known, how many.
     known = [value for value in values if value is not None]
     deviation = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
     counted = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""

@@ -3,9 +3,6 @@ The speed of training on this machine, beside its matrix products and beside tra
 
     python data.py config/bench.py && python -m tools.bench config/bench.py        # a table, and OUT_DIR/bench.jsonl
     python -m tools.bench config/paper.py config/size/1.3b.py       # each further file is a size on top of the first
-
-Every row is printed and written when it is measured, so that the run may be cut short. Beside ours, transformers'
-GPT2LMHeadModel of the same shape is trained on the same batches in a plain loop.
 """
 
 import gc
@@ -55,8 +52,8 @@ class Ours:
         self.data, self.training = data, set_up(config, hardware, data, self.model, Alignment)
         self.batch, self.compiled = self.training.batch, self.training.compiled
 
+    # Another loss and other batches. The model and its compiled code stay: on a GPU to compile takes minutes.
     def turn_to(self, config: Config) -> None:
-        """Go on with another loss and other batches; the model and its compiled code stay."""
         training = self.training
         training.config, training.sampler = config, Sampler(self.data, config)
         training.objective = Alignment(config, training.sampler.table, training.hardware)
@@ -67,7 +64,7 @@ class Ours:
 
 
 class Theirs:
-    """Steps of a plain loop with transformers' GPT2LMHeadModel."""
+    """Steps of a plain loop with transformers' GPT2LMHeadModel, of our shape and on our batches."""
 
     def __init__(self, config: Config, hardware: Hardware, data: Folder):
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -109,8 +106,9 @@ class Theirs:
 
 def speed(model: Ours | Theirs, config: Config, hardware: Hardware) -> float:
     """The tokens/s of at most MOST steps, made after WARM_UP others."""
-    # Of stage 2, from the middle of a run. A thread makes the batches, as in train.py.
+    # Steps of stage 2, which also has facts.
     first = config.stage1_steps + 1
+    # A thread makes the batches, as in train.py.
     batches = prefetch(model.batch, range(first, first + WARM_UP + MOST))
     for step in range(first, first + WARM_UP):
         synchronize(hardware.device)
@@ -145,7 +143,9 @@ def plan(config: Config, on_gpu: bool) -> list[tuple[type, dict[str, Config]]]:
 
 
 def measured(config: Config, hardware: Hardware, data: Folder) -> Iterator[dict]:
-    """A record for each row: with the config's micro-batch, or the largest half, quarter, ... of it that fits."""
+    """A record for each row."""
+    # With the config's micro-batch, or the largest half, quarter, ... of it that fits. Logits of a large vocabulary,
+    # which ours never holds all at once, are the first that do not.
     on_gpu = hardware.device.type == "cuda"
     for make, rows in plan(config, on_gpu):
         model, micro = None, min(config.batch_size, config.micro_batch_size)
@@ -175,8 +175,8 @@ def measured(config: Config, hardware: Hardware, data: Folder) -> Iterator[dict]
         free()
 
 
+# What nobody holds any more is given back, compiled code too.
 def free() -> None:
-    """Give back what nobody holds any more, compiled code too."""
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
@@ -196,6 +196,7 @@ def main(arguments: list[str]) -> None:
                "matmul_gflops": round(rate / 1e9), "ids": data.vocab_size}
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     os.makedirs(first.out_dir, exist_ok=True)
+    # Line by line, when it is measured: the run may be cut short.
     with open(os.path.join(first.out_dir, "bench.jsonl"), "w", encoding="utf-8", buffering=1) as file:
         file.write(json.dumps(machine | {"configs": {size: config.plain() for size, config in sizes.items()}}) + "\n")
         for size, config in sizes.items():
