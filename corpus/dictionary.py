@@ -235,10 +235,13 @@ def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, 
     pairs were left out: for more `common` ones, for want of their word in `rows`, and for length; and how many were
     not, though the text never has their translation.
     """
+    pairs = [(word.lower(), pair) for word, found in common.items() for pair in found]
+
     def pairs_in(table: list[Row]) -> int:
-        # Forms of a word that differ in capitals and spaces are one pair.
-        return len({(word.strip().casefold(), translation.strip().casefold())
-                    for word, target, translation in table if target == language})
+        # All forms of a word and of its translation are one pair.
+        there = {(surface.removeprefix(" ").translate(STRAIGHT).lower(), translation.removeprefix(" "))
+                 for surface, target, translation in table if target == language}
+        return sum(any((word, form) in there for form in pair.forms) for word, pair in pairs)
 
     running = Counter({surface: count for surface, count in counts.items() if any(map(str.isalpha, surface))})
     with_entry = {surface for surface, target, _ in short if target == language}
@@ -246,9 +249,8 @@ def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, 
     # A table made by hand has no dictionary behind it.
     if entries:
         made, in_table = pairs_in(rows), pairs_in(short)
-        given = sum(map(len, entries.values()))
-        kept = sum(map(len, common.values()))
-        result |= {"pairs_in_the_table": in_table, "rarer_pairs_left_out": given - kept,
-                   "pairs_of_no_entry": kept - made, "longer_pairs_left_out": made - in_table,
-                   "pairs_never_in_the_text": sum(not t.seen for found in common.values() for t in found)}
+        result |= {"pairs_in_the_table": in_table, "longer_pairs_left_out": made - in_table,
+                   "rarer_pairs_left_out": sum(map(len, entries.values())) - len(pairs),
+                   "pairs_of_no_entry": len(pairs) - made,
+                   "pairs_never_in_the_text": sum(not pair.seen for _, pair in pairs)}
     return result

@@ -13,6 +13,7 @@ import pickle
 import random
 import re
 import sys
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from data import Sampler, prepare
 from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
+from tasks.analysis import is_in
 
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 with contextlib.suppress(ImportError):
@@ -516,18 +518,26 @@ def test_a_line_that_is_none_of_a_table_is_named(tmp_path, line):
     assert error(dictionary.read_table_tsv, path, ("de", "clone")).startswith(f"{path}:2: ")
 
 
-# ---- two real languages, prepared ----
+# ---- English and ten languages of ten scripts, prepared ----
 
-def german(word: str) -> str:
-    return word[::-1] + "en"
-
-
-def chinese(word: str) -> str:
-    return "".join(chr(0x4E00 + ord(c)) for c in word)
+# The words "good", "water" and "house" of a dictionary, a text, and how " Good", " water", " WATER" and " House" are
+# then translated: in forms that the text has. Capitals begin sentences in some, and Chinese and Thai have no spaces.
+SCRIPTS = {
+    "de": ("gut wasser haus", "Gut ist das Wasser im Haus, das Wasser ist gut.", " Gut, Wasser, Wasser, Haus"),
+    "tur": ("iyi su ev", "İyi su evde. Su iyi, ev iyi, su, ev.", " İyi, su, Su, ev"),
+    "el": ("καλό νερό σπίτι", "Καλό νερό στο σπίτι, ΝΕΡΟ καλό, νερό.", " Καλό, νερό, ΝΕΡΟ, σπίτι"),
+    "ru": ("хорошо вода дом", "Дом, вода, хорошо. Хорошо! А вода и дом, дом?", " Хорошо, вода, вода, Дом"),
+    "ar": ("جيد ماء بيت", "في بيت ماء جيد.", " جيد, ماء, ماء, بيت"),
+    "bn": ("ভালো পানি বাড়ি", "এই বাড়ি ভালো. পানি ভালো", " ভালো, পানি, পানি, বাড়ি"),
+    "tam": ("நல்ல நீர் வீடு", "வீடு நல்ல நீர்.", " நல்ல, நீர், நீர், வீடு"),
+    "th": ("ดี น้ำ บ้าน", "น้ำดีในบ้าน", "ดี,น้ำ,น้ำ,บ้าน"),
+    "zh_CN": ("好 水 房子", "房子里有好水。", "好,水,水,房子"),
+    "ja": ("良い 水 家", "家に良い水があります。", "良い,水,水,家"),
+}
 
 
 def text_of(config: Config, language: str) -> str:
-    return Path(config.source_of(language)).read_text()
+    return normalise(Path(config.source_of(language)).read_text(encoding="utf-8"))
 
 
 def table_of(config: Config) -> list[tuple[int, str, str, str]]:
@@ -539,77 +549,71 @@ def table_of(config: Config) -> list[tuple[int, str, str, str]]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Config:
-    """English with two targets: every word has a translation; every third German word has a capital in text alone."""
     folder = tmp_path_factory.mktemp("world")
-    words = sorted({w.lower() for w in re.findall(r"[A-Za-z]+", make_text(80))})
-    nouns = set(words[::3])
-
-    def translated(seed: int, translate_word, separator: str) -> str:
-        documents = ([translate_word(w.lower()) for w in re.findall(r"[A-Za-z]+", document)]
-                     for document in make_text(80, seed).split("\n\n"))
-        return "\n\n".join(separator.join(document) + "." for document in documents)
-
-    write(folder / "texts/en.txt", make_text(80))
-    write(folder / "texts/de.txt", translated(1, lambda w: german(w).capitalize() if w in nouns else german(w), " "))
-    write(folder / "texts/zh.txt", translated(2, chinese, ""))
-    write(folder / "en-de.txt", "".join(f"{w} {german(w)}\n" for w in words))
-    write(folder / "en-zh.txt", "".join(f"{w}\t{chinese(w)}\n" for w in words))
+    english = " Good it is. The water of a House is good WATER, and the house is good."
+    write(folder / "texts/en.txt", "\n\n".join(document + english for document in make_text(40).split("\n\n")))
+    for language, (words, text, _) in SCRIPTS.items():
+        write(folder / f"texts/{language}.txt", "\n\n".join(f"{text} {i}" for i in range(40)))
+        pairs = zip(("good", "water", "house"), words.split())
+        write(folder / f"en-{language}.txt", "".join(f"{word}\t{translation}\n" for word, translation in pairs))
     config = Config(
         data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "texts" / "{language}.txt"),
-        targets=("de", "zh"), dictionary=str(folder / "en-{language}.txt"), vocab_size=500, min_count=3,
-        val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,), mix={"en": 0.5, "de": 0.25, "zh": 0.25},
+        targets=tuple(SCRIPTS), dictionary=str(folder / "en-{language}.txt"), vocab_size=600, min_count=3,
+        val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,), mix={"en": 0.5, "de": 0.25, "zh_CN": 0.25},
         batch_size=8, micro_batch_size=8, block_size=64, n_layer=1, n_head=2, n_embd=32, max_steps=12, stage1_steps=4,
-        align_entries=16, device="cpu", dtype="fp32", eval_words=50, sample_count=4)
+        align_entries=4, device="cpu", dtype="fp32", eval_words=50, sample_count=4)
     prepare(config)
     return config
 
 
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_translations_stand_in_the_forms_and_the_script_of_the_target(world, language):
+    data, text = Folder(world.data_dir), text_of(world, language)
+    table = {surface: translation for _, surface, target, translation in table_of(world) if target == language}
+    forms = [table[surface] for surface in (" Good", " water", " WATER", " House")]
+    assert ",".join(forms) == normalise(SCRIPTS[language][2])
+    mixed = is_in(language, data)
+    assert mixed(encode(data.encoding, f"It is {text[:40]} here.")) and not mixed(encode(data.encoding, "It is water."))
+
+
 def test_every_language_has_its_bins_and_all_share_a_vocabulary(world):
     data = Folder(world.data_dir)
-    assert data.languages == ("en", "de", "zh") and set(data.first_id.values()) == {0} and data.vocab_size == data.V
+    assert data.languages == ("en", *SCRIPTS) and set(data.first_id.values()) == {0} and data.vocab_size == data.V
     for language in data.languages:
         tokens = np.concatenate([data.tokens(language, split) for split in ("val", "train")]).tolist()
         texts = data.encoding.decode(tokens).split("<|endoftext|>")[:-1]
         assert sorted(texts) == sorted(text_of(world, language).split("\n\n"))
-
-
-def test_table_has_translations_as_they_stand_in_text(world):
-    data, words = Folder(world.data_dir), {*re.findall(r"\w+", text_of(world, "de"))}
-    lower = {word.lower() for word in words}
-    for _, surface, language, translation in table_of(world):
-        word = translation.removeprefix(" " if surface.startswith(" ") and language == "de" else "")
-        # Words at the beginning of a sentence have its capital instead.
-        if surface.strip().islower() and language == "de" and word.lower() in lower:
-            assert word in words
-        assert word == (chinese(surface.strip().lower()) if language == "zh" else word.strip())
     in_arrays = [(k + 1, data.encoding.decode(data.table.word(w).tolist())) for k in range(len(data.table))
-                 for language in (1, 2) for w in data.table.words(k, language)]
-    assert in_arrays == [(k, translation) for k, _, _, translation in table_of(world)] and len(in_arrays) > 150
+                 for language in range(1, 11) for w in data.table.words(k, language)]
+    assert in_arrays == [(k, translation) for k, _, _, translation in table_of(world)]
+    # The words marked in the pivot's text are those of the table.
+    marked = data.encoding.decode(data.tokens("en", "train")[data.align("train") != 0].tolist())
+    assert set(marked.lower().split()) == {"good", "water", "house"}
 
 
 def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path):
     """Unedited, it makes the same table. A line taken out is a translation less; one more is one more."""
     original = Path(world.data_dir, "table.tsv").read_text(encoding="utf-8")
-    made = replace(world, dictionary="", table=write(tmp_path / "table.tsv", original), data_dir=str(tmp_path / "same"))
+    decomposed = unicodedata.normalize("NFD", original)
+    made = replace(world, dictionary="", table=write(tmp_path / "a.tsv", decomposed), data_dir=str(tmp_path / "same"))
     prepare(made)
     assert Path(made.data_dir, "table.tsv").read_text(encoding="utf-8") == original
     header, first, *lines = original.splitlines(keepends=True)
     # The order of lines does not count.
-    lines.append("\t".join([*first.split("\t")[:3], "zh", '"新"\n']))
-    edited = replace(made, table=write(tmp_path / "edited.tsv", header + "".join(lines)),
-                     data_dir=str(tmp_path / "edited"))
+    lines.append("\t".join([*first.split("\t")[:3], "ja", '"新"\n']))
+    edited = replace(made, table=write(tmp_path / "b.tsv", header + "".join(lines)), data_dir=str(tmp_path / "edited"))
     prepare(edited)
     for config, expected in ((world, [1, 1]), (edited, [0, 2])):
-        assert [len(Folder(config.data_dir).table.words(0, language)) for language in (1, 2)] == expected
+        assert [len(Folder(config.data_dir).table.words(0, language)) for language in (1, 10)] == expected
 
 
 def test_long_translations_can_be_left_out(world, tmp_path):
     """Only translations of one token are left, and the entries that have any, in the same order."""
-    short = replace(world, translation_tokens=1, data_dir=str(tmp_path / "short"))
+    short = replace(world, translation_tokens=1, data_dir=str(tmp_path / "short"), vocab_size=400)
     prepare(short)
     data, found = Folder(short.data_dir), [row[1:] for row in table_of(short)]
     assert found == [row[1:] for row in table_of(world) if len(encode(data.encoding, row[3])) == 1] != []
-    assert len(data.table) == len({row[0] for row in found})
+    assert len(found) < len(table_of(world)) and len(data.table) == len({surface for surface, _, _ in found})
     # En-Clone's words are kept whole.
     rows = [("a", "de", "e"), ("b", "de", "q" * 9), ("q" * 9, "clone", "q" * 9)]
     assert keep_short(rows, data.encoding, 1) == [rows[0], rows[2]] and keep_short(rows, data.encoding, 0) == rows
@@ -617,32 +621,30 @@ def test_long_translations_can_be_left_out(world, tmp_path):
 
 
 def test_translations_are_spliced_whole_and_never_predicted(world, tmp_path):
-    """The most common word, its German of two words and its Chinese, which has no spaces, in the rows of a step."""
-    word = Counter(re.findall(r"[a-z]{3,}", text_of(world, "en"))).most_common(1)[0][0]
-    two = {"de": f"{german('ba')} {german('der')}", "zh": f"{chinese('ba')}{chinese('der')}"}
-    for language, translation in two.items():
-        write(tmp_path / f"en-{language}.txt", f"{word}\t{translation}\n")
+    """Of "water" its German of two words and its Chinese, which has no spaces, in the rows of a step."""
+    write(tmp_path / "en-de.txt", "water\tWasser gut\n")
+    write(tmp_path / "en-zh_CN.txt", "water\t好水\n")
     config = replace(world, dictionary=str(tmp_path / "en-{language}.txt"), data_dir=str(tmp_path / "data"),
-                     codeswitch_ratio=1.0, mix={"en": 1.0})
+                     targets=("de", "zh_CN"), codeswitch_ratio=1.0, mix={"en": 1.0})
     prepare(config)
     data = Folder(config.data_dir)
     batch = Sampler(data, config).batch(np.arange(16))
     text = data.encoding.decode(batch.inputs.ravel().tolist())
-    assert f" {two['de']}" in text and re.search(rf"(?<! ){two['zh']}", text)
+    assert " Wasser gut" in text and regex.search("(?<! )好水", text)
     predicted = data.encoding.decode([t for t in batch.targets.ravel().tolist() if t >= 0])
-    assert two["de"] not in predicted and not re.search("[\u4e00-\u9fff]", predicted)
+    assert "Wasser" not in predicted and "水" not in predicted
 
 
 def test_budget_and_share_of_a_target_reach_its_bins_and_the_vocabulary(world, tmp_path, capsys):
-    changed = replace(world, budget={"de": 500.0}, tokenizer_share={"zh": 0.0}, data_dir=str(tmp_path / "data"))
+    changed = replace(world, budget={"de": 300.0}, tokenizer_share={"el": 0.0}, data_dir=str(tmp_path / "data"))
     prepare(changed)
     before, after = Folder(world.data_dir), Folder(changed.data_dir)
-    assert 500 <= len(after.tokens("de", "train")) < len(before.tokens("de", "train"))
-    of_chinese = [sum(re.search(rb"[\xe4-\xe9]", token) is not None and len(token) >= 3
-                      for token in data.encoding.token_byte_values()) for data in (before, after)]
-    assert of_chinese[0] > 20 and of_chinese[1] == 0
+    assert 300 <= len(after.tokens("de", "train")) < len(before.tokens("de", "train"))
+    of_greek = [sum(regex.search(rb"[\xce\xcf].[\xce\xcf]", token) is not None
+                    for token in data.encoding.token_byte_values()) for data in (before, after)]
+    assert of_greek[0] > 5 and of_greek[1] == 0
     share = after.meta["coverage"]["de"]["running_words"]
-    assert share > 0.5 and f"{100 * share:.0f}% of en's running words have an entry" in capsys.readouterr().out
+    assert share > 0.05 and f"{100 * share:.0f}% of en's running words have an entry" in capsys.readouterr().out
 
 
 def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, monkeypatch):
@@ -652,8 +654,8 @@ def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, 
     prealign.main(overrides(config))
     training.main(overrides(config))
     result = evaluation.evaluate(config)
-    assert list(result["lm"]) == ["en", "de", "zh"] and list(result["clka"]) == ["en->en", "en->de", "en->zh"]
-    assert {s["language"] for s in result["similarity"]} == {"de", "zh"} == set(result["mixed"])
+    assert list(result["lm"]) == ["en", *SCRIPTS] and {"en->en", "en->de"} <= {*result["clka"]}
+    assert {s["language"] for s in result["similarity"]} == {*SCRIPTS} == {*result["mixed"]}
 
 
 def test_a_language_without_text_or_dictionary_is_an_error(world):
