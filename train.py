@@ -37,8 +37,8 @@ from runtime.files import exclusive
 from runtime.hardware import Hardware
 from runtime.log import Log
 
-
-# Held-out text whose loss is measured during training, in every language: as much as in so many steps.
+# Held-out text whose loss is measured during training: in every language the rows of so many steps. With two languages
+# and every 250 steps that is 1.3% of the time.
 HELD_OUT_STEPS = 4
 
 # Makes a second objective, a loss beside the language model's, as prealign.Alignment does. Its words(step) are a batch
