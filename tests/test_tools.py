@@ -261,7 +261,7 @@ def run(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_transformers_computes_the_same_from_an_export(run, tie):
+def test_hugging_face_computes_the_same_from_an_export(run, tie):
     transformers = pytest.importorskip("transformers")
     config = run(tie_embeddings=tie)
     export.main(overrides(config))
@@ -285,7 +285,7 @@ def test_transformers_computes_the_same_from_an_export(run, tie):
     assert tokenizer(9 * TEXT, truncation=True)["input_ids"] == encode(data.encoding, 9 * TEXT)[:32].tolist()
 
 
-def test_the_card_has_what_was_measured_of_this_model_and_a_failure_keeps_the_export_before(run, monkeypatch):
+def test_a_hugging_face_card_has_what_was_measured_and_a_failure_keeps_the_export_before(run, monkeypatch):
     pytest.importorskip("transformers")
     config = run(eval_words=20, sample_count=2)
     result = evaluate(config)
@@ -304,7 +304,7 @@ def test_the_card_has_what_was_measured_of_this_model_and_a_failure_keeps_the_ex
     assert card.read_text() == "before" and sorted(os.listdir(config.run_dir)) == files
 
 
-def test_an_encoding_with_unused_ids_is_exported_with_its_own(tiny, tmp_path):
+def test_hugging_face_has_the_ids_of_an_encoding_with_unused_ones(tiny, tmp_path):
     """As cl100k_base and o200k_base have them, before end-of-text."""
     transformers = pytest.importorskip("transformers")
     import tiktoken
@@ -338,7 +338,7 @@ def hf_folder(path: Path, model: GPT, **config) -> str:
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("padding", [0, 3])
-def test_a_run_begins_with_gpt2s_weights(tiny, tmp_path, tie, padding):
+def test_a_run_begins_with_the_weights_of_a_hugging_face_folder(tiny, tmp_path, tie, padding):
     """The pivot's embeddings, and all else, are the other model's, of longer rows; En-Clone's are random."""
     data, config = Folder(tiny.data_dir), replace(tiny, tie_embeddings=tie)
     theirs = make_model(replace(config, block_size=2 * config.block_size), data.V + padding)
@@ -351,7 +351,7 @@ def test_a_run_begins_with_gpt2s_weights(tiny, tmp_path, tie, padding):
     assert torch.equal(model.wte.weight[data.V:], before) and (model.lm_head.weight is model.wte.weight) == tie
 
 
-def test_a_run_begins_with_an_export_and_both_stages_go_on_from_it(run):
+def test_both_stages_go_on_from_an_export_to_hugging_face(run):
     pytest.importorskip("transformers")
     first = run(method="first")
     data, folder = Folder(first.data_dir), f"hf:{export.export(first)}"
@@ -364,17 +364,18 @@ def test_a_run_begins_with_an_export_and_both_stages_go_on_from_it(run):
 
 
 @pytest.mark.parametrize("config, message", [
-    ({"model_type": "llama"}, "model_type='llama'"), ({"n_layer": 3}, "n_layer=3 .here 2"), ({"vocab_size": 7}, "vocab_size=7"),
+    ({"model_type": "llama"}, "model_type='llama'"), ({"n_layer": 3}, "n_layer=3 .here 2"),
+    ({"vocab_size": 7}, "vocab_size=7"), ({"vocab_size": 50257}, "vocab_size=50257 .here 50"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings=False"), ({"n_inner": 7}, "n_inner=7"),
     ({"n_positions": None}, "NoneType"), ({"activation_function": "relu"}, "activation_function='relu'")])
-def test_a_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
+def test_a_hugging_face_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
     model = make_model(tiny, 50)
     with pytest.raises(UserError, match=f"init_from=hf:.*{message}"):
         gpt2.load_gpt2(model, hf_folder(tmp_path, model, **config), 50)
 
 
 @pytest.mark.parametrize("damage", [{}, {"transformer.ln_f.bias": torch.full((16,), torch.nan)}, {"x": Code()}])
-def test_a_damaged_folder_is_refused_and_no_code_in_it_runs(tmp_path, damage):
+def test_a_damaged_hugging_face_folder_is_refused_and_no_code_in_it_runs(tmp_path, damage):
     model = GPT(50, 8, 2, 2, 16)
     weights, before = gpt2.gpt2_weights(model), copy.deepcopy(model.state_dict())
     Path(hf_folder(tmp_path, model), "model.safetensors").unlink()

@@ -89,7 +89,7 @@ def connect(config: Config) -> Any:
 def ask(client: Any, text: str, model: str) -> tuple[int, str]:
     """The status of a request (0: none, or an error in spite of it) and the answer, or why there is none."""
     import openai
-    url, messages = str(client.base_url), [{"role": "user", "content": text}]
+    url, body, messages = str(client.base_url), "", [{"role": "user", "content": text}]
     try:
         body = client.chat.completions.with_raw_response.create(model=model, messages=messages).http_response.text
         content = json.loads(body)["choices"][0]["message"]["content"] or "an empty answer"
@@ -100,11 +100,11 @@ def ask(client: Any, text: str, model: str) -> tuple[int, str]:
         if e.status_code in (404, 405) and "/v1" not in url:
             client.base_url = url.rstrip("/") + "/v1"
             return ask(client, text, model)
-        return e.status_code, e.response.text
+        return e.status_code, e.response.text + e.response.headers.get("location", "")
     except openai.OpenAIError as e:
         return 0, str(e.__cause__ or e)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return 0 if '"error"' in body else 200, body
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        return 0 if '"error"' in body else 200, body or str(e)
 
 
 def translate(words: list[str], known: set[str], language: str, client: Any, config: Config) -> None:
