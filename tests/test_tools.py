@@ -112,7 +112,8 @@ def endpoint():
 @pytest.fixture
 def config(tmp_path, endpoint, monkeypatch) -> Config:
     monkeypatch.setenv("TEST_KEY", KEY + "\r\n")
-    # A proxy that is not there.
+    # Names come from an optional package, and this proxy is not there.
+    monkeypatch.setattr(translate, "english_name", str.upper)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     (tmp_path / "en.txt").write_text(make_text(30), encoding="utf-8")
@@ -135,6 +136,14 @@ def test_words_are_asked_for_in_the_case_that_they_mostly_have(config):
     text = "The Polish boat. Polish polish. The Polish house, the house.\n\nThe Polish house.\n\nPolish polish.\n"
     Path(config.source_of("en")).write_text(text, encoding="utf-8")
     assert set(translate.words_to_ask(replace(config, min_count=1))) == {"Polish", "polish", "The", "house"}
+
+
+def test_a_model_reads_names_of_languages_and_not_codes():
+    pytest.importorskip("language_data")
+    prompt = translate.prompt(["house"], "en", "zh-Hans")
+    assert 'from English into Chinese (Simplified), at most' in prompt and prompt.endswith('\n["house"]')
+    assert [translate.english_name(name) for name in ("is", "deu", "cmn", "myown")] == [
+        "Icelandic", "German", "Mandarin Chinese", "myown"]
 
 
 @pytest.mark.parametrize("suffix", ["/v1", "/v1/", ""])

@@ -1,7 +1,7 @@
 """
 A dictionary from a language model: the pivot's words translated by an OpenAI-compatible endpoint (paper, section 3.1).
 
-    pip install openai && export OPENAI_API_KEY=...
+    pip install openai language_data && export OPENAI_API_KEY=...
     python -m tools.translate config/mine.py --dry_run=true       # how many words and requests
     python -m tools.translate config/mine.py                      # asks, and adds to the files that `dictionary` names
 
@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 from urllib.parse import urlsplit
 
+import langcodes
 from tqdm import tqdm
 
-from corpus.build import count_in, documents
+from corpus.build import count_training
+from corpus.languages import is_known, lowercase
 from corpus.readers import read_lines
 from corpus.words import count_chunks, count_surfaces, seen_words
 from runtime import config as configs
@@ -40,9 +42,14 @@ STRING = r'"(?:[^"\\]|\\.)*"'
 PAIR = re.compile(rf"{STRING}\s*:\s*\[\s*{STRING}(?:\s*,\s*{STRING})*\s*\]")
 
 
+def english_name(language: str) -> str:
+    """ "Icelandic" for "is"; a name that is no language's as it stands. """
+    return langcodes.Language.get(language).display_name() if is_known(language) else language
+
+
 def prompt(words: list[str], pivot: str, language: str) -> str:
-    return (f"For each word of this JSON list, of language {pivot!r} (an ISO code), give its most common translations "
-            f"into language {language!r}, at most {MOST}, the most common first. Each is one word, or a short phrase "
+    return (f"Give the most common translations of each word of this JSON list from {english_name(pivot)} into "
+            f"{english_name(language)}, at most {MOST}, the most common first. Each is one word, or a short phrase "
             "where that language needs one, as it stands in ordinary text, without explanations. Answer with one JSON "
             "object only: every word of the list, exactly as written here, to the list of its translations.\n"
             + json.dumps(words, ensure_ascii=False))
@@ -65,11 +72,12 @@ def parse(answer: str, words: list[str]) -> dict[str, list[str]]:
 
 def words_to_ask(config: Config) -> list[str]:
     """The corpus's words with a letter that are seen more than min_count times, the most frequent first."""
-    texts = documents(config, config.pivot, f"words {config.pivot}")
-    counts = seen_words(count_surfaces(count_in(config, count_chunks, texts)), config.min_count)
+    chunks, _ = count_training(config, config.pivot, count_chunks)
+    counts = seen_words(count_surfaces(chunks), config.min_count)
     words = [word for word, _ in counts.most_common() if any(c.isalpha() for c in word)]
     # In lower case, where that is as frequent: "House" as "house", and "Polish" as it stands.
-    return list(dict.fromkeys(word.lower() if counts[word.lower()] >= counts[word] else word for word in words))
+    small = {word: lowercase(word, config.pivot) for word in words}
+    return list(dict.fromkeys(small[word] if counts[small[word]] >= counts[word] else word for word in words))
 
 
 def connect(config: Config) -> Any:
