@@ -3,19 +3,17 @@ What a trained model can do: the three metrics of the paper (section 4.2), and h
 
     language_model  LM: perplexity of held-out text
     clka            CLKA: facts stated in one language, asked in another
-    transfer        ZS-CLT: fine-tuned on English inference, tested in every language
+    xnli            ZS-CLT, zero-shot transfer: fine-tuned on inference (NLI) in English, tested in every language
 
     python eval.py config/demo.py config/method/prealign.py           # -> out/demo/prealign/seed1/eval.json
-    python eval.py xnli CONFIG ...                                    # ZS-CLT -> xnli.json beside it
+    python eval.py xnli CONFIG ...                                    # -> xnli.json beside it
     python eval.py sample CONFIG ... --prompt="The" --sample_count=3  # how the model goes on
-    python eval.py dynamics CONFIG ...                                # as python -m tools.dynamics
 
 All but the fine-tuning is computed in float32.
 """
 
 import copy
 import datetime
-import importlib
 import itertools
 import math
 import os
@@ -46,9 +44,9 @@ from runtime.errors import UserError
 from runtime.files import is_newer, read_json, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
-from tasks.analysis import (components, continuations, mixed_script, states, text_tokens, token_kinds,
-                            vocabulary_ids)
-from tasks.facts import Fact, make_facts, statement
+from tasks.analysis import (components, continuations, mixed_script, parallel_passages, precision_at_1, running_text,
+                            statement_rows, states, text_tokens, token_kinds)
+from tasks.facts import Fact, make_facts
 from train import learning_rate
 
 
@@ -56,6 +54,11 @@ def by_length(rows: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
     """The indices of rows in batches, the shortest rows first, so that little of a batch is padding."""
     order = np.argsort([len(row) for row in rows], kind="stable")
     return np.split(order, range(batch_size, len(rows), batch_size))
+
+
+def pad(rows: Sequence[np.ndarray], filler: int = 0) -> torch.Tensor:
+    """Rows of token ids as one tensor (R, T) int64, filled up to the longest."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=filler)
 
 
 # ---- LM: perplexity -------------------------------------------------------------------------------------------------
@@ -79,26 +82,27 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
     if len(tokens) < 2:
         raise UserError(f"{folder.dir}: expected at least 2 tokens in {language!r} to measure perplexity on, found "
                         f"{len(tokens)}; use a larger val_fraction or eval_tokens")
-    device, weight, behind = model.wte.weight.device, model.lm_head.weight, vocabulary_ids(folder)
-    # For `ppl_in_language` the softmax is over the language's own ids, as if it were known what language is read.
-    number_in_language = torch.from_numpy(behind).to(device)
-    own_weight = weight[torch.from_numpy(folder.ids_of(language)).to(device)]  # (V, C)
-    losses, own_losses = [], []
+    device, weight = model.wte.weight.device, model.lm_head.weight
+    # Beside the softmax over all ids, that over one language's, as if it were known in which language the text goes on:
+    # for every language with the same text, as in a context of English the next word of English and of En-Clone.
+    text = text_language(language, folder.pivot)
+    sides = [each for each in folder.languages if text_language(each, folder.pivot) == text]
+    weights = {"": weight} | {each: weight[torch.from_numpy(folder.ids_of(each)).to(device)] for each in sides}
+    losses: dict[str, list[torch.Tensor]] = {each: [] for each in weights}
     total = math.ceil((len(tokens) - 1) / max(1, config.block_size // 2) / config.eval_batch_size)
     batches = windows(tokens, config.block_size, config.eval_batch_size)
     for inputs, targets in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
-        hidden, targets = model(inputs.to(device)), targets.to(device)  # (B, T, C), (B, T)
-        predicted = targets >= 0
-        losses.append(linear_cross_entropy(hidden, weight, targets)[1][predicted].cpu())
-        # Where all languages share their ids, the two softmaxes are one.
-        if len(own_weight) < len(weight):
-            own = torch.where(predicted, number_in_language[targets], -1)
-            own_losses.append(linear_cross_entropy(hidden, own_weight, own)[1][predicted].cpu())
+        real = targets >= 0
+        hidden, target = model(inputs.to(device))[real][None], targets[real][None].to(device)  # (1, m, C), (1, m)
+        for each, its_weight in weights.items():
+            number = target % folder.V if each else target
+            losses[each].append(linear_cross_entropy(hidden, its_weight, number)[1][0].cpu())
     # In the order of the text, as windows has it.
-    nats, own_nats = (torch.cat(parts).double().numpy() for parts in (losses, own_losses or losses))  # each (n - 1,)
-    n_bytes = int(token_byte_lengths(folder.encoding)[behind[tokens[1:]]].sum())
+    nats, *own_nats = (torch.cat(part).double().numpy() for part in losses.values())  # each (n - 1,)
+    n_bytes = int(token_byte_lengths(folder.encoding)[tokens[1:] % folder.V].sum())
+    predicting = {each: math.exp(x.mean()) for each, x in zip(sides, own_nats)}
     result = {"ppl": math.exp(nats.mean()), "bpb": nats.sum() / math.log(2) / n_bytes,
-              "ppl_in_language": math.exp(own_nats.mean()), "tokens": len(nats)}
+              "ppl_in_language": predicting[language], "tokens": len(nats), "predicting": predicting}
     if kinds is not None:
         of_kind = {name: nats[kinds[1:] == kind] for kind, name in enumerate(TOKEN_KINDS)}
         result["kinds"] = {k: {"ppl": math.exp(x.mean()), "tokens": len(x)} for k, x in of_kind.items() if len(x)}
@@ -115,40 +119,52 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 
 # ---- CLKA: cross-lingual knowledge application ----------------------------------------------------------------------
 @torch.no_grad()
-def clka_in(model: GPT, folder: Folder, facts: list[Fact], language: str, config: Config) -> dict:
-    """The share of facts whose true statement is more likely, as a whole, than the three with another object."""
+def clka_in(model: GPT, folder: Folder, facts: list[Fact], parts: tuple[str, str, str], config: Config) -> dict:
+    """
+    The share of facts whose true statement is more likely, as a whole, than the three with another object. Subject,
+    sentence and object are in the languages `parts`.
+    """
     # The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so
     # that a model that ignores the subject is right in one of four (tasks/facts.py). It also leaves open whether facts
     # are codeswitched: here they are not.
-    sentences = [statement(fact, text_language(language, folder.pivot), object_)
-                 for fact in facts for object_ in (fact.object, *fact.distractors)]
-    rows = [folder.to_language(np.append(folder.end_of_text, encode(folder.encoding, s)), language) for s in sentences]
+    rows = [row for fact in facts for row in statement_rows(folder, fact, parts)]
     if (longest := max(map(len, rows)) - 1) > config.block_size:
         raise UserError(f"CLKA: expected statements of at most block_size={config.block_size} tokens, found one of "
                         f"{longest}; a larger vocab_size makes it shorter")
     scores = torch.empty(len(rows))
-    for batch in tqdm(by_length(rows, config.eval_batch_size), desc=f"clka {language}", disable=None):
-        ids = pad_sequence([torch.from_numpy(rows[i]) for i in batch], batch_first=True, padding_value=-1)  # (B, T)
-        ids = ids.to(model.wte.weight.device)
+    for batch in tqdm(by_length(rows, config.eval_batch_size), desc=f"clka {', '.join(parts)}", disable=None):
+        ids = pad([rows[i] for i in batch], -1).to(model.wte.weight.device)  # (B, T)
         hidden = model(ids[:, :-1].clamp(min=0))
         scores[batch] = -linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])[1].sum(1).cpu()
     # The true one of a fact's four comes first. A tie counts as wrong.
-    correct = int((scores.view(-1, 4)[:, :1] > scores.view(-1, 4)[:, 1:]).all(1).sum())
-    return {"accuracy": correct / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(correct, len(facts))}
+    right = int((scores.view(-1, 4)[:, :1] > scores.view(-1, 4)[:, 1:]).all(1).sum())
+    return {"accuracy": right / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(right, len(facts))}
 
 
 def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
-    """`clka_in` for every language of training and every language that has templates, by "TRAINING->TEST"."""
+    """`clka_in` for every language in which facts are stated and every one that has templates, by "STATED->ASKED"."""
     result = {}
-    for stated, test in itertools.product(folder.languages, repeat=2):
-        text = text_language(test, folder.pivot)
-        asked = [fact for fact in facts if fact.language == stated and text in fact.relation]
-        if asked:
-            result[f"{stated}->{test}"] = clka_in(model, folder, asked, test, config)
+    for stated, asked in itertools.product(folder.languages, repeat=2):
+        text = text_language(asked, folder.pivot)
+        some = [fact for fact in facts if fact.language == stated and text in fact.relation]
+        if some:
+            result[f"{stated}->{asked}"] = clka_in(model, folder, some, (asked,) * 3, config)
     return result
 
 
-# ---- ZS-CLT: zero-shot cross-lingual transfer -----------------------------------------------------------------------
+def clka_parts(model: GPT, folder: Folder, facts: list[Fact], whole: dict[str, dict], config: Config) -> dict:
+    """For En-Clone, `clka_in` of facts stated in the pivot by "SUBJECT,SENTENCE,OBJECT", the languages of the parts."""
+    # In other targets only the sentence is another: names have ids of their own in En-Clone alone.
+    stated = [fact for fact in facts if fact.language == folder.pivot and "clone" in folder.languages]
+    result = {}
+    for parts in itertools.product((folder.pivot, "clone"), repeat=3) if stated else ():
+        # Statements in one language are among the results `whole` of `clka`.
+        same = f"{folder.pivot}->{parts[0]}" if len(set(parts)) == 1 else ""
+        result[",".join(parts)] = whole[same] if same else clka_in(model, folder, stated, parts, config)
+    return {"clone": result} if result else {}
+
+
+# ---- ZS-CLT: zero-shot cross-lingual transfer, of inference ---------------------------------------------------------
 class Classifier(nn.Module):
     """The GPT with a linear layer on the final hidden state of the last token, which has seen the whole pair."""
 
@@ -162,8 +178,7 @@ class Classifier(nn.Module):
     def forward(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
         """Rows of token ids, B of them: logits (B, labels)."""
         # Attention is causal, so the padding behind a row does not reach its tokens.
-        ids = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)  # (B, T)
-        hidden = self.model(ids.to(self.head.weight.device))  # (B, T, C)
+        hidden = self.model(pad(rows).to(self.head.weight.device))  # (B, T, C)
         return self.head(hidden[range(len(rows)), [len(row) - 1 for row in rows]])
 
 
@@ -200,14 +215,13 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
     # Float16 would need its gradients scaled; so short a training can do without it.
     autocast = torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.dtype == torch.bfloat16)
     per_epoch = math.ceil(len(rows) / config.nli_batch_size)
-    steps = per_epoch * config.nli_epochs
+    # Every epoch in an order of its own.
+    orders = [rng.permutation(len(rows)) for _ in range(config.nli_epochs)]
+    batches = [batch for order in orders for batch in np.array_split(order, per_epoch)]
     # One schedule for every method, also for post-alignment, whose training has two.
-    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=steps, align_when="none")
+    schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=len(batches), align_when="none")
     best, best_weights = -1.0, {}
-    for step in tqdm(range(steps), desc=f"fine-tuning, seed {seed}", disable=None):
-        if step % per_epoch == 0:
-            batches = np.array_split(rng.permutation(len(rows)), per_epoch)
-        batch = batches[step % per_epoch]
+    for step, batch in enumerate(tqdm(batches, desc=f"fine-tuning, seed {seed}", disable=None)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, schedule)
         # Pairs come in many lengths; see ANY_SHAPE in model.py.
@@ -225,7 +239,7 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
     return classifier, best
 
 
-def transfer(config: Config) -> dict[str, Any]:
+def xnli(config: Config) -> dict[str, Any]:
     """Accuracies, per language, of nli_seeds fine-tunings of a finished run on pairs in the pivot."""
     folder, hardware = Folder(config.data_dir), start(config)
     model, _ = load_run(config, folder, hardware.device)
@@ -235,7 +249,7 @@ def transfer(config: Config) -> dict[str, Any]:
     result: dict[str, Any] = {
         "train": config.nli_train, "test": config.nli_test, "pairs": len(train), "labels": list(labels), "dev": [],
         "languages": {l: {"accuracies": [], "n": len(pairs)} for l, pairs in tests.items()}}
-    # Only the pivot's pairs are trained on: what the other languages get right is transferred.
+    # Only the pivot's pairs are trained on: zero-shot transfer is what the other languages get right.
     for seed in range(1, config.nli_seeds + 1):
         classifier, score = fine_tune(model, train_rows, dev_rows, len(labels), config, hardware, seed)
         result["dev"].append(score)
@@ -263,7 +277,6 @@ def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence
 @torch.no_grad()
 def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
     """Mean cosine between a pivot word and its first translation, per target and layer."""
-    names = ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
     rows = []
     for l, language in enumerate(folder.table.languages[1:], 1):
         pivot, target = word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)  # each (L + 2, n, C)
@@ -273,22 +286,30 @@ def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
         aligned = F.cosine_similarity(pivot, target, dim=-1).mean(1)
         unrelated = F.cosine_similarity(pivot, target.roll(1, dims=1), dim=-1).mean(1)
         # `text`: position by position, where the target is a clone of the pivot's text.
-        text = running_text(model, folder, language, config) if language == "clone" else [None] * len(names)
+        text = running_text(model, folder, language, config) if language == "clone" else [None] * len(aligned)
         rows += [{"language": language, "layer": name, "words": a.item(), "random": u.item(), "text": t}
-                 for name, a, u, t in zip(names, aligned, unrelated, text)]
+                 for name, a, u, t in zip(layers_of(config), aligned, unrelated, text)]
     return rows
 
 
-def running_text(model: GPT, folder: Folder, language: str, config: Config) -> list[float]:
-    """Mean cosine of each layer between held-out text and its clone, by position; the final hidden state last."""
-    tokens = folder.tokens(folder.pivot, "val").astype(np.int64)
-    T = min(config.block_size, len(tokens))
-    rows = tokens[:min(32, len(tokens) // T) * T].reshape(-1, T)
-    sides = []
-    for ids in (rows, folder.to_language(rows, language)):
-        layers = model.layers(torch.from_numpy(ids).to(model.wte.weight.device))
-        sides.append([*layers, model.ln_f(layers[-1])])
-    return [F.cosine_similarity(a, b, dim=-1).mean().item() for a, b in zip(*sides)]
+def layers_of(config: Config) -> list[str]:
+    return ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
+
+
+@torch.no_grad()
+def retrieval(model: GPT, folder: Folder, config: Config) -> list[dict]:
+    """How many words and passages have their own translation as the nearest one, per target, kind and layer."""
+    rows = []
+    for l, language in enumerate(folder.table.languages[1:], 1):
+        found = {"words": [*word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)]}
+        for kind, sides in parallel_passages(folder, language, config).items():
+            # Each is encoded alone and averaged over its tokens, as a word is.
+            found[kind] = [word_representations(model, pad(side), torch.tensor([len(ids) for ids in side]))
+                           for side in sides]
+        rows += [{"language": language, "kind": kind, "layer": name, "share": share, "n": pivot.shape[1]}
+                 for kind, (pivot, target) in found.items() if pivot.shape[1]
+                 for name, share in zip(layers_of(config), precision_at_1(pivot, target))]
+    return rows
 
 
 # ---- A run ----------------------------------------------------------------------------------------------------------
@@ -303,14 +324,18 @@ def measure(config: Config) -> dict:
     """All that eval.json says of a finished run, measured."""
     folder = Folder(config.data_dir)
     model, state = load_run(config, folder, open_device(config))
-    all_languages, texts = range(len(folder.languages)), folder.languages if config.eval_text else ()
-    drawn = {name: word_vectors(of_state, folder, config, all_languages, count=300)[0]
+    facts, texts = make_facts(folder.settings), folder.languages if config.eval_text else ()
+    lm = {l: language_model(model, folder, l, config) for l in folder.languages}
+    drawn = {name: word_vectors(of_state, folder, config, range(len(lm)), count=300)[0]
              for name, of_state in states(model, folder, config).items()}
-    return {"method": config.method, "seed": config.seed, "tokens": state["tokens"],
-            "lm": {l: language_model(model, folder, l, config) for l in folder.languages},
+    whole = clka(model, folder, facts, config)
+    return {"method": config.method, "seed": config.seed, "tokens": state["tokens"], "lm": lm,
+            "sides": {target: {f"{context}>{word}": ppl for context in (folder.pivot, target)
+                               for word, ppl in lm[context]["predicting"].items() if word in (folder.pivot, target)}
+                      for target in folder.languages[1:]},
             "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
-            "clka": clka(model, folder, make_facts(folder.settings), config),
-            "similarity": similarity(model, folder, config),
+            "clka": whole, "clka_parts": clka_parts(model, folder, facts, whole, config),
+            "similarity": similarity(model, folder, config), "retrieval": retrieval(model, folder, config),
             "components": {name: components(vectors, folder.languages) for name, vectors in drawn.items()},
             "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
 
@@ -334,8 +359,6 @@ def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = (
 
 
 def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["dynamics"]:
-        return importlib.import_module("tools.dynamics").main(arguments[1:])
     verb = arguments[0] if arguments and arguments[0] in ("xnli", "sample") else ""
     config = configs.load(arguments[1:] if verb else arguments, __doc__)
     if verb == "sample":
@@ -344,7 +367,7 @@ def main(arguments: list[str]) -> None:
         for text in continuations(model, folder, config):
             print(f"{config.prompt}|{text}\n")
     elif verb == "xnli":
-        for language, numbers in evaluate(config, "xnli.json", ("nli_",), transfer)["languages"].items():
+        for language, numbers in evaluate(config, "xnli.json", ("nli_",), xnli)["languages"].items():
             percent = 100 * statistics.mean(numbers["accuracies"])
             print(f"{config.method} seed {config.seed}: NLI {language} {percent:.1f}% of {numbers['n']} pairs")
     else:

@@ -3,7 +3,7 @@
 # config/paper.py. What is finished is skipped, so a script can be interrupted and started again. SEEDS="1 2 3" repeats;
 # LAUNCH="torchrun ..." trains on several GPUs.
 #     methods NAME ...     train and evaluate methods of config/method
-#     transfer NAME ...    fine-tune them on inference and test that in every language
+#     xnli NAME ...        fine-tune them on inference and test that in every language
 #     dynamics NAME ...    train them on facts that come period by period (config/dynamics), and measure along the way
 #     report               print and write the report of all that is there (not with REPORT=no)
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -62,7 +62,7 @@ train() {
 }
 
 evaluate() { python eval.py "$@"; }
-evaluate_transfer() { python eval.py xnli "$@"; }
+evaluate_xnli() { python eval.py xnli "$@"; }
 evaluate_dynamics() { python -m tools.dynamics "$@"; }
 
 methods() {
@@ -71,7 +71,7 @@ methods() {
     each evaluate "$@"
 }
 
-transfer() { each evaluate_transfer "$@"; }
+xnli() { each evaluate_xnli "$@"; }
 
 dynamics() {
     configs dynamics

@@ -4,5 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods only_target joint prealign full_target
-transfer joint prealign
+xnli joint prealign
 report

@@ -4,5 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods joint on_the_fly post prealign
-transfer joint on_the_fly post prealign
+xnli joint on_the_fly post prealign
 report

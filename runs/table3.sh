@@ -4,5 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods joint codeswitch_only init_only prealign
-transfer joint codeswitch_only init_only prealign
+xnli joint codeswitch_only init_only prealign
 report

@@ -4,5 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods joint coverage25 coverage50 coverage75 prealign
-transfer joint coverage25 coverage50 coverage75 prealign
+xnli joint coverage25 coverage50 coverage75 prealign
 report

@@ -7,5 +7,5 @@ set -euo pipefail
 EXPERIMENT=table6
 source "$(dirname "${BASH_SOURCE[0]}")/methods.sh"
 methods joint prealign
-[ "$(knob nli_test "${ARGUMENTS[@]}")" = builtin ] || transfer joint prealign
+[ "$(knob nli_test "${ARGUMENTS[@]}")" = builtin ] || xnli joint prealign
 report

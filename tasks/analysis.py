@@ -1,10 +1,11 @@
 """
-What is looked at beside the paper's three metrics: samples and mixed script (Table 4), kinds of token (Fig. 6), and
-principal components for a picture of words.
+What is looked at beside the paper's three metrics: samples and mixed script (Table 4), kinds of token (Fig. 6), facts
+of which parts are in different languages, retrieval of translations, and principal components for a picture of words.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import regex
@@ -20,18 +21,13 @@ from model import GPT
 from report.results import TOKEN_KINDS, wilson
 from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
+from tasks.facts import Fact, statement
+
+PASSAGE = 32         # tokens of held-out text
+MOST_PASSAGES = 500
 
 # Tokens of held-out text before each continuation.
 PROMPT_TOKENS = 16
-
-
-def vocabulary_ids(folder: Folder) -> np.ndarray:
-    """The vocabulary's id (vocab_size,) behind every id: itself, but for En-Clone's ids that of their English twin."""
-    # One id is En-Clone's own end-of-text, which no text has.
-    ids = np.arange(folder.vocab_size) % folder.V
-    for language in folder.languages:
-        ids[folder.ids_of(language)] = np.arange(folder.V)
-    return ids
 
 
 @torch.no_grad()
@@ -51,10 +47,10 @@ def sample(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
 
 def decoder(folder: Folder) -> Callable[[np.ndarray], str]:
     """A function from token ids (n,) to their text; En-Clone is shown as the words it clones."""
-    behind, known = vocabulary_ids(folder), token_byte_lengths(folder.encoding) > 0
-    # Some encodings have ids that stand for nothing.
-    known[folder.end_of_text] = True
-    return lambda ids: folder.encoding.decode([i for i in behind[ids].tolist() if known[i]])
+    stands_for_text = token_byte_lengths(folder.encoding) > 0
+    # Some encodings have ids that stand for nothing. End-of-text is shown.
+    stands_for_text[folder.end_of_text] = True
+    return lambda ids: folder.encoding.decode([i for i in (ids % folder.V).tolist() if stands_for_text[i]])
 
 
 def continuations(model: GPT, folder: Folder, config: Config) -> list[str]:
@@ -99,14 +95,78 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     return result
 
 
+def other_documents(folder: Folder, language: str, config: Config) -> Iterator[np.ndarray]:
+    """The token ids of each document of a language's part of eval_text."""
+    for text in documents(config.eval_text.replace("{language}", text_language(language, folder.pivot))):
+        yield folder.to_language(encode(folder.encoding, text), language)
+
+
 def text_tokens(folder: Folder, language: str, config: Config) -> np.ndarray:
     """The first eval_tokens token ids (n,) of the language's part of eval_text (all if 0)."""
     ids, most = [folder.end_of_text], config.eval_tokens or None
-    for text in documents(config.eval_text.replace("{language}", text_language(language, folder.pivot))):
-        ids += [*encode(folder.encoding, text).tolist(), folder.end_of_text]
+    for document in other_documents(folder, language, config):
+        ids += [*document.tolist(), folder.end_of_text]
         if most and len(ids) >= most:
             break
-    return folder.to_language(np.array(ids[:most]), language)
+    return np.array(ids[:most])
+
+
+def parallel_passages(folder: Folder, language: str, config: Config) -> dict[str, tuple[list, list]]:
+    """By their kind, token ids of passages in the pivot and, one by one, of the same passages in a target."""
+    result = {}
+    if language == "clone":
+        text = folder.tokens(folder.pivot, "val").astype(np.int64)
+        rows = list(text[:len(text) // PASSAGE * PASSAGE].reshape(-1, PASSAGE)[:MOST_PASSAGES])
+        result["text"] = rows, [folder.to_language(row, language) for row in rows]
+    if config.eval_text:
+        pivot, target = ([document[:config.block_size] for document in itertools.islice(
+            other_documents(folder, each, config), MOST_PASSAGES + 1)] for each in (folder.pivot, language))
+        # Texts of as many documents are taken for translations of each other; not where reading stopped before the end.
+        if len(pivot) == len(target) <= MOST_PASSAGES:
+            result["other text"] = pivot, target
+    return {kind: sides for kind, sides in result.items() if sides[0]}
+
+
+@torch.no_grad()
+def running_text(model: GPT, folder: Folder, language: str, config: Config) -> list[float]:
+    """Mean cosine of each layer between held-out text and its clone, by position; the final hidden state last."""
+    tokens = folder.tokens(folder.pivot, "val").astype(np.int64)
+    T = min(config.block_size, len(tokens))
+    rows = tokens[:min(32, len(tokens) // T) * T].reshape(-1, T)
+    sides = []
+    for ids in (rows, folder.to_language(rows, language)):
+        layers = model.layers(torch.from_numpy(ids).to(model.wte.weight.device))
+        sides.append([*layers, model.ln_f(layers[-1])])
+    return [F.cosine_similarity(a, b, dim=-1).mean().item() for a, b in zip(*sides)]
+
+
+def precision_at_1(pivot: torch.Tensor, target: torch.Tensor) -> list[float]:
+    """For each layer, the share of vectors (layers, n, C) of the pivot whose own translation is the nearest of all."""
+    # One direction that all vectors of a language share says nothing of a word: each language's mean is taken off.
+    pivot, target = (F.normalize(side - side.mean(1, keepdim=True), dim=-1) for side in (pivot, target))
+    # A word that has the same translation as another one ties with it.
+    return [(cosine.diagonal() >= cosine.amax(1) - 1e-6).double().mean().item()
+            for cosine in (of_pivot @ of_target.T for of_pivot, of_target in zip(pivot, target))]  # each (n, n)
+
+
+def statement_rows(folder: Folder, fact: Fact, parts: tuple[str, str, str]) -> list[np.ndarray]:
+    """
+    Token ids of a fact's four statements, the true one first, each after end-of-text. Subject, sentence and object are
+    in the languages `parts`.
+    """
+    rows, (_, language, _) = [], parts
+    for name in (fact.object, *fact.distractors):
+        text = statement(fact, text_language(language, folder.pivot), name)
+        ids = encode(folder.encoding, text)
+        row = folder.to_language(ids, language)
+        end = np.cumsum([len(folder.encoding.decode_single_token_bytes(i)) for i in ids.tolist()])  # in bytes
+        for part, its_language in ((fact.subject, parts[0]), (name, parts[2])):
+            # The tokens that end within a name: its first one has the space before it.
+            start = len(text[:text.rindex(part)].encode())
+            inside = (start < end) & (end <= start + len(part.encode()))
+            row[inside] = folder.to_language(ids[inside], its_language)
+        rows.append(np.append(folder.end_of_text, row))
+    return rows
 
 
 def token_kinds(folder: Folder) -> np.ndarray:

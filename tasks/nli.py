@@ -1,18 +1,15 @@
 """
-Natural language inference, the task of zero-shot transfer (ZS-CLT): published files, and a set that needs none.
-
-The built-in set comes from a small grammar in the words of the built-in text, programs and what they do with data:
+Natural language inference, the task of zero-shot transfer (ZS-CLT): published files, and a set from a small grammar.
 
     Every client kept the files. / Some program kept the images.               entailment
     Every client kept the images. / Every server kept the images.              neutral
     The images were removed by every client. / Every program kept the files.   contradiction
 
 Subjects and objects may be replaced by more general or more specific ones, verbs by their opposites, and the passive
-says the same as the active. Each hypothesis comes with one premise for each label. The three have the same quantifier
-and share as many words with it, and what a premise looks like is balanced: one sentence, the negations, or the
-quantifiers and the overlap do not tell the label. The shortcut that remains is part of the task: quantifiers and
-whether the verb is the same tell it in 67% of the pairs, quantifiers and which of the three words are the same in 87%
-(chance is 33%).
+says the same as the active. Each hypothesis comes with one premise for each label, with the same quantifier and as many
+words of its own: one sentence, the negations, or the quantifiers and the overlap do not tell the label. The shortcut
+that remains is part of the task: quantifiers and whether the verb is the same tell it in 67% of the pairs, quantifiers
+and which of the three words are the same in 87% (chance is 33%).
 """
 
 import functools
@@ -24,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from corpus.folder import text_language
-from corpus.readers import read_lines
+from corpus.readers import normalise, read_lines
 from runtime.config import Config
 from runtime.errors import UserError
 
@@ -42,31 +39,39 @@ class Pair(NamedTuple):
 # What the premise, the hypothesis and the label are called in XNLI, MultiNLI, SNLI, SICK and PAWS-X.
 COLUMNS = (("premise", "sentence1", "sentence_A"), ("hypothesis", "hypo", "sentence2", "sentence_B"),
            ("gold_label", "label", "entailment_label", "entailment_judgment"))
+# MultiNLI writes "contradictory", and the Hugging Face hub numbers.
+NUMBER = {"entailment": 0, "neutral": 1, "contradiction": 2, "contradictory": 2, "0": 0, "1": 1, "2": 2}
 
 
 def read(path: str, language: str = "en", several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
     """The pairs of a file in a language, and the names of its labels: LABELS, or ("0", "1") as in PAWS-X."""
     pairs: list[Pair] = []
-    labels: tuple[str, ...] = ()
-    languages = set()
+    seen, languages, left_out = set(), set(), 0
     for where, row in _rows(path):
         # Without such a column all are in the language asked for, unless the file must hold several.
-        written_in = row.get("language", "an unnamed one" if several else language)
-        languages.add(str(written_in))
-        premise, hypothesis, label = (next((row[name] for name in names if name in row), None) for names in COLUMNS)
-        # Pairs without a gold label ("-") are left out, as their publishers advise.
-        if written_in != language or label == "-":
+        written_in = str(row.get("language", "an unnamed one" if several else language))
+        languages.add(written_in)
+        if written_in != language:
             continue
-        # MultiNLI writes "contradictory".
-        label = str(label).lower().replace("contradictory", "contradiction")
-        labels = labels or (("0", "1") if label in ("0", "1") else LABELS)
-        if not isinstance(premise, str) or not isinstance(hypothesis, str) or label not in labels:
-            raise UserError(f"{where}: expected a column of each of {COLUMNS}, with a label of {labels}, found {row}")
-        pairs.append(Pair(premise, hypothesis, labels.index(label)))
+        columns = [next((name for name in names if name in row), "") for names in COLUMNS]
+        premise, hypothesis = (normalise(str(row.get(column) or "").strip()) for column in columns[:2])
+        label = str(row.get(columns[2])).lower()
+        # Pairs without a gold label are left out, as their publishers advise, and where PAWS-X lacks a translation.
+        if "" not in columns and (label in ("-", "-1", "none") or {premise, hypothesis} & {"", "NS"}):
+            left_out += 1
+            continue
+        if "" in columns or label not in NUMBER or not all(isinstance(row[column], str) for column in columns[:2]):
+            raise UserError(f"{where}: expected a column of each of {COLUMNS}, with a label of {', '.join(NUMBER)}, "
+                            f"found {row}")
+        seen.add(label)
+        pairs.append(Pair(premise, hypothesis, NUMBER[label]))
     if not pairs:
         raise UserError(f"{path}: expected pairs in {language!r}, found as languages {', '.join(sorted(languages))}; "
                         "where each language has a file of its own, put {language} into its name")
-    return pairs, labels
+    if left_out:
+        print(f"{path}: {left_out:,} of {len(pairs) + left_out:,} pairs in {language!r} have no label or a sentence "
+              "missing, and are left out")
+    return pairs, ("0", "1") if seen <= {"0", "1"} else LABELS
 
 
 def _rows(path: str) -> Iterator[tuple[str, dict]]:
@@ -79,11 +84,10 @@ def _rows(path: str) -> Iterator[tuple[str, dict]]:
         elif line.strip():
             try:
                 row = dict(zip(header, fields, strict=True)) if header else json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
+                row.items()
+            except (AttributeError, RecursionError, ValueError) as e:
                 raise UserError(f"{path}:{number}: expected a JSON object, or as many fields with tabs between them as "
-                                f"the header has, found {line[:60]!r}")
+                                f"the header has, found {line[:60]!r}") from e
             yield f"{path}:{number}", row
 
 
@@ -92,16 +96,17 @@ def load(config: Config,
     """The names of the labels, the training and the dev pairs in the pivot, and the test pairs of each language."""
     texts = {language: text_language(language, config.pivot) for language in languages}
 
-    def pairs_of(split: str, text: str, several: bool = False) -> tuple[list[Pair], tuple[str, ...]]:
+    def pairs_of(split: str, text: str) -> tuple[list[Pair], tuple[str, ...]]:
         source = getattr(config, f"nli_{split}")
         if source != "builtin":
-            return read(source.replace("{language}", text), text, several and "{language}" not in source)
+            several = split == "test" and len(set(texts.values())) > 1 and "{language}" not in source
+            return read(source.replace("{language}", text), text, several)
         if text != config.pivot:
             raise UserError(f"nli_{split}=builtin is in English only; for {text!r} give a file, such as xnli.test.tsv")
         return builtin(split, config.nli_builtin if split == "train" else max(1, config.nli_builtin // 10)), LABELS
 
     train, dev = pairs_of("train", config.pivot), pairs_of("dev", config.pivot)
-    tests = {text: pairs_of("test", text, len(set(texts.values())) > 1) for text in texts.values()}
+    tests = {text: pairs_of("test", text) for text in dict.fromkeys(texts.values())}
     for split, (_, labels) in {"dev": dev, **tests}.items():
         if labels != train[1]:
             raise UserError(f"the {split} pairs: expected the labels of nli_train, {train[1]}, found {labels}")

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,14 @@ from conftest import overrides
 from corpus.folder import Folder
 from corpus.table import make_table
 from corpus.tokenizer import encode
-from eval import (Classifier, accuracy, clka_in, encode_pairs, evaluate, fine_tune, language_model, similarity, windows,
-                  word_vectors)
+from eval import (Classifier, accuracy, clka_in, encode_pairs, evaluate, fine_tune, language_model, retrieval,
+                  similarity, windows, word_vectors)
 from model import GPT
 from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
-from tasks.analysis import continuations, states, text_tokens
+from tasks.analysis import continuations, parallel_passages, precision_at_1, states, text_tokens
 from tasks.facts import Fact, make_facts, statement
 from tasks.nli import LABELS, Pair
 
@@ -78,14 +79,14 @@ def test_every_token_but_the_first_is_predicted_once_from_what_stands_before_it(
     assert predicted == list(range(1, length))
 
 
-def nats_of_every_token(model: GPT, tokens: list[int], block_size: int, only: np.ndarray | None = None) -> float:
+def nats_of_every_token(model: GPT, tokens, predicted, block_size: int, only: np.ndarray | None = None) -> float:
     """One token at a time: from all before it in the first window, then in windows half a block apart."""
     nats = 0.0
     for p in range(1, len(tokens)):
         start = 0
         while p - start > block_size:
             start += block_size // 2
-        nats -= log_p(model, tokens[start:p], only)[tokens[p]].item()
+        nats -= log_p(model, tokens[start:p].tolist(), only)[predicted[p]].item()
     return nats
 
 
@@ -93,17 +94,19 @@ def nats_of_every_token(model: GPT, tokens: list[int], block_size: int, only: np
 def test_perplexity_and_bits_per_byte_token_by_token(tiny, data, language, number, batch_size):
     config = replace(tiny, block_size=16, eval_tokens=number, eval_batch_size=batch_size)
     model = untrained(config, data)
-    tokens = data.tokens(language, "val")[:number].tolist()
+    tokens = data.tokens(language, "val")[:number].astype(np.int64)
     got = language_model(model, data, language, config)
-    nats = nats_of_every_token(model, tokens, 16)
-    own = nats_of_every_token(model, tokens, 16, data.ids_of(language))
+    nats = nats_of_every_token(model, tokens, tokens, 16)
+    # From the same context, the next word in either language among that language's alone.
+    sides = {each: nats_of_every_token(model, tokens, data.tokens(each, "val"), 16, data.ids_of(each))
+             for each in LANGUAGES}
     # En-Clone has as many bytes as the English text that it is a copy of.
     english = data.tokens("en", "val")[1:number].tolist()
     n_bytes = sum(len(data.encoding.decode_single_token_bytes(t)) for t in english if t != data.end_of_text)
     expected = {"ppl": math.exp(nats / (number - 1)), "bpb": nats / math.log(2) / n_bytes,
-                "ppl_in_language": math.exp(own / (number - 1)), "tokens": number - 1}
+                "ppl_in_language": math.exp(sides[language] / (number - 1)), "tokens": number - 1}
     assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-4)
-    assert got["ppl_in_language"] < got["ppl"]
+    assert got["predicting"] == pytest.approx({e: math.exp(x / (number - 1)) for e, x in sides.items()}, rel=1e-4)
     # The kinds of token add up to the whole.
     assert sum(kind["tokens"] for kind in got["kinds"].values()) == number - 1
     assert sum(kind["tokens"] * math.log(kind["ppl"]) for kind in got["kinds"].values()) == pytest.approx(nats)
@@ -121,25 +124,30 @@ def test_a_model_without_opinions_by_hand(tiny, data):
 
 
 # ---- CLKA ----
-def is_known(model: GPT, data: Folder, fact: Fact, language: str) -> bool:
-    """The true sentence is more likely than each other one, token by token from the end of the text before it."""
+def is_known(model: GPT, data: Folder, fact: Fact, parts: tuple[str, str, str]) -> bool:
+    """The true sentence is more likely than each other one, token by token, each part in the ids of its language."""
     likelihood = []
     for object_ in (fact.object, *fact.distractors):
-        tokens = documents(data, [statement(fact, "en", object_)], language)
+        tokens = [data.end_of_text]
+        for piece in re.findall(r" ?\{\w+\}|[^{]*[^{ ]", fact.relation["en"]):
+            language = parts[0 if "subject" in piece else 2 if "object" in piece else 1]
+            ids = encode(data.encoding, piece.format(subject=fact.subject, object=object_))
+            tokens += data.to_language(ids, language).tolist()
         likelihood.append(sum(log_p(model, tokens[:i])[tokens[i]].item() for i in range(1, len(tokens))))
     return likelihood[0] > max(likelihood[1:])
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_statements_are_scored_as_whole_sentences(tiny, data, language):
+@pytest.mark.parametrize("parts", [("en", "en", "en"), ("clone", "clone", "clone"), ("en", "clone", "clone"),
+                                   ("clone", "en", "clone"), ("en", "en", "clone"), ("clone", "en", "en")])
+def test_statements_are_scored_as_whole_sentences(tiny, data, parts):
     config, facts = replace(tiny, block_size=64), make_facts(Config(fact_count=24), seed=3)
     model = untrained(config, data)
-    known = [is_known(model, data, fact, language) for fact in facts]
-    assert [clka_in(model, data, [fact], language, config)["accuracy"] == 1 for fact in facts] == known
+    known = [is_known(model, data, fact, parts) for fact in facts]
+    assert [clka_in(model, data, [fact], parts, config)["accuracy"] == 1 for fact in facts] == known
     assert 0 < sum(known) < 24
     # Sentences of other lengths beside them, and padding, change nothing.
-    for batch_size in (1, 5, 200):
-        got = clka_in(model, data, facts, language, replace(config, eval_batch_size=batch_size))
+    for batch_size in (5, 200):
+        got = clka_in(model, data, facts, parts, replace(config, eval_batch_size=batch_size))
         assert (got["accuracy"], got["n"], got["chance"]) == (sum(known) / 24, 24, 0.25)
         assert got["interval"][0] < got["accuracy"] < got["interval"][1]
 
@@ -154,15 +162,16 @@ def test_a_model_that_has_learned_the_facts_knows_them_in_the_language_it_learne
         optimizer.zero_grad()
         model(ids[:, :-1].clamp(min=0), ids[:, 1:])[0].backward()
         optimizer.step()
-    assert clka_in(model, data, facts, language, tiny)["accuracy"] == 1
-    assert clka_in(model, data, facts, other, tiny)["accuracy"] < 1
+    assert clka_in(model, data, facts, (language,) * 3, tiny)["accuracy"] == 1
+    assert clka_in(model, data, facts, (other,) * 3, tiny)["accuracy"] < 1
 
 
 def test_a_tie_is_wrong_and_a_statement_longer_than_the_model_reads_an_error(tiny, data):
     model, fact = untrained(tiny, data), make_facts(data.settings)[0]
-    assert clka_in(model, data, [replace(fact, distractors=(fact.object,) * 3)], "en", tiny)["accuracy"] == 0
+    three = ("en",) * 3
+    assert clka_in(model, data, [replace(fact, distractors=(fact.object,) * 3)], three, tiny)["accuracy"] == 0
     with pytest.raises(UserError, match="block_size"):
-        clka_in(model, data, [fact], "en", replace(tiny, block_size=8))
+        clka_in(model, data, [fact], three, replace(tiny, block_size=8))
 
 
 # ---- similarity ----
@@ -221,12 +230,56 @@ def test_golden_model_takes_words_and_text_for_the_same_as_their_clones(tiny, da
     config = replace(tiny, tie_embeddings=tie)
     model = untrained(config, data)
     assert all(abs(row["words"]) < 0.9 for row in similarity(model, data, config))
+    assert all(row["share"] < 0.2 for row in retrieval(model, data, config))
     make_golden(model, data)
     for row in similarity(model, data, config):
         assert row["words"] == pytest.approx(1, abs=1e-5) and row["text"] == pytest.approx(1, abs=1e-5)
         assert row["random"] < 0.95
+    assert all(row["share"] == 1 for row in retrieval(model, data, config))
     english, clone = (language_model(model, data, language, config) for language in LANGUAGES)
     assert clone["ppl"] == pytest.approx(english["ppl"], rel=1e-5)
+
+
+# ---- retrieval ----
+def nearest_is_own(pivot: list[torch.Tensor], target: list[torch.Tensor]) -> float:
+    """The share of vectors whose own translation is the nearest, means taken off, one by one."""
+    a, b = ([vector - sum(side) / len(side) for vector in side] for side in (pivot, target))
+    return np.mean([max(range(len(b)), key=lambda j: cosine(a[i], b[j])) == i for i in range(len(a))])
+
+
+def test_retrieval_with_the_mean_of_each_language_taken_off_by_hand():
+    # Off by a shift that cosine would stumble over; then two words trade places; then two share a translation.
+    pivot = torch.tensor([[[1.0, 0], [0, 1], [-1, 0], [0, -1]]])
+    shifted, traded = pivot + torch.tensor([50.0, 70]), pivot[:, [1, 0, 2, 3]]
+    assert precision_at_1(torch.cat([pivot, pivot]), torch.cat([shifted, traded])) == [1.0, 0.5]
+    same = torch.tensor([[[1.0, 0], [1, 0], [-1, 1], [-1, -1]]])
+    assert precision_at_1(same + 0.1 * pivot, same) == [1.0]
+
+
+@torch.no_grad()
+def test_retrieval_of_words_and_passages_one_by_one(tiny, data, tmp_path):
+    (tmp_path / "en.txt").write_text("Lo ba der in.\n\nMer ta, ost.\n\nBa lo so in der ost al.\n", "utf-8")
+    config = replace(tiny, eval_words=12, eval_text=str(tmp_path / "{language}.txt"))
+    model = untrained(config, data, seed=1)
+    text = data.tokens("en", "val").astype(np.int64)
+    passages = {"text": [text[i:i + 32] for i in range(0, min(500 * 32, len(text) - 31), 32)],
+                "other text": [encode(data.encoding, t) for t in
+                               ("Lo ba der in.", "Mer ta, ost.", "Ba lo so in der ost al.")]}
+    got = retrieval(model, data, config)
+    assert [row["kind"] for row in got] == ["words"] * 4 + ["text"] * 4 + ["other text"] * 4
+    assert [row["n"] for row in got] == [12] * 4 + [len(passages["text"])] * 4 + [3] * 4
+    for kind, rows in passages.items():
+        sides = [[layers_in_a_loop(model, data.to_language(row, language)) for row in rows] for language in LANGUAGES]
+        expected = [nearest_is_own(*([vectors[layer] for vectors in side] for side in sides)) for layer in range(4)]
+        assert [row["share"] for row in got if row["kind"] == kind] == pytest.approx(expected)
+    # The words that are drawn, in the order of word_vectors.
+    drawn = word_vectors(model, data, config, (0, 1), 12)
+    expected = [nearest_is_own(*map(list, layer)) for layer in drawn]
+    assert [row["share"] for row in got[:4]] == pytest.approx(expected)
+    # Texts of different length are no translations of each other.
+    (tmp_path / "de.txt").write_text("Lo ba.", "utf-8")
+    several = SimpleNamespace(pivot="en", encoding=data.encoding, to_language=lambda ids, _: ids)
+    assert parallel_passages(several, "de", config) == {}
 
 
 # ---- zero-shot transfer ----
@@ -283,7 +336,7 @@ def test_the_schedule_of_fine_tuning_is_the_same_for_every_method(tiny, data):
     assert torch.equal(*weights)
 
 
-def test_transfer_of_a_run(tiny, tmp_path, capsys):
+def test_xnli_of_a_run(tiny, tmp_path, capsys):
     config = replace(tiny, out_dir=str(tmp_path), max_steps=12, nli_builtin=20, nli_epochs=1, nli_seeds=2)
     training.main(overrides(config))
     for said in ("NLI clone", "is up to date"):
@@ -304,9 +357,16 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     model, _ = load_trained(config.run_dir, data)
     assert result["lm"] == {language: language_model(model, data, language, config) for language in LANGUAGES}
     facts = make_facts(data.settings)
+    known = {parts: clka_in(model, data, facts, parts, config)["accuracy"]
+             for parts in itertools.product(LANGUAGES, repeat=3)}
     assert {pair: numbers["accuracy"] for pair, numbers in result["clka"].items()} == {
-        f"en->{language}": clka_in(model, data, facts, language, config)["accuracy"] for language in LANGUAGES}
+        f"en->{language}": known[(language,) * 3] for language in LANGUAGES}
+    assert {parts: numbers["accuracy"] for parts, numbers in result["clka_parts"]["clone"].items()} == {
+        ",".join(parts): accuracy for parts, accuracy in known.items()}
+    assert result["sides"] == {"clone": {
+        f"{a}>{b}": result["lm"][a]["predicting"][b] for a, b in itertools.product(LANGUAGES, repeat=2)}}
     assert result["similarity"] == similarity(model, data, config)
+    assert result["retrieval"] == retrieval(model, data, config)
 
 
 def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knobs(tiny, out_dir, tmp_path):
