@@ -44,8 +44,8 @@ from runtime.errors import UserError
 from runtime.files import is_newer, read_json, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
-from tasks.analysis import (components, continuations, mixed_script, parallel_passages, precision_at_1, running_text,
-                            statement_rows, states, text_tokens, token_kinds)
+from tasks.analysis import (continuations, mixed_script, parallel_passages, precision_at_1, running_text,
+                            statement_rows, text_tokens, token_kinds)
 from tasks.facts import Fact, make_facts
 from train import learning_rate
 
@@ -326,8 +326,6 @@ def measure(config: Config) -> dict:
     model, state = load_run(config, folder, open_device(config))
     facts, texts = make_facts(folder.settings), folder.languages if config.eval_text else ()
     lm = {l: language_model(model, folder, l, config) for l in folder.languages}
-    drawn = {name: word_vectors(of_state, folder, config, range(len(lm)), count=300)[0]
-             for name, of_state in states(model, folder, config).items()}
     whole = clka(model, folder, facts, config)
     return {"method": config.method, "seed": config.seed, "tokens": state["tokens"], "lm": lm,
             "sides": {target: {f"{context}>{word}": ppl for context in (folder.pivot, target)
@@ -336,7 +334,6 @@ def measure(config: Config) -> dict:
             "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
             "clka": whole, "clka_parts": clka_parts(model, folder, facts, whole, config),
             "similarity": similarity(model, folder, config), "retrieval": retrieval(model, folder, config),
-            "components": {name: components(vectors, folder.languages) for name, vectors in drawn.items()},
             "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
 
 

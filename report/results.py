@@ -142,9 +142,8 @@ COLUMNS: dict[str, Callable[[dict], dict[str, Measured]]] = {
     # Only En-Clone has every combination: the same text in other ids.
     "side": lambda run: {side: Measured(ppl, f"{ppl:.1f}") for sides in run.get("sides", {}).values() if len(sides) > 2
                          for side, ppl in sides.items() if all(has_read(run, l) for l in side.split(">"))},
-    "part": lambda run: {part: percent(m["right"] / m["asked"], m["asked"])
-                         for parts in run.get("clka_parts", {}).values() if len(parts) > 2
-                         for part, m in parts.items()},
+    "part": lambda run: {part: percent(m["accuracy"], m["n"])
+                         for parts in run.get("clka_parts", {}).values() for part, m in parts.items()},
     "mixed": lambda run: {l: percent(m["share"], m["n"]) for l, m in run.get("mixed", {}).items()},
 }
 

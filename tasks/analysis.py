@@ -1,11 +1,11 @@
 """
 What is looked at beside the paper's three metrics: samples and mixed script (Table 4), kinds of token (Fig. 6), facts
-of which parts are in different languages, retrieval of translations, and principal components for a picture of words.
+of which parts are in different languages, and how alike a text and its translation are.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import regex
@@ -19,7 +19,6 @@ from corpus.readers import documents
 from corpus.tokenizer import encode, token_byte_lengths
 from model import GPT
 from report.results import TOKEN_KINDS, wilson
-from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 from tasks.facts import Fact, statement
 
@@ -180,29 +179,3 @@ def token_kinds(folder: Folder) -> np.ndarray:
     cuts = [len(folder.table.top(share)) for share in (0.25, 0.5, 0.75)]
     without_entry = np.where(wordlike[folder.tokens(folder.pivot, "val")], len(TOKEN_KINDS) - 2, len(TOKEN_KINDS) - 1)
     return np.where(align > 0, np.searchsorted(cuts, align), without_entry)
-
-
-def states(model: GPT, folder: Folder, config: Config) -> dict[str, GPT]:
-    """The models whose words are drawn: what a run began with (if it can be made again), had after stage 1, has now."""
-    # Runs with a part of the table or without all of the languages are not drawn.
-    if config.align_coverage < 1 or config.only or min(config.mix.get(l, 0) for l in folder.languages) <= 0:
-        return {}
-    result, begins_as = {"after pretraining": model}, config.init_from
-    if config.init_from == "align":
-        result["after stage 1"], state = load_trained(config.stage1_dir, folder)
-        begins_as = state["config"]["init_from"]
-    if begins_as in ("scratch", "golden"):
-        torch.manual_seed(config.seed)
-        result["at initialisation"] = make_model(config, folder.vocab_size)
-        if begins_as == "golden":
-            make_golden(result["at initialisation"], folder)
-    return dict(reversed(result.items()))
-
-
-def components(vectors: torch.Tensor, languages: Sequence[str]) -> dict[str, list]:
-    """Vectors (len(languages), n, C) of words in the two directions of largest variance: {language: [[x, y], ...]}."""
-    # The right singular vectors are the eigenvectors of the covariance.
-    centred = vectors.flatten(0, 1) - vectors.flatten(0, 1).mean(0)
-    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # (2, C)
-    points = (centred @ directions.T).unflatten(0, vectors.shape[:2])  # (len(languages), n, 2)
-    return {language: of_language.cpu().numpy().round(4).tolist() for language, of_language in zip(languages, points)}

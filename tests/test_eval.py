@@ -27,7 +27,7 @@ from runtime.checkpoint import load_trained, make_golden, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
-from tasks.analysis import continuations, parallel_passages, precision_at_1, states, text_tokens
+from tasks.analysis import continuations, parallel_passages, precision_at_1, text_tokens
 from tasks.facts import Fact, make_facts, statement
 from tasks.nli import LABELS, Pair
 
@@ -382,29 +382,6 @@ def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knob
     assert times_measured(eval_words=5) == times_measured(eval_words=5) == 1
     os.utime(Path(config.run_dir, "eval.json"), (0, 0))
     assert times_measured(eval_words=5) == 2
-
-
-def test_components_are_the_leading_eigenvectors_of_the_covariance_of_words(tiny, data, out_dir):
-    config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="prealign", init_from="align",
-                     codeswitch_ratio=0.3)
-    got = json.loads(Path(config.run_dir, "eval.json").read_text())["components"]
-    torch.manual_seed(config.seed)
-    first = make_model(config, data.vocab_size)
-    models = {"at initialisation": first, "after stage 1": load_trained(config.stage1_dir, data)[0],
-              "after pretraining": load_trained(config.run_dir, data)[0]}
-    assert list(got) == list(models)
-    for state, model in models.items():
-        points = np.array([got[state][language] for language in LANGUAGES])
-        assert points.shape == (2, min(300, len(data.table)), 2)
-        vectors = word_vectors(model, data, config, range(2), points.shape[1])[0].flatten(0, 1).numpy()
-        _, directions = np.linalg.eigh(np.cov(vectors.T))
-        expected = (vectors - vectors.mean(0)) @ directions[:, :-3:-1]
-        # A direction has no sign.
-        np.testing.assert_allclose(np.abs(points.reshape(-1, 2)), np.abs(expected), atol=1e-3)
-    joint = replace(config, init_from="scratch")
-    assert list(states(first, data, joint)) == ["at initialisation", "after pretraining"]
-    for without in (dict(align_coverage=0.5), dict(only="clone"), dict(mix={"en": 1.0})):
-        assert states(first, data, replace(config, **without)) == {}
 
 
 def test_other_text_is_read_until_there_is_enough(tiny, data, tmp_path):

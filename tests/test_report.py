@@ -123,8 +123,8 @@ def test_methods_stand_against_joint_training_of_the_same_seed():
 def test_where_loss_and_knowledge_are_lost_is_told_of_languages_with_ids_of_their_own():
     sides = {"clone": {"en>en": 20, "en>clone": 90.44, "clone>en": 400, "clone>clone": 39},
              "de": {"en>en": 20, "de>de": 5}}
-    parts = {"clone": {"en,en,en": {"right": 10, "asked": 10}, "en,en,clone": {"right": 3, "asked": 10},
-                       "clone,en,en": {"right": 0, "asked": 10}}, "de": {"en,en,en": {}, "de,de,de": {}}}
+    parts = {"clone": {"en,en,en": {"accuracy": 1, "n": 10}, "en,en,clone": {"accuracy": 0.3, "n": 10},
+                       "clone,en,en": {"accuracy": 0, "n": 10}}}
     runs = [make_run("joint") | {"sides": sides, "clka_parts": parts},
             make_run("only_target", only="clone") | {"sides": sides}]
     assert [[*row.values()][2:] for row in rows_of(runs, "## Where the loss")] == [
