@@ -14,6 +14,7 @@ import itertools
 import json
 import lzma
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -27,18 +28,20 @@ from runtime.errors import UserError
 from runtime.files import unreadable
 from runtime.hashing import file_digest
 
-LINE_END = regex.compile("\r\n?|[\x85\u2028\u2029]")
 # Invisible characters that would hide the word beside them: soft hyphens, spaces without width, marks of direction and
-# of byte order, halves of surrogate pairs. Joiners are text, but not between letters that do not join.
-NO_TEXT = regex.compile(r"[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]|"
-                        r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}])[\u200c\u200d]")
+# of byte order, halves of surrogate pairs. Joiners are text, but not after letters that do not join.
+HIDDEN = "\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+NO_TEXT = regex.compile(rf"[{HIDDEN}]|(?<=[\p{{Latin}}\p{{Greek}}\p{{Cyrillic}}])[\u200c\u200d]")
+LINE_END = re.compile("\r\n?|[\x85\u2028\u2029]")
+ODD = re.compile(f"[{HIDDEN}\u200c\u200d\r\x85\u2028\u2029]")
 
 
 def normalise(text: str) -> str:
     """The text in NFC, with "\\n" for line ends, without characters that are no text."""
     # Whatever becomes tokens passes here: words of a dictionary are then the same characters as in text.
-    text = LINE_END.sub("\n", text)
-    return text if text.isascii() else unicodedata.normalize("NFC", NO_TEXT.sub("", text))
+    if ODD.search(text):
+        text = NO_TEXT.sub("", LINE_END.sub("\n", text))
+    return unicodedata.normalize("NFC", text)
 
 
 def _open_zst(file: BinaryIO) -> Any:
