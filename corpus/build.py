@@ -156,7 +156,7 @@ def made_from(config: Config, sentences: list[str]) -> dict:
     for language in config.written:
         inputs |= readers.fingerprint(config.source_of(language), workers=config.workers)
     patterns = [config.table] if config.table else [config.dictionary_of(language) for language in targets]
-    inputs |= {path: file_digest(path) for pattern in patterns for path in dictionary.dictionary_files(pattern)}
+    inputs |= {path: file_digest(path) for pattern in patterns for path in readers.matching(pattern)}
     settings = {key: value for key, value in config.plain().items() if key in SETTINGS}
     # The same files in another folder make the same.
     digests = [(os.path.basename(path), digest) for path, digest in inputs.items()]

@@ -48,14 +48,6 @@ class Translation(NamedTuple):
 
 # ---- dictionaries ----
 
-def dictionary_files(pattern: str) -> list[str]:
-    """The files that a name or glob pattern stands for, sorted. Raises UserError when there is none."""
-    paths = matching(pattern)
-    if not paths:
-        raise UserError(f"dictionary: no file is named {pattern!r}, and none matches it as a pattern")
-    return paths
-
-
 def read(pattern: str) -> Entries:
     """
     The entries in the files that a name or glob pattern stands for. Raises UserError, naming file and line, for more
@@ -63,7 +55,7 @@ def read(pattern: str) -> Entries:
     """
     entries: dict[str, dict[str, None]] = {}
     bad_lines, first_bad = 0, ""
-    for path in dictionary_files(pattern):
+    for path in matching(pattern):
         for number, line in read_lines(path):
             pair = [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
             # Pairs of the same word twice are mostly names.

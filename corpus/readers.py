@@ -100,11 +100,13 @@ READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl"
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that a name or glob pattern stands for, sorted."""
+    """The paths that a name or glob pattern stands for, sorted. Raises UserError when there is none."""
     # A path of this very name comes before a pattern, and brackets in names before those of patterns.
-    if os.path.exists(pattern):
-        return [pattern]
-    return sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True) or glob.glob(pattern, recursive=True))
+    paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern.replace("[", "[[]"), recursive=True)
+    paths = paths or glob.glob(pattern, recursive=True)
+    if not paths:
+        raise UserError(f"no file is named {pattern!r}, and none matches it as a pattern")
+    return sorted(paths)
 
 
 def _inside(root: str) -> Iterator[str]:

@@ -42,34 +42,30 @@ MAX_CHUNKS = 1_000_000
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
     """The words of one whitespace-delimited chunk of text, as (first byte, byte after the last, surface form)."""
-    straight = chunk.translate(STRAIGHT)
     # A run of line ends is a word too: En-Clone translates all that stands in the text.
     if chunk.isspace():
-        words = [chunk] if chunk[0] == "\n" else []
+        ends = [len(chunk)] if chunk[0] == "\n" else []
     elif chunk[-1] == "." and ABBREVIATED.search(chunk):
-        words = _cut(straight[:-1])
-        words[-1] += "."
+        ends = _ends(chunk[:-1])
+        ends[-1] += 1
     else:
-        words = _cut(straight)
-    if straight != chunk:
-        ends = list(itertools.accumulate(map(len, words)))
-        words = [chunk[start:end] for start, end in zip([0, *ends], ends)]
-    ends = list(itertools.accumulate(len(word.encode()) for word in words))
-    return list(zip([0, *ends], ends, words))
+        ends = _ends(chunk)
+    words = [chunk[start:end] for start, end in zip([0, *ends], ends)]
+    last = list(itertools.accumulate(len(word.encode()) for word in words))
+    return list(zip([0, *last], last, words))
 
 
-def _cut(chunk: str) -> list[str]:
-    """The words of a chunk that is not whitespace; joined they are the chunk."""
-    # The fast way, for nearly all.
-    if PLAIN.fullmatch(chunk) and not CONTRACTION.search(chunk):
-        return PIECE.findall(chunk)
+def _ends(chunk: str) -> list[int]:
+    # Where words end, in characters. The fast way, for nearly all:
+    straight = chunk.translate(STRAIGHT)
+    if PLAIN.fullmatch(straight) and not CONTRACTION.search(straight):
+        return list(itertools.accumulate(map(len, PIECE.findall(straight))))
     space = chunk[0] == " "
     try:
-        ends = [end + space for _, end in NLTK.span_tokenize(chunk[space:])]
+        return [end + space for _, end in NLTK.span_tokenize(straight[space:])]
     # NLTK cannot place the quotation marks that it rewrote: the chunk is one word.
     except (ValueError, RuntimeError):
-        ends = [len(chunk)]
-    return [chunk[start:end] for start, end in zip([0, *ends], ends)]
+        return [len(chunk)]
 
 
 def count_chunks(texts: list[str]) -> Counter:
