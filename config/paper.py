@@ -4,15 +4,17 @@ English and En-Clone at the paper's scale: 151M parameters without embeddings, 1
 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table1.sh paper
 
-Put English text into texts/en/ (10B tokens make one epoch). The learning rate is a usual one for the size (the authors'
-released code has 2e-4 to 5e-4). Temperature and align_weight are their code's 0.1 and 0.1, but their weight multiplies
-a mean over layers and ours a sum (Eq. 3), here 14 times as much. None of the three has been tuned at this scale.
+Reads English text from texts/en/ (bash runs/download.sh paper). The learning rate is a usual one for the size (the
+authors' released code has 2e-4 to 5e-4). Temperature and align_weight are their code's 0.1 and 0.1, but their weight
+multiplies a mean over layers and ours a sum (Eq. 3), here 14 times as much. None of the three has been tuned at this
+scale.
 """
 
 data_dir = "bins/paper"
 out_dir = "out/paper"
 
 source = "texts/en"
+budget = {"en": "10B"}
 tokenizer = "gpt2"
 val_fraction = 0.0005
 fact_count = 2048

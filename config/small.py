@@ -1,13 +1,14 @@
 """
 English to En-Clone on one GPU: 25M parameters (without embeddings), 262M tokens, 1% of them En-Clone.
 
-Put English text into texts/en/ (about 50M words make one epoch).
+Reads English text from texts/en/ (bash runs/download.sh small); 260M tokens, some 200M words, make one epoch.
 """
 
 data_dir = "bins/small"
 out_dir = "out/small"
 
 source = "texts/en"
+budget = {"en": "260M"}
 vocab_size = 16384
 fact_count = 512
 fact_frequencies = 100

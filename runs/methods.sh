@@ -55,7 +55,8 @@ each() {  # each COMMAND NAME ...: COMMAND with the arguments of every method's 
 }
 
 train() {
-    if [ "$(knob init_from "$@")" = align ]; then
+    # Some argument is a method that begins with stage 1; those that are no files are passed over.
+    if grep -qs '^init_from = "align"' -- "$@"; then
         $LAUNCH prealign.py "$@"
     fi
     $LAUNCH train.py "$@"

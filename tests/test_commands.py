@@ -21,6 +21,9 @@ DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), 
 SOURCES = {path: path.read_text(encoding="utf-8")
            for pattern in ("*.py", "[a-z]*/*.py", "config/*/*.py", "results/*/*.py", "runs/*.sh")
            for path in ROOT.glob(pattern) if path.relative_to(ROOT).parts[0] not in ("bins", "out")}
+# What runs/download.sh can be asked for: the labels of its cases.
+DOWNLOADS = {name for labels in re.findall(r"^    (\w[\w |]*)\)", SOURCES[ROOT / "runs" / "download.sh"], re.M)
+             for name in labels.split(" | ")}
 LANGUAGES = ("en", "de", "zh", "ru", "ar")
 # From the top down: a folder, or a file of the ground floor, imports itself and what stands after it.
 FLOORS = ("tools", "eval", "prealign", "train", "data", "tasks", "corpus", "report", "runtime", "model")
@@ -38,12 +41,13 @@ def project(tmp_path, monkeypatch):
         (tmp_path / file).touch()
     for folder in ("runs", "config"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    # These two are tested on their own.
-    for script in ("gpu", "wheels"):
+    # These are tested on their own.
+    for script in ("gpu", "wheels", "download"):
         (tmp_path / "runs" / f"{script}.sh").write_text("")
-    for name in ("python", "torchrun", "pip", "lm_eval"):
-        # The scripts read knobs by `python -c`.
+    for name in ("python", "torchrun", "pip", "lm_eval", "hf"):
+        # The scripts read knobs by `python -c`; a new environment has the same programs.
         real = f'if [ "$1" = -c ]; then PYTHONPATH={ROOT} exec {shutil.which("python3")} "$@"; fi'
+        real += '\nif [ "$2" = venv ]; then cp -r .venv "$3"; fi'
         (bin / name).write_text(f"#!/bin/bash\n{real}\nprintf '%q ' {name} \"$@\"; echo\n")
         (bin / name).chmod(0o755)
     monkeypatch.chdir(tmp_path)
@@ -68,7 +72,7 @@ def calls(command: str) -> list[tuple[str, Config]]:
     return called
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "all.sh demo", "all.sh 1.3b", "figures.sh small", "tokens.sh",
+@pytest.mark.parametrize("script", ["demo.sh", "all.sh 1.3b", "figures.sh small", "tokens.sh",
                                     "table6.sh small"])
 def test_scripts_prepare_and_align_before_they_train(project, script):
     prepared, aligned, trained = set(), set(), set()
@@ -102,6 +106,8 @@ def test_what_a_document_shows_is_there(project, document):
         (project / "config" / "mine.py").write_text(block, encoding="utf-8")
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
         calls(block)
+    for what in re.findall(r"runs/download\.sh (\w+)", text):
+        assert what in DOWNLOADS, what
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / document).parent.joinpath(link).exists(), link
     for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)):

@@ -4,7 +4,8 @@ On top of config/paper.py: 10B English tokens and 0.1B each of German, Chinese, 
     LAUNCH="torchrun --standalone --nproc_per_node=8" bash runs/table6.sh paper
 
 Reads the folders texts/LANGUAGE (en, de, zh, ru, ar; CulturaX's parquet files as they are) and the dictionaries
-dictionaries/en-LANGUAGE.txt (MUSE), or with --dictionary="dictionaries/en-{language}.tsv" what tools.translate wrote.
+dictionaries/en-LANGUAGE.txt (MUSE), as `bash runs/download.sh table6_paper` makes them, or with
+--dictionary="dictionaries/en-{language}.tsv" what tools.translate wrote.
 """
 
 data_dir = "bins/table6_paper"

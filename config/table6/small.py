@@ -1,7 +1,8 @@
 """
 On top of config/small.py: English to German, Chinese, Russian and Arabic at once, 2% of each.
 
-Reads the folders texts/LANGUAGE (en, de, zh, ru, ar) and dictionaries/en-LANGUAGE.txt (MUSE).
+Reads the folders texts/LANGUAGE (en, de, zh, ru, ar) and dictionaries/en-LANGUAGE.txt (MUSE), as
+`bash runs/download.sh table6_small` makes them.
 """
 
 data_dir = "bins/table6_small"
