@@ -197,7 +197,7 @@ def test_without_a_compiler_the_model_is_used_as_it_is(tiny, monkeypatch, capsys
 def write_log(config: Config, first: int, last: int) -> list[dict]:
     log = Log(config, CPU, make_model(config, 100), False, first, last)
     for step in range(first + 1, last + 1):
-        log.line(step, 0.1, {"loss": 2.0, "loss_en": 1.0})
+        log.line(step, 0.1, {"loss": 2.0, "loss_en": 1.0}, {"en": 1.5} if step == 3 else {})
     log.close()
     return [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
 
@@ -210,7 +210,7 @@ def test_run_json_and_metrics(tiny, tmp_path):
         f.write('{"step": 5, "tok')
     lines = write_log(config, 2, 6)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    expected = {"step": 3, "tokens": 3 * 8 * 32, "lr": 0.1, "loss": 2.0, "loss_en": 1.0}
+    expected = {"step": 3, "tokens": 3 * 8 * 32, "lr": 0.1, "loss": 2.0, "loss_en": 1.0, "held_out": {"en": 1.5}}
     assert expected.items() <= lines[2].items() and lines[2]["tokens_per_s"] > 0 and lines[2]["mfu"] > 0
     about = json.loads(Path(config.run_dir, "run.json").read_text())
     assert about["config"] == config.plain() and about["versions"]["torch"] == torch.__version__
