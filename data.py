@@ -88,7 +88,7 @@ def encode_documents(texts: list[str], aligned: bool, held_out: float) -> list[t
 # ---- Preparing a folder ----
 
 def write_bins(language: str, config: Config, folder: Folder, workers: Workers) -> dict[str, dict[str, int]]:
-    """The counts of each split for meta.json, once LANGUAGE_train.bin and LANGUAGE_val.bin are written."""
+    """Writes LANGUAGE_train.bin and LANGUAGE_val.bin, says what is in them, and returns the counts of each split."""
     is_pivot, held_out = language == folder.pivot, folder.meta["held_out"][language]
     budget = config.budget.get(language, math.inf)
     counts = {split: {"documents": 0, "bytes": 0, "tokens": 0} for split in ("train", "val")}
@@ -99,7 +99,8 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
     with contextlib.ExitStack() as stack:
         bins = {name: stack.enter_context(replacing(os.path.join(folder.dir, name))) for name in names}
         # When the budget is reached, only documents that are held out are read on.
-        texts = (text for text in build.documents(config, language, f"tokens {language}")
+        odd: list[str] = []
+        texts = (text for text in build.documents(config, language, f"tokens {language}", odd)
                  if counts["train"]["tokens"] < budget or build.place(text) < held_out)
         work = functools.partial(encode_documents, aligned=is_pivot, held_out=held_out)
         encoded = itertools.chain.from_iterable(workers.map(work, build.text_batches(texts)))
@@ -113,6 +114,12 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
                 bins[f"{language}_{split}.align.bin"].write(align.astype("<i4").tobytes())
             for name, added in (("documents", 1), ("bytes", n_bytes), ("tokens", len(ids))):
                 counts[split][name] += added
+    train, val = counts["train"], counts["val"]
+    print(f"{language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, "
+          f"{train['tokens']:,} training tokens; {val['tokens']:,} tokens held out")
+    if odd:
+        print(f"{language}: left out {len(odd)} documents with {build.MOST_IN_A_ROW:,} letters or spaces in a row, as "
+              f"{odd[0]!r}")
     return counts
 
 
@@ -135,9 +142,6 @@ def prepare(config: Config) -> None:
             for language in config.written:
                 done = os.path.join(partial, "work", f"bins_{language}.json")
                 counts[language] = kept(done, lambda: write_bins(language, config, folder, workers))
-                train, val = counts[language]["train"], counts[language]["val"]
-                print(f"{language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, "
-                      f"{train['tokens']:,} training tokens; {val['tokens']:,} tokens held out")
         for split in ("train", "val"):
             meta["splits"][split] = {each: counts[text_language(each, pivot)][split] for each in folder.languages}
         if stated:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import regex
+
 from corpus import dictionary, readers
 from corpus.folder import FORMAT, Folder
 from corpus.languages import is_known
@@ -29,14 +31,26 @@ SETTINGS = ("budget", "pivot", "targets", "dictionary_translations", "translatio
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 BATCH_CHARACTERS = 500_000     # enough work for a process at a time
+MOST_IN_A_ROW = 100_000        # letters or spaces; tiktoken and rustbpe fail at some 500,000
+RUN = regex.compile(r"[\p{L}\p{M}]+|[^\S\n]+")
 
 
-def documents(config: Config, language: str, progress: str = "") -> Iterator[str]:
-    """A language's documents."""
+def is_odd(text: str) -> bool:
+    """Whether letters, or spaces, go on for so long that the patterns of tokenizers give up."""
+    # A run of twice MOST_IN_A_ROW has one of these blocks in it, wherever it begins.
+    blocks = range(0, len(text) - MOST_IN_A_ROW + 1, MOST_IN_A_ROW)
+    return any(RUN.fullmatch(text, at, at + MOST_IN_A_ROW) for at in blocks)
+
+
+def documents(config: Config, language: str, progress: str = "", odd: list[str] | None = None) -> Iterator[str]:
+    """A language's documents, without odd ones. What these begin with is added to `odd`."""
     # No more of them than the budget can need, with those that will be held out.
     room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / max(1 - config.val_fraction, 1e-9)
     for text in readers.documents(config.source_of(language), progress, config.workers):
-        yield text
+        if not is_odd(text):
+            yield text
+        elif odd is not None:
+            odd.append(text[:20])
         room -= len(text)
         if room < 0:
             return
@@ -63,11 +77,12 @@ def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def count_training(config: Config, language: str, count: Callable[[list[str]], Counter]) -> tuple[Counter, float]:
     """`count` of a language's documents that are not held out, and the place below which they are."""
-    places = array("d")
+    places, lengths = array("d"), array("q")
 
     def training() -> Iterator[str]:
         for text in documents(config, language, f"words {language}"):
             places.append(place(text))
+            lengths.append(len(text))
             if places[-1] >= config.val_fraction:
                 yield text
 
@@ -78,13 +93,18 @@ def count_training(config: Config, language: str, count: Callable[[list[str]], C
             # Memory is bounded: the rarest are forgotten, which can matter only to words about as rare.
             if len(total) > MAX_COUNTED:
                 total = Counter(dict(total.most_common(MAX_COUNTED // 2)))
-    smallest, largest = min(places), max(places)
+    smallest, largest = min(places, default=0), max(places, default=0)
     if smallest == largest:
-        raise UserError(f"{config.source_of(language)}: found one distinct document; at least 2 are needed, one to "
-                        "train on and one to hold out (blank lines end a document in .txt)")
+        raise UserError(f"{config.source_of(language)}: found fewer than 2 distinct documents, one to train on and one "
+                        "to hold out (blank lines end a document in .txt)")
     # In a small text val_fraction may hold out nothing, or all: then at least the first document by place is held out,
     # though its words are counted, and at least the last is trained on.
-    return total, min(max(config.val_fraction, math.nextafter(smallest, 1)), largest)
+    held_out = min(max(config.val_fraction, math.nextafter(smallest, 1)), largest)
+    share = sum(length for at, length in zip(places, lengths) if at < held_out) / sum(lengths)
+    if share > max(0.1, 2 * config.val_fraction):
+        print(f"{language}: {share:.0%} of the text is held out, though val_fraction is {config.val_fraction:.0%}: the "
+              f"{len(places)} documents are few, or some are very long (blank lines end a document in .txt)")
+    return total, held_out
 
 
 def make_table(config: Config, statements: list[str], folder: str) -> dict:
@@ -124,9 +144,9 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
         train_tokenizer(sample, config.vocab_size, path)
     encoding = load_tokenizer(config.tokenizer, path)
     # What is added to an id of the vocabulary in each language: En-Clone has ids of its own.
-    offsets = {language: encoding.n_vocab if language == "clone" else 0 for language in (pivot, *config.targets)}
+    first_id = {language: encoding.n_vocab if language == "clone" else 0 for language in (pivot, *config.targets)}
     short = dictionary.keep_short(rows, encoding, config.translation_tokens)
-    entries = dictionary.write_table(short, surfaces, encoding, offsets, folder)
+    entries = dictionary.write_table(short, surfaces, encoding, first_id, folder)
     coverage = {}
     for language, book in books.items():
         coverage[language] = dictionary.coverage(language, rows, short, surfaces, book, common[language])
@@ -136,7 +156,7 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
         if not is_known(language):
             print(f"targets: {language} is no language code of ISO 639: its words have spaces between them, and their "
                   "capitals no rules of their own")
-    return {"V": encoding.n_vocab, "vocab_size": encoding.n_vocab + max(offsets.values()), "offsets": offsets,
+    return {"V": encoding.n_vocab, "vocab_size": encoding.n_vocab + max(first_id.values()), "first_id": first_id,
             "end_of_text": encoding.eot_token, "entries": entries, "held_out": held_out, "coverage": coverage}
 
 

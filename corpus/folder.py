@@ -32,7 +32,7 @@ class Folder:
         self.V, self.vocab_size, self.end_of_text = meta["V"], meta["vocab_size"], meta["end_of_text"]
         self.splits, self.fingerprint = meta["splits"], meta["fingerprint"]
         # What is added to an id of the vocabulary in each language: En-Clone has ids of its own, the others share them.
-        self.first_id = meta["offsets"]
+        self.first_id = meta["first_id"]
         self.languages = tuple(self.first_id)
         self.pivot = self.languages[0]
         # The smallest type that every id fits in.
