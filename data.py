@@ -29,13 +29,11 @@ from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import kept, replacing
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, permute, uniform
-from runtime.parallel import Workers, prefetch
+from runtime.parallel import Workers
 from tasks import facts as knowledge
 
-__all__ = ["Batch", "Sampler", "prefetch", "prepare"]
 
-
-# ---- Text to token ids and alignment ids ----
+# ---- Preparing a folder: text to token ids and alignment ids ----
 
 class Encoder:
     """Text to token ids and alignment ids."""
@@ -84,8 +82,6 @@ def encode_documents(texts: list[str], aligned: bool, held_out: float) -> list[t
         documents.append((np.append(ids, _encoder.encoding.eot_token), np.append(align, 0), len(text.encode()), split))
     return documents
 
-
-# ---- Preparing a folder ----
 
 def write_bins(language: str, config: Config, folder: Folder, workers: Workers) -> dict[str, dict[str, int]]:
     """Writes LANGUAGE_train.bin and LANGUAGE_val.bin, says what is in them, and returns the counts of each split."""
@@ -146,6 +142,11 @@ def prepare(config: Config) -> None:
             meta["splits"][split] = {each: counts[text_language(each, pivot)][split] for each in folder.languages}
         if stated:
             meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder)}
+            rows = meta["splits"]["facts"][pivot]["tokens"] // config.block_size
+            rows_of_stage2 = (config.max_steps - config.stage1_steps) * config.batch_size
+            if rows > rows_of_stage2 // 2:
+                print(f"facts fill {rows:,} rows, more than half of stage 2's {rows_of_stage2:,}: before a run, raise "
+                      "max_steps, or lower fact_frequencies")
         build.write_meta(partial, meta)
 
 

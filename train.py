@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corpus.folder import Folder
 from corpus.table import Table
-from data import Batch, Sampler, prefetch
+from data import Batch, Sampler
 from model import GPT
 from runtime import config as configs
 from runtime import errors
@@ -36,6 +36,7 @@ from runtime.errors import UserError
 from runtime.files import exclusive
 from runtime.hardware import Hardware
 from runtime.log import Log
+from runtime.parallel import prefetch
 
 # Held-out text whose loss is measured during training: in every language the rows of so many steps. With two languages
 # and every 250 steps that is 1.3% of the time.

@@ -20,7 +20,7 @@ from corpus.tokenizer import load_tokenizer, train_tokenizer
 from corpus.words import aligned_surfaces, count_chunks, count_surfaces
 from runtime.config import Config
 from runtime.errors import UserError
-from runtime.files import exclusive, kept, write_json
+from runtime.files import exclusive, write_json
 from runtime.hashing import file_digest
 from runtime.parallel import Workers
 
@@ -43,7 +43,7 @@ def is_odd(text: str) -> bool:
 
 
 def documents(config: Config, language: str, progress: str = "", odd: list[str] | None = None) -> Iterator[str]:
-    """A language's documents, without odd ones. What these begin with is added to `odd`."""
+    """A language's documents, without odd ones: of these the beginnings are added to `odd`."""
     # No more of them than the budget can need, with those that will be held out.
     room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / max(1 - config.val_fraction, 1e-9)
     for text in readers.documents(config.source_of(language), progress, config.workers):
@@ -113,17 +113,12 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     # Files by other hands may be wrong: they are read before the long part.
     by_hand = dictionary.read_table_tsv(config.table, config.targets) if config.table else []
     books = {language: {} if config.table else dictionary.read(config.dictionary_of(language)) for language in targets}
-    common, held_out = {}, {}
-    for language in config.written:
-        count = count_chunks if language == pivot else dictionary.counter(books[language], language)
-        done = os.path.join(folder, "work", f"counts_{language}.json")
-        counts, held_out[language] = kept(done, lambda: count_training(config, language, count))
-        if language == pivot:
-            surfaces = count_surfaces(Counter(counts) + count_chunks(statements))
-        else:
-            # The most common translations, each in the form in which the target's text has it.
-            common[language] = dictionary.as_text_has_them(books[language], Counter(counts), language,
-                                                           config.dictionary_translations)
+    counts, place_of_pivot = count_training(config, pivot, count_chunks)
+    surfaces, held_out, common = count_surfaces(counts + count_chunks(statements)), {pivot: place_of_pivot}, {}
+    for language, book in books.items():
+        counts, held_out[language] = count_training(config, language, dictionary.counter(book, language))
+        # The most common translations, each in the form in which the target's text has it.
+        common[language] = dictionary.as_text_has_them(book, counts, language, config.dictionary_translations)
 
     # Entries are numbered by frequency.
     if config.table:

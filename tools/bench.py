@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from corpus.folder import Folder
-from data import Sampler, prefetch
+from data import Sampler
 from prealign import Alignment
 from runtime import config as configs
 from runtime import errors
@@ -28,6 +28,7 @@ from runtime.checkpoint import make_model
 from runtime.config import Config
 from runtime.errors import UserError, is_out_of_memory
 from runtime.hardware import Hardware, matmul_rate, start, synchronize, to_device
+from runtime.parallel import prefetch
 from train import set_up, take_step
 
 # A step has so many micro-batches, or the config's own batch if that is smaller: a whole batch of the paper takes long.
