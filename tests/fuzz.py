@@ -44,10 +44,13 @@ SNLI = "".join(json.dumps({"gold_label": label, "sentence1": f"A man {verb}.", "
                for label, verb in (("entailment", "walks"), ("contradiction", "sleeps"), ("neutral", "waits")))
 TABLE = '1\t20\t" house"\tclone\t" house"\n1\t20\t" house"\tde\t" Haus"\n2\t9\t"door"\tde\t"Tür"\n'
 
-Format = tuple[str, bytes, Callable[[str], object]]  # a file's name, what an undamaged one holds, what reads it
+# A file's name, what an undamaged one holds, what reads it.
+Format = tuple[str, bytes, Callable[[str], object]]
 
 
 def formats() -> dict[str, Format]:
+    import pyarrow.parquet
+    from backports import zstd
     model = GPT(50, 8, 1, 1, 16)
     torch.save(gpt2.gpt2_weights(model), weights := io.BytesIO())
     torch.save(dict.fromkeys(checkpoint.FIELDS, 0) | {"model": model.state_dict()}, state := io.BytesIO())
@@ -65,23 +68,17 @@ def formats() -> dict[str, Format]:
     def weights_in(path: str) -> dict:
         return {name: value.tolist() for name, value in checkpoint.load_checkpoint(path)["model"].items()}
 
-    found: dict[str, Format] = {
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXT.split("\n\n")}), table := io.BytesIO())
+    return {
         "txt": ("a.txt", TEXT.encode(), texts), "jsonl": ("a.jsonl", JSONL, texts),
         "gz": ("a.jsonl.gz", gzip.compress(JSONL), texts), "xz": ("a.jsonl.xz", lzma.compress(JSONL), texts),
+        "zst": ("a.jsonl.zst", zstd.compress(JSONL), texts), "parquet": ("a.parquet", table.getvalue(), texts),
         "config": ("a.py", b'max_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\n', lambda path: configs.load([path])),
         "dictionary": ("en-de.txt", b"house\tHaus\nold alt\nriver\tFluss\n", dictionary.read),
         "table": ("table.tsv", TABLE.encode(), lambda path: dictionary.read_table_tsv(path, ("clone", "de"))),
         "xnli": ("xnli.tsv", XNLI.encode(), nli.read), "snli": ("snli.jsonl", SNLI.encode(), nli.read),
         "checkpoint": ("checkpoint.pt", state.getvalue(), weights_in),
         "hf_config": ("config.json", shape, gpt2_in), "hf_weights": ("pytorch_model.bin", weights.getvalue(), gpt2_in)}
-    with contextlib.suppress(ImportError):
-        from backports import zstd
-        found["zst"] = "a.jsonl.zst", zstd.compress(JSONL), texts
-    with contextlib.suppress(ImportError):
-        import pyarrow.parquet
-        pyarrow.parquet.write_table(pyarrow.table({"text": TEXT.split("\n\n")}), table := io.BytesIO())
-        found["parquet"] = "a.parquet", table.getvalue(), texts
-    return found
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -103,7 +100,7 @@ def outcome(path: str, read: Callable[[str], object], undamaged: object) -> str:
             result = read(path)
         return "read as another" if path.endswith("checkpoint.pt") and result != undamaged else "read"
     except UserError as e:
-        return "refused" if "\n" not in str(e) else f"not one line: {str(e)!r}"
+        return "refused" if "\n" not in str(e) else f"not in one line: {e}"
     except Exception as e:
         return f"{type(e).__name__}: {e}"
     finally:
@@ -127,7 +124,7 @@ def fuzz(form: Format, name: str, folder: str, count: int, seed: int = 0) -> Cou
 def main(names: list[str], count: int = 2000) -> None:
     folder, bad = tempfile.mkdtemp(prefix="fuzz-"), 0
     for name, form in formats().items():
-        if name in (names or name):
+        if not names or name in names:
             outcomes = fuzz(form, name, folder, count)
             print(f"{name:<12}" + ", ".join(f"{n} {what[:150]}" for what, n in outcomes.most_common()))
             bad += outcomes.total() - outcomes["read"] - outcomes["refused"]

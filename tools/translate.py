@@ -9,7 +9,6 @@ Asks for the words that the alignment table can use: those seen more than min_co
 Every answer is appended at once: the same command goes on, and asks only for what the dictionary lacks.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -37,8 +36,8 @@ SIZES = (20, 5, 1)
 ATTEMPTS, TIMEOUT, FAILURES = 7, 300, 3
 # Translations of a word, and characters of each, at most.
 MOST, LONGEST = 5, 80
-# "word": ["translation", ...]
-STRING = r'"(?:[^"\\]|\\.)*"'
+# "word": ["translation", ...], as JSON has it.
+STRING = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
 PAIR = re.compile(rf"{STRING}\s*:\s*\[\s*{STRING}(?:\s*,\s*{STRING})*\s*\]")
 
 
@@ -62,11 +61,10 @@ def parse(answer: str, words: list[str]) -> dict[str, list[str]]:
     found = {}
     # Pairs are looked for, not one whole object, as an answer that is cut short has none.
     for pair in PAIR.findall(answer):
-        with contextlib.suppress(ValueError):
-            for word, texts in json.loads("{" + pair + "}").items():
-                # A dictionary has a line for each; and half a surrogate pair cannot be written.
-                texts = dict.fromkeys(" ".join(text.encode(errors="ignore").decode().split()) for text in texts)
-                found[word] = [text for text in texts if 0 < len(text) <= LONGEST][:MOST]
+        for word, texts in json.loads("{" + pair + "}").items():
+            # A dictionary has a line for each; and half a surrogate pair cannot be written.
+            texts = dict.fromkeys(" ".join(text.encode(errors="ignore").decode().split()) for text in texts)
+            found[word] = [text for text in texts if 0 < len(text) <= LONGEST][:MOST]
     return {word: found[word] for word in words if found.get(word)}
 
 
@@ -100,7 +98,7 @@ def ask(client: Any, text: str, model: str) -> tuple[int, str]:
     url, body, messages = str(client.base_url), "", [{"role": "user", "content": text}]
     try:
         body = client.chat.completions.with_raw_response.create(model=model, messages=messages).http_response.text
-        content = json.loads(body)["choices"][0]["message"]["content"] or "an empty answer"
+        content = json.loads(body)["choices"][0]["message"]["content"] or "empty, as where thinking takes all"
         # Some send parts, of which thinking is one without "text".
         return 200, content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     except openai.APIStatusError as e:
