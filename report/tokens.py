@@ -23,10 +23,10 @@ SIDES = {f"side {context}>{word}": (f"perplexity\ncontext: {context}", f"predict
          for context in ("en", "clone") for word in ("en", "clone")}
 
 # Method, En-Clone's tokens for each id, and what was measured of one run, by column.
-Measured = tuple[str, int, dict[str, float | None]]
+Point = tuple[str, int, dict[str, float | None]]
 
 
-def measured_in(out_dir: str) -> list[Measured]:
+def points_in(out_dir: str) -> list[Point]:
     """Every run of every folder in out_dir, joint training first, by tokens for each id."""
     folders = {Path(path).parents[2] for path in glob.glob(os.path.join(glob.escape(out_dir), "*/*/seed*/eval.json"))}
     found = []
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("expected: python -m report.tokens OUT_DIR")
     (out_dir,) = arguments
-    found, rows = measured_in(out_dir), []
+    found, rows = points_in(out_dir), []
     for method, tokens in distinct(m[:2] for m in found):
         seeds = [values for *at, values in found if at == [method, tokens]]
         means = {column.removeprefix("side "): spread([values[column] for values in seeds]) for column in seeds[0]}

@@ -24,7 +24,7 @@ def make_run(method: str, seed: int = 1, en: float = 20, clone: float = 40, accu
     config = {"pivot": "en", "only": "", "mix": {"en": 0.9, "clone": 0.1}, "align_coverage": 1.0, "n_layer": 1,
               "n_embd": 8} | config
     return {
-        "method": method, "seed": seed, "tokens": 12_345_678, "date": "2026-01-02", "config": config,
+        "method": method, "seed": seed, "tokens": 12_345_678, "config": config,
         "lm": {l: {"ppl": ppl, "bpb": 1.25} for l, ppl in (("en", en), ("clone", clone))},
         "text": {}, "mixed": {}, "similarity": similarity(0.5, 0.4), "held_out": {},
         "clka": {pair: {"accuracy": accuracy, "n": 100, "chance": 0.25} for pair in ("en->en", "en->clone")}}
@@ -224,7 +224,7 @@ def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys):
             runs = [make_run("joint", seed, 20, 120, 0.25), make_run("prealign", seed, 20, 120 - seed * gap, 0.5)]
             write(tmp_path / str(share), [run | {"tokens_per_id": {"en": 2000.0, "clone": tokens},
                                                  "sides": {"clone": sides}} for run in runs])
-    found = sweep.measured_in(str(tmp_path))
+    found = sweep.points_in(str(tmp_path))
     assert [m[:2] for m in found] == 2 * [("joint", 20)] + 2 * [("joint", 60)] + 2 * [("prealign", 20)] + 2 * [
         ("prealign", 60)]
     assert found[0][2] == {"gap closed": 0, "CLKA en->clone": 25} | {f"side {key}": y for key, y in sides.items()}
