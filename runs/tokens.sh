@@ -22,4 +22,4 @@ share() {  # share TOKENS: both methods with that mix
 }
 
 for tokens in 20 60 200 500 1000; do share "$tokens"; done
-[ "${REPORT:-yes}" = no ] || python -m report.tokens "$OUT/tokens"
+[ "${REPORT:-yes}" = no ] || python -m tools.tokens "$OUT/tokens"

@@ -67,7 +67,7 @@ def calls(command: str) -> list[tuple[str, Config]]:
         found = [i for i, word in enumerate(words) if word.endswith(".py") or words[i - 1] == "-m"]
         program, *arguments = words[found[0]:] if found else [""]
         assert not program or (ROOT / program).is_file() or find_spec(program), program
-        if re.match(r"(data|prealign|train|eval)\.py|tools\.", program) and "--help" not in arguments:
+        if re.match(r"(data|prealign|train|eval)\.py|tools\.(?!tokens)", program) and "--help" not in arguments:
             called.append((program, load([a for a in arguments if a not in ("xnli", "sample", "dynamics")])))
     return called
 

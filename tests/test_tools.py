@@ -26,7 +26,7 @@ from conftest import ROOT, make_text, overrides
 from corpus.dictionary import read
 from corpus.folder import Folder
 from corpus.tokenizer import encode
-from data import prepare
+from data import Sampler, prepare
 from eval import clka, evaluate, similarity
 from model import GPT
 from runtime import gpt2
@@ -35,7 +35,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import Hardware
 from tasks.facts import make_facts
-from tools import bench, dynamics, export, translate
+from tools import bench, dynamics, export, tokens, translate
 
 TEXT = "Lo ba der, it's 1234 — “naïve” 日本語 don't!\n\n  In ta."
 KEY = "sk-secret-of-the-test"
@@ -413,6 +413,18 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
     assert records[1]["similarity"] == json.loads(json.dumps(similarity(model, data, config)))
 
 
+def test_tokens_for_each_id_are_those_of_the_rows_that_training_reads(tiny):
+    data = Folder(tiny.data_dir)
+    sampler = Sampler(data, tiny)
+    read = [sampler.batch(np.arange(step * tiny.batch_size, (step + 1) * tiny.batch_size)).stream.tolist()
+            for step in range(tiny.max_steps)]
+    clone = sum(sampler.streams[stream] == "clone" for row in read for stream in row)
+    run = {"config": tiny.plain(), "data": data.fingerprint}
+    assert tokens.tokens_per_id(run) == round(clone * tiny.block_size / data.V) > 0
+    with pytest.raises(UserError, match="is not the data that"):
+        tokens.tokens_per_id(run | {"data": "another"})
+
+
 # ---- speed ----
 
 CPU = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)
@@ -478,7 +490,7 @@ def test_the_plain_loop_predicts_the_same_tokens(quick):
     theirs = bench.Theirs(quick, CPU, Folder(quick.data_dir))
     theirs.turn_to(quick)
     inputs, labels = theirs.batch(7)
-    batch = bench.Sampler(theirs.data, quick).batch(np.arange(7 * 8, 8 * 8))
+    batch = Sampler(theirs.data, quick).batch(np.arange(7 * 8, 8 * 8))
     assert torch.equal(inputs, batch.inputs)
     expected = batch.targets[:, :-1]
     assert torch.equal(labels[:, 1:], torch.where(expected < 0, -100, expected)) and (labels[:, 0] == -100).all()

@@ -1,7 +1,7 @@
 """
 When PreAlign pays, and when joint training is enough: what both reach, by En-Clone's tokens for each id.
 
-    bash runs/tokens.sh && python -m report.tokens out/demo/tokens      # every OUT_DIR/SHARE/METHOD/seedN in it
+    bash runs/tokens.sh && python -m tools.tokens out/demo/tokens      # every OUT_DIR/SHARE/METHOD/seedN in it
 
 Prints a table, and writes it with two figures to OUT_DIR/report.md and OUT_DIR/figures/.
 """
@@ -10,9 +10,14 @@ import glob
 import os
 from pathlib import Path
 
+import numpy as np
+
+from corpus.folder import Folder
+from data import Sampler
 from report.figures import curves, log_scale, section
 from report.results import distinct, runs_in, spread, value
 from report.tables import gap_closed, table
+from runtime import config as configs
 from runtime import errors
 from runtime.errors import UserError
 from runtime.files import write_text
@@ -26,6 +31,18 @@ SIDES = {f"side {context}>{word}": (f"perplexity\ncontext: {context}", f"predict
 Point = tuple[str, int, dict[str, float | None]]
 
 
+def tokens_per_id(run: dict) -> int:
+    """How many En-Clone tokens a run has read for each id of the vocabulary."""
+    config = configs.from_plain(run["config"], "eval.json")
+    folder = Folder(config.data_dir)
+    if folder.fingerprint != run["data"]:
+        raise UserError(f"{config.data_dir} is not the data that {config.run_dir} was trained on; train it again")
+    sampler = Sampler(folder, config)
+    stream, _ = sampler.place(np.arange(config.max_steps * config.batch_size))
+    rows = np.count_nonzero(stream == sampler.streams.index("clone"))
+    return round(rows * config.block_size / folder.V)
+
+
 def points_in(out_dir: str) -> list[Point]:
     """Every run of every folder in out_dir, joint training first, by tokens for each id."""
     folders = {Path(path).parents[2] for path in glob.glob(os.path.join(glob.escape(out_dir), "*/*/seed*/eval.json"))}
@@ -37,7 +54,7 @@ def points_in(out_dir: str) -> list[Point]:
             # Joint training itself closes nothing; without it there is no gap.
             closed = gap_closed(run, joint[run["seed"]]) if run["seed"] in joint else None
             values = {column: value(run, column) for column in ("CLKA en->clone", *SIDES)}
-            found.append((run["method"], round(run["tokens_per_id"]["clone"]), {"gap closed": closed} | values))
+            found.append((run["method"], tokens_per_id(run), {"gap closed": closed} | values))
     if not found:
         raise UserError(f"no evaluated run in {out_dir}; expected SHARE/METHOD/seedN/eval.json, of runs/tokens.sh")
     return sorted(found, key=lambda m: (m[0] != "joint", m[0], m[1]))
@@ -45,7 +62,7 @@ def points_in(out_dir: str) -> list[Point]:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UserError("expected: python -m report.tokens OUT_DIR")
+        raise UserError("expected: python -m tools.tokens OUT_DIR")
     (out_dir,) = arguments
     found, rows = points_in(out_dir), []
     for method, tokens in distinct(m[:2] for m in found):
