@@ -257,10 +257,10 @@ def held_out_losses(training: Training) -> dict[str, float]:
         # Always the same rows, spread evenly over the text; each process has a part of them.
         rows = np.linspace(0, windows, min(windows, HELD_OUT_STEPS * config.batch_size), endpoint=False, dtype=np.int64)
         mine = rows[hardware.rank::hardware.world]
-        loss = torch.zeros((), device=hardware.device)
+        tokens, loss = folder.tokens(language, "val"), torch.zeros((), device=hardware.device)
         for begin in range(0, len(mine), config.micro_batch_size):
             at = mine[begin:begin + config.micro_batch_size, None] * T + np.arange(T + 1)  # (b, T + 1)
-            ids = torch.from_numpy(folder.tokens(language, "val")[at].astype(np.int64)).to(hardware.device)
+            ids = torch.from_numpy(tokens[at].astype(np.int64)).to(hardware.device)
             with hardware.autocast:
                 loss += training.model(ids[:, :-1], ids[:, 1:])[0]
         sum_over_processes([loss], hardware)
