@@ -37,10 +37,10 @@ def gpt2_config(model: GPT) -> dict:
 @torch.no_grad()
 def load_gpt2(model: GPT, folder: str, V: int) -> None:
     """Begin with the GPT-2 in a Hugging Face folder. En-Clone's embeddings stay, unless an export has them too."""
+    from transformers import GPT2Config, GPT2LMHeadModel
     # It may have rows that pad its vocabulary, longer texts, and tied embeddings where here are two.
     ours, larger = gpt2_config(model) | {"vocab_size": V}, ("vocab_size", "n_positions", "tie_word_embeddings")
     try:
-        from transformers import GPT2Config, GPT2LMHeadModel
         theirs = GPT2Config().to_dict() | read_json(f"{folder}/config.json", "expected a Hugging Face folder")
         theirs["n_inner"] = theirs["n_inner"] or ours["n_inner"]
         for key, value in ours.items():

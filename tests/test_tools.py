@@ -194,7 +194,7 @@ def test_a_word_that_always_fails_costs_no_other(config, endpoint, capsys, reply
     words = translate.words_to_ask(config)
     endpoint.misbehave = lambda number, asked: reply if words[place] in asked else None
     assert ask_all(config) == expected([word for word in words if word != words[place]])
-    assert f"the same command asks for 1 {words[place]}\n" in capsys.readouterr().out
+    assert f"left to ask for: 1 {words[place]}\n" in capsys.readouterr().out
     assert endpoint.words[words[-1]] == 1 and endpoint.words[words[place]] >= len(translate.SIZES)
 
 

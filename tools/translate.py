@@ -164,7 +164,7 @@ def main(arguments: list[str]) -> None:
             if client:
                 translate(words, known, language, client, config)
         left = [word for word in words if word not in known]
-        print(f"{path}: {len(words) - len(left):,} of {len(words):,} words; the same command asks for "
+        print(f"{path}: {len(words) - len(left):,} of {len(words):,} words; left to ask for: "
               f"{len(left):,} {', '.join(left[:20])}")
 
 
