@@ -4,7 +4,6 @@ of which parts are in different languages, and how alike a text and its translat
 """
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from corpus.folder import Folder, text_language
-from corpus.languages import LETTERS, in_script, script_of
-from corpus.readers import documents
+from corpus.languages import LETTERS, in_script, lowercase, script_of
+from corpus.readers import documents, normalise
 from corpus.tokenizer import encode, token_byte_lengths
 from model import GPT
 from report.results import TOKEN_KINDS, wilson
@@ -54,7 +53,7 @@ def decoder(folder: Folder) -> Callable[[np.ndarray], str]:
 
 def continuations(model: GPT, folder: Folder, config: Config) -> list[str]:
     """sample_count texts with which a model goes on from `prompt`."""
-    prompt = np.append(folder.end_of_text, encode(folder.encoding, config.prompt))
+    prompt = np.append(folder.end_of_text, encode(folder.encoding, normalise(config.prompt)))
     return list(map(decoder(folder), sample(model, np.tile(prompt, (config.sample_count, 1)), config)))
 
 
@@ -65,18 +64,19 @@ def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
         own = np.setdiff1d(folder.ids_of("clone"), folder.ids_of(folder.pivot))
         return lambda ids: bool(np.isin(ids, own).any())
     text, table = decoder(folder), folder.table
-    # Any character of the target's script.
+    # Any character of the target's script that is not of the pivot's too.
     if script_of(language) not in ("", script_of(folder.pivot)):
-        return lambda ids: regex.search(in_script(language), text(ids)) is not None
+        foreign = f"(?!{in_script(folder.pivot)}){in_script(language)}"
+        return lambda ids: regex.search(foreign, text(ids)) is not None
 
     def whole_words(ids: np.ndarray) -> set[str]:
         # The first word and the last may be cut.
-        return {word.lower() for word in regex.findall(rf"(?<=\s){LETTERS}+(?=\W)", text(ids))}
+        return {lowercase(word, language) for word in regex.findall(rf"(?<=\s){LETTERS}++(?=\W)", text(ids))}
 
     # In the pivot's script, any whole word that in the table only the target has and that does not stand in held-out
     # pivot text: a dictionary without "he" would make English German.
-    pivot, target = ({text(table.word(w)).strip().lower() for k in range(len(table)) for w in table.words(k, l)}
-                     for l in (0, folder.languages.index(language)))
+    pivot, target = ({lowercase(text(table.word(w)).strip(), language) for k in range(len(table))
+                      for w in table.words(k, l)} for l in (0, folder.languages.index(language)))
     only_there = target - pivot - whole_words(folder.tokens(folder.pivot, "val"))
     return lambda ids: not whole_words(ids).isdisjoint(only_there)
 
@@ -171,10 +171,11 @@ def statement_rows(folder: Folder, fact: Fact, parts: tuple[str, str, str]) -> l
 def token_kinds(folder: Folder) -> np.ndarray:
     """An index into TOKEN_KINDS (n,) for every held-out token of the pivot, and so of En-Clone (Fig. 6)."""
     align = np.abs(folder.align("val"))
-    # Part of a word without an entry: a token with a letter or a digit.
-    wordlike = np.zeros(folder.V, dtype=bool)
+    # Part of a word without an entry: a token with a letter, a digit, or a part of a character.
+    wordlike, of_words = np.zeros(folder.V, dtype=bool), regex.compile(r"[\p{L}\p{M}\p{N}\uFFFD]")
     for token in folder.encoding.token_byte_values():
-        wordlike[folder.encoding.encode_single_token(token)] = re.search(rb"[0-9A-Za-z\x80-\xff]", token) is not None
+        found = of_words.search(token.decode("utf-8", "replace"))
+        wordlike[folder.encoding.encode_single_token(token)] = found is not None
     # Quarters of the whole table by frequency: runs with a part of it are compared on the same tokens.
     cuts = [len(folder.table.top(share)) for share in (0.25, 0.5, 0.75)]
     without_entry = np.where(wordlike[folder.tokens(folder.pivot, "val")], len(TOKEN_KINDS) - 2, len(TOKEN_KINDS) - 1)

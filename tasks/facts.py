@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from corpus.folder import Folder, text_language
+from corpus.languages import code_of
 from corpus.tokenizer import encode
 from runtime.config import Config
 from runtime.errors import UserError
@@ -116,10 +117,15 @@ def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
 
 def statement(fact: Fact, language: str, object: str | None = None) -> str:
     """The fact as a sentence of `language`, with another object if one is given (a distractor)."""
-    if language not in fact.relation:
-        raise UserError(f"{RELATIONS}: expected a column {language!r} with sentences that state facts; "
+    if not has_sentence(fact, language):
+        raise UserError(f"{RELATIONS}: expected a column {code_of(language)!r} with sentences that state facts; "
                         "add it, or use fact_count=0")
-    return fact.relation[language].replace("{subject}", fact.subject).replace("{object}", object or fact.object)
+    sentence = fact.relation[code_of(language)]
+    return sentence.replace("{subject}", fact.subject).replace("{object}", object or fact.object)
+
+
+def has_sentence(fact: Fact, language: str) -> bool:
+    return code_of(language) in fact.relation
 
 
 def in_training_order(facts: Sequence[Fact]) -> list[Fact]:

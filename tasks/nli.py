@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from corpus.folder import text_language
+from corpus.languages import code_of
 from corpus.readers import normalise, read_lines
 from runtime.config import Config
 from runtime.errors import UserError
@@ -51,7 +52,7 @@ def read(path: str, language: str = "en", several: bool = False) -> tuple[list[P
         # Without such a column all are in the language asked for, unless the file must hold several.
         written_in = str(row.get("language", "an unnamed one" if several else language))
         languages.add(written_in)
-        if written_in != language:
+        if code_of(written_in) != code_of(language):
             continue
         columns = [next((name for name in names if name in row), "") for names in COLUMNS]
         premise, hypothesis = (normalise(str(row.get(column) or "").strip()) for column in columns[:2])

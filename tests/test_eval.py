@@ -399,6 +399,8 @@ def test_continuations_of_a_prompt(tiny, data, out_dir, capsys):
     model, _ = load_trained(config.run_dir, data)
     expected = [f"Lo ba|{text}" for text in continuations(model, data, config)]
     assert capsys.readouterr().out[:-2].split("\n\n") == expected and len(expected) == 3
+    composed, decomposed = (continuations(model, data, replace(config, prompt=p)) for p in ("Ló", "Lo\u0301"))
+    assert composed == decomposed != continuations(model, data, config)
 
 
 def test_only_the_finished_run_of_a_config_is_measured(tiny, out_dir, tmp_path):
