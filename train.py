@@ -29,8 +29,7 @@ from model import GPT
 from runtime import config as configs
 from runtime import errors
 from runtime import hardware as machine
-from runtime.checkpoint import (FIXED, check_matches, initial_state, load_checkpoint, load_optimizer, load_weights,
-                                make_model, save_checkpoint)
+from runtime.checkpoint import FIXED, check_matches, initial_state, load_checkpoint, make_model, save_checkpoint
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import exclusive
@@ -191,7 +190,7 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
     if os.path.exists(path):
         state = load_checkpoint(path)
         check_matches(state, path, config, data, FIXED)
-        load_weights(model, state, path)
+        model.load_state_dict(state["model"])
         step = state["step"]
     machine.check_same_everywhere(hardware, (step, data.fingerprint), config.run_dir, config.data_dir)
     if state is not None and step == last_step:
@@ -203,7 +202,8 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
         training.tokens = origin["tokens"]
     # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.
     if origin and (state or config.init_from == "align"):
-        load_optimizer(training.optimizer, training.scaler, origin)
+        training.optimizer.load_state_dict(origin["optimizer"])
+        training.scaler.load_state_dict(origin["scaler"])
     return training
 
 

@@ -14,7 +14,9 @@ from runtime.errors import UserError, is_device_fault
 from runtime.files import replacing
 from runtime.gpt2 import load_gpt2
 
+# What every checkpoint holds.
 FIELDS = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
+# Knobs that the weights' shapes follow from.
 SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
@@ -34,6 +36,7 @@ def save_checkpoint(path: str, state: dict) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with replacing(path) as f:
             torch.save(state, f)
+    # torch has a RuntimeError of its own for a full disk.
     except (OSError, RuntimeError) as e:
         if is_device_fault(e):
             raise
@@ -83,27 +86,18 @@ def check_matches(state: dict, path: str, config: Config, data: Any, knobs: tupl
         raise UserError(f"{path} was made with another {', '.join(different)}; use {advice}, or delete its folder")
 
 
-def load_weights(model: GPT, state: dict, path: str) -> None:
-    model.load_state_dict(state["model"])
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, state: dict) -> None:
-    """Gives the optimizer and the loss scale the state that they had in a checkpoint."""
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-
-
 def load_trained(run_dir: str, data: Any, device: torch.device | str = "cpu", snapshot: str = "") -> tuple[GPT, dict]:
     """
     The model of a finished run, or as it was at a snapshot, in eval mode, and its checkpoint. Raises UserError when the
     run is unfinished or of other data.
     """
+    # A snapshot is of a step on the way, and its run may have stopped since.
     path = os.path.join(run_dir, snapshot or "checkpoint.pt")
     state = load_checkpoint(path, finished=not snapshot)
     config = configs.from_plain(state["config"], path)
     check_matches(state, path, config, data, ())
     model = make_model(config, data.vocab_size)
-    load_weights(model, state, path)
+    model.load_state_dict(state["model"])
     return model.to(device).eval(), state
 
 
@@ -111,6 +105,7 @@ def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
     """Sets the weights as init_from says. Returns the checkpoint that they are from, if any."""
     if config.init_from == "scratch":
         return None
+    # Nothing but weights: the optimizer begins anew.
     if config.init_from == "golden":
         return make_golden(model, data)
     if config.pretrained:
@@ -126,7 +121,7 @@ def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
         path = os.path.join(run_dir, "checkpoint.pt")
         state = load_checkpoint(path, True, "init_from: scratch, align, golden, hf:FOLDER, a method or a run's folder")
         check_matches(state, path, config, data, SHAPE)
-    load_weights(model, state, path)
+    model.load_state_dict(state["model"])
     return state
 
 
@@ -135,5 +130,6 @@ def make_golden(model: GPT, data: Any) -> None:
     """Gives every token of En-Clone the embeddings of its English twin: the upper bound of stage 1."""
     if "clone" not in data.languages:
         raise UserError(f"init_from=golden copies English's embeddings to En-Clone's, and {data.dir} has no En-Clone")
+    # The two are one where embeddings are tied.
     for weight in {model.wte.weight, model.lm_head.weight}:
         weight[data.ids_of("clone")] = weight[data.ids_of(data.pivot)]

@@ -182,12 +182,15 @@ def _convert(kind: Any, value: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
         if len(items) > 0:
             return tuple(_convert(get_args(kind)[0], item) for item in items)
+    # Shares, or numbers of tokens, by language.
     elif get_origin(kind) is dict and isinstance(value, dict):
         return {_convert(str, key): _convert(float, number) for key, number in value.items()}
+    # "10B" tokens.
     elif kind is float and isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)([kMB])", value)):
         return float(match[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[match[2]]
     elif kind is float and type(value) is int:
         return float(value)
+    # No bool is an int here; a Literal has its choices as arguments.
     elif type(value) is kind or value in get_args(kind):
         return value
     raise TypeError
@@ -247,6 +250,7 @@ def _checked(c: Config) -> Config:
         if (key in POSITIVE and value == 0) or (key in SHARES and value > 1):
             raise UserError(f"{key} must be {'greater than 0' if value == 0 else 'at most 1'}, found {value}")
     languages = (c.pivot, *c.targets)
+    # A language's name misspelt would else have no effect.
     for key in ("mix", "tokenizer_share", "budget", "fact_languages"):
         for language in getattr(c, key):
             if language not in languages:
@@ -284,6 +288,7 @@ def load(arguments: list[str], usage: str = "") -> Config:
         with open(__file__, encoding="utf-8") as f:
             print(usage.strip(), f.read().split("class Config:")[1].split("@property")[0].rstrip(), sep="\n")
         raise SystemExit(0)
+    # Later ones win, arguments over files.
     values: dict[str, Any] = {}
     for path in (a for a in arguments if not a.startswith("--")):
         values |= _read_file(path)

@@ -24,7 +24,7 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     try:
         with open(path + ".tmp", "wb") as f:
             yield f
-            # Before it has its name it is on the disk, should the power go.
+            # It is on the disk before it has its name, should the power go.
             f.flush()
             os.fsync(f.fileno())
         os.replace(path + ".tmp", path)
@@ -67,6 +67,7 @@ def kept(path: str, make: Callable[[], object]) -> Any:
 @contextlib.contextmanager
 def exclusive(folder: str) -> Iterator[None]:
     """Holds a lock on `folder`, which ends with the process. Raises UserError when another process has it."""
+    # Beside the folder, which may not be there yet.
     os.makedirs(os.path.dirname(folder.rstrip("/")) or ".", exist_ok=True)
     try:
         with filelock.FileLock(folder.rstrip("/") + ".lock", blocking=False):

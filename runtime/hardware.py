@@ -3,16 +3,15 @@
 import contextlib
 import ctypes
 import functools
-import math
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.benchmark import Timer
 
 from model import GPT, linear_cross_entropy
 from runtime.config import Config
@@ -30,7 +29,7 @@ class Hardware:
     rank: int
     # The number of processes.
     world: int
-    # A gloo group for small integers on the CPU, so that counting never waits for the GPU; None without torchrun.
+    # A gloo group for small integers on the CPU, so that counting never waits for the GPU. None without torchrun.
     control: dist.ProcessGroup | None
 
     @property
@@ -44,6 +43,7 @@ class Hardware:
 
 def bf16_pays(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 matrices itself."""
+    # From Ampere on.
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -84,6 +84,7 @@ def start(config: Config) -> Hardware:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
+    # torchrun has set these variables.
     if world:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
@@ -97,6 +98,7 @@ def reaching_all_processes() -> Iterator[None]:
     """Raises UserError when another process is gone."""
     try:
         yield
+    # A collective operation fails in all processes when one is gone.
     except RuntimeError as e:
         if is_device_fault(e):
             raise
@@ -133,15 +135,10 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def matmul_rate(hardware: Hardware) -> float:
     """Floating-point operations per second of a large matrix product here in this precision: MFU is a share of it."""
     n = 8192 if hardware.device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
-    deadline, best = time.perf_counter() + 1, math.inf
-    while best == math.inf or time.perf_counter() < deadline:
-        synchronize(hardware.device)
-        begin = time.perf_counter()
-        a @ b
-        synchronize(hardware.device)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
+    a = torch.randn(n, n, device=hardware.device, dtype=hardware.dtype)
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    # The best of a second: what else a machine does only makes it slower.
+    return 2 * n**3 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
 def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:

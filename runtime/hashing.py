@@ -9,13 +9,13 @@ PERMUTE, SWITCH, LANGUAGE, TRANSLATION, ENTRY = range(1, 6)
 
 
 def hash64(*keys: int | np.ndarray, state: int | np.ndarray = 0) -> np.ndarray:
-    """
-    A uniformly mixed uint64 for every combination of keys, arrays broadcast: splitmix64 over the keys in turn. It can
-    be made in parts: hash64(a, b) is hash64(b, state=hash64(a)).
-    """
+    """A uniformly mixed uint64 for every combination of keys, arrays broadcast."""
+    # It can be made in parts: hash64(a, b) is hash64(b, state=hash64(a)).
     h = np.asarray(state, dtype=np.uint64)
+    # Products modulo 2**64 are what mixes.
     with np.errstate(over="ignore"):
         for key in keys:
+            # A round of splitmix64 for each key.
             h = h ^ np.asarray(key).astype(np.uint64)
             h = h + np.uint64(0x9E3779B97F4A7C15)
             h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -30,16 +30,14 @@ def uniform(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def permute(index: np.ndarray, n: int, *keys: int | np.ndarray) -> np.ndarray:
-    """
-    The places that the shuffle of range(n) named by `keys` gives each `index`, computed without holding the shuffle.
-
-    A four-round Feistel network over the smallest even number of bits that holds n, walked until it lands below n.
-    """
+    """The places (N,) that the shuffle of range(n) named by `keys` gives each `index` (N,), without holding it."""
+    # A Feistel network of four rounds shuffles all numbers of an even number of bits, the fewest that hold n.
     half = max(1, ((max(n - 1, 1)).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
     rounds = [np.broadcast_to(hash64(PERMUTE, *keys, round_), index.shape) for round_ in range(4)]
     result = index.astype(np.uint64)
     todo = np.arange(len(index))
+    # A number that lands at n or above is shuffled on until it lands below.
     while len(todo):
         left, right = result[todo] >> np.uint64(half), result[todo] & mask
         for state in rounds:

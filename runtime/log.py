@@ -25,6 +25,7 @@ class Log:
     def __init__(self, config: Config, hardware: Hardware, model: GPT, compiled: bool, step: int, last_step: int):
         os.makedirs(config.run_dir, exist_ok=True)
         self.config, self.flops = config, model.flops_per_token()
+        # MFU is a share of what this machine's own matrix product makes.
         peak = matmul_rate(hardware)
         self.peak = peak * hardware.world
         write_json(os.path.join(config.run_dir, "run.json"), {
@@ -56,6 +57,7 @@ class Log:
         if held_out:
             record["held_out"] = held_out
             self.bar.set_postfix({f"held-out {language}": f"{loss:.3f}" for language, loss in held_out.items()})
+        # One line for programs, and below one for people.
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.wandb:

@@ -21,12 +21,14 @@ def _in_order(submit: Callable[[Any], Future], items: Iterable, most: int) -> Ge
     """The results of submitted items in their order, of which `most` are under way or done at a time."""
     ahead: deque[Future] = deque()
     try:
+        # The oldest is waited for before another item is read.
         for item in items:
             ahead.append(submit(item))
             if len(ahead) == most:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    # Who takes no more results does not wait for work that has not begun.
     finally:
         for future in ahead:
             future.cancel()
@@ -58,10 +60,8 @@ class Workers(contextlib.AbstractContextManager):
         self.executor.shutdown(cancel_futures=True)
 
     def map(self, work: Callable, items: Iterable) -> Iterator[Any]:
-        """
-        work(item) of each item, in order. Items are read only as fast as results are taken, so that memory is bounded.
-        Raises what `work` raises, and UserError when a process has died.
-        """
+        """work(item) of each item, in order. Raises what `work` raises, and UserError when a process has died."""
+        # Items are read only as fast as results are taken, so that memory is bounded.
         try:
             yield from _in_order(lambda item: self.executor.submit(work, item), items, AHEAD * self.number)
         except BrokenProcessPool as e:

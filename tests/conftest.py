@@ -101,42 +101,6 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-class NothingIsRead(TorchDispatchMode):
-    """
-    While it is entered, it is an error that a tensor's value becomes a number, an array or a shape: on a GPU the CPU
-    would wait for it; so it would where a number is copied into a tensor. Tensors of the types `but` may be read.
-    """
-
-    OPERATIONS = ("_local_scalar_dense", "item", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
-                  "unique_consecutive", "bincount", "repeat_interleave", "lift_fresh")
-
-    def __init__(self, but: tuple[torch.dtype, ...] = ()):
-        super().__init__()
-        self.but, self.patch = but, pytest.MonkeyPatch()
-
-    def __enter__(self):
-        for name in ("tolist", "cpu", "numpy"):  # which call no operation here
-            method = getattr(torch.Tensor, name)
-            self.patch.setattr(torch.Tensor, name, lambda x, name=name, f=method: self.check(name, [x]) or f(x))
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.patch.undo()
-        return super().__exit__(*error)
-
-    def check(self, name, read):
-        if any(tensor.dtype not in self.but for tensor in read):
-            raise AssertionError(f"{name} in a step")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name().split("::")[1].split(".")[0] in self.OPERATIONS:
-            self.check(func.name(), [args[0]])
-        # A mask is searched for what it selects.
-        if func.name().startswith("aten::index") and isinstance(args[1], (list, tuple)):
-            self.check(func.name(), [index for index in args[1] if index is not None and index.dtype == torch.bool])
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture(scope="session")
 def out_dir(tiny, tmp_path_factory) -> Path:
     """Three finished and evaluated runs: joint with two seeds, PreAlign with one."""
