@@ -144,7 +144,7 @@ def test_a_model_reads_names_of_languages_and_not_codes():
         "Icelandic", "German", "Mandarin Chinese", "myown"]
 
 
-@pytest.mark.parametrize("suffix", ["/v1", "/v1/", ""])
+@pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/v1/chat/completions", ""])
 def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint, suffix):
     """With the base URL in any of its forms; and the same command then asks for nothing."""
     config = replace(config, llm_url=config.llm_url.removesuffix("/v1") + suffix, llm_requests=3)

@@ -88,8 +88,8 @@ def connect(config: Config) -> Any:
     local = urlsplit(config.llm_url).hostname in ("localhost", "127.0.0.1", "::1")
     http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
     # Some hosts turn the package's own User-Agent away.
-    return openai.OpenAI(api_key=key, base_url=config.llm_url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1,
-                         http_client=http, default_headers={"User-Agent": "prealign"})
+    return openai.OpenAI(api_key=key, base_url=config.llm_url.removesuffix("/chat/completions"), timeout=TIMEOUT,
+                         max_retries=ATTEMPTS - 1, http_client=http, default_headers={"User-Agent": "prealign"})
 
 
 def ask(client: Any, text: str, model: str) -> tuple[int, str]:
