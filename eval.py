@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from corpus.folder import Folder, text_language
+from corpus.languages import code_of
 from corpus.tokenizer import encode, token_byte_lengths
 from model import ANY_SHAPE, GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
@@ -46,7 +47,7 @@ from runtime.hardware import Hardware, open_device, start
 from tasks import nli
 from tasks.analysis import (continuations, mixed_script, parallel_passages, precision_at_1, running_text,
                             statement_rows, text_tokens, token_kinds)
-from tasks.facts import Fact, has_sentence, make_facts
+from tasks.facts import Fact, make_facts
 from train import learning_rate
 
 
@@ -146,7 +147,7 @@ def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[
     result = {}
     for stated, asked in itertools.product(folder.languages, repeat=2):
         text = text_language(asked, folder.pivot)
-        some = [fact for fact in facts if fact.language == stated and has_sentence(fact, text)]
+        some = [fact for fact in facts if fact.language == stated and code_of(text) in fact.relation]
         if some:
             result[f"{stated}->{asked}"] = clka_in(model, folder, some, (asked,) * 3, config)
     return result

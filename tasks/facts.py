@@ -1,10 +1,9 @@
 """
 Synthetic facts for CLKA, cross-lingual knowledge application (paper, section 4.2).
 
-A fact is an artificial person, a relation of Wikidata, and an artificial object. It is stated in one language during
-training. Asked in another, a model that has it gives the true statement a higher likelihood than three with another
-object of the same relation. Chance is 25%. The sentences stand in relations.tsv, a column for each language; En-Clone's
-are the English ones in its token ids.
+A fact is an artificial person, a relation of Wikidata, and an artificial object, stated in one language in training.
+Asked in another, a model that has it finds the true statement likelier than three with another object of the relation.
+Chance is 25%. The sentences stand in relations.tsv by language; En-Clone's are the English ones in its token ids.
 """
 
 import csv
@@ -45,9 +44,9 @@ class Fact:
     relation: dict[str, str] = field(hash=False)
     object: str
     distractors: tuple[str, ...]  # three other objects of the same relation
-    frequency: int                # how many times it is stated in training
-    language: str                 # in which it is stated there
     period: int                   # of training, in which it is stated; from 0
+    language: str                 # in which it is stated there
+    frequency: int                # how many times
 
 
 @functools.cache
@@ -106,26 +105,18 @@ def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
     # Answers are dealt out kind after kind, while facts of all kinds come in turn.
     by_kind = sorted(range(count), key=lambda i: i % len(kinds))
     answer_of = dict(zip(by_kind, itertools.cycle(answers)))
-    facts = []
-    for i in range(count):
-        # Along the diagonals of the given x family table: small sets share no part of a name.
-        subject = f"{given[i % NAMES]} {family[(i + i // NAMES) % NAMES]}"
-        period, language, frequency = kinds[i % len(kinds)]
-        facts.append(Fact(subject, *answer_of[i], frequency, language, period))
-    return facts
+    # Along the diagonals of the given x family table: small sets share no part of a name.
+    subjects = [f"{given[i % NAMES]} {family[(i + i // NAMES) % NAMES]}" for i in range(count)]
+    return [Fact(subject, *answer_of[i], *kinds[i % len(kinds)]) for i, subject in enumerate(subjects)]
 
 
 def statement(fact: Fact, language: str, object: str | None = None) -> str:
     """The fact as a sentence of `language`, with another object if one is given (a distractor)."""
-    if not has_sentence(fact, language):
+    sentence = fact.relation.get(code_of(language))
+    if sentence is None:
         raise UserError(f"{RELATIONS}: expected a column {code_of(language)!r} with sentences that state facts; "
                         "add it, or use fact_count=0")
-    sentence = fact.relation[code_of(language)]
     return sentence.replace("{subject}", fact.subject).replace("{object}", object or fact.object)
-
-
-def has_sentence(fact: Fact, language: str) -> bool:
-    return code_of(language) in fact.relation
 
 
 def in_training_order(facts: Sequence[Fact]) -> list[Fact]:
@@ -159,9 +150,9 @@ def rows_of_facts(config: Config, windows: int, period_ends: list[int], *keys: i
     starts = first - -n * np.arange(len(period_ends) + 1) // len(period_ends)
     cuts = [0, *(min(windows, round(end / config.block_size)) for end in period_ends[:-1]), windows]
     rows, order = [], []
-    for p in range(len(period_ends)):
-        number, count = np.arange(cuts[p + 1] - cuts[p]), cuts[p + 1] - cuts[p]
+    for p, count in enumerate(np.diff(cuts)):
+        number = np.arange(count)
         rows.append(starts[p] + ((number + 1) * (starts[p + 1] - starts[p]) - 1) // max(1, count))
         # Its windows come in an order that the keys name.
-        order.append(cuts[p] + permute(number, count, *keys, p))
+        order.append(cuts[p] + permute(number, int(count), *keys, p))
     return np.concatenate(rows), np.concatenate(order)

@@ -28,7 +28,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
 from tasks.analysis import continuations, parallel_passages, precision_at_1, text_tokens
-from tasks.facts import Fact, make_facts, statement
+from tasks.facts import Fact, make_facts
 from tasks.nli import LABELS, Pair
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2),
@@ -152,20 +152,6 @@ def test_statements_are_scored_as_whole_sentences(tiny, data, parts):
         assert got["interval"][0] < got["accuracy"] < got["interval"][1]
 
 
-@pytest.mark.parametrize("language, other", [LANGUAGES, LANGUAGES[::-1]])
-def test_a_model_that_has_learned_the_facts_knows_them_in_the_language_it_learned_them_in(tiny, data, language, other):
-    model, facts = untrained(tiny, data), make_facts(data.settings)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    rows = [torch.tensor(documents(data, [statement(fact, "en")], language)) for fact in facts]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-    for _ in range(150):
-        optimizer.zero_grad()
-        model(ids[:, :-1].clamp(min=0), ids[:, 1:])[0].backward()
-        optimizer.step()
-    assert clka_in(model, data, facts, (language,) * 3, tiny)["accuracy"] == 1
-    assert clka_in(model, data, facts, (other,) * 3, tiny)["accuracy"] < 1
-
-
 def test_a_tie_is_wrong_and_a_statement_longer_than_the_model_reads_an_error(tiny, data):
     model, fact = untrained(tiny, data), make_facts(data.settings)[0]
     three = ("en",) * 3
@@ -272,10 +258,8 @@ def test_retrieval_of_words_and_passages_one_by_one(tiny, data, tmp_path):
         sides = [[layers_in_a_loop(model, data.to_language(row, language)) for row in rows] for language in LANGUAGES]
         expected = [nearest_is_own(*([vectors[layer] for vectors in side] for side in sides)) for layer in range(4)]
         assert [row["share"] for row in got if row["kind"] == kind] == pytest.approx(expected)
-    # The words that are drawn, in the order of word_vectors.
     drawn = word_vectors(model, data, config, (0, 1), 12)
-    expected = [nearest_is_own(*map(list, layer)) for layer in drawn]
-    assert [row["share"] for row in got[:4]] == pytest.approx(expected)
+    assert [row["share"] for row in got[:4]] == pytest.approx([nearest_is_own(*map(list, layer)) for layer in drawn])
     # Texts of different length are no translations of each other.
     (tmp_path / "de.txt").write_text("Lo ba.", "utf-8")
     several = SimpleNamespace(pivot="en", encoding=data.encoding, to_language=lambda ids, _: ids)
@@ -301,15 +285,16 @@ def test_the_classifier_reads_the_last_token_whatever_shares_its_batch(tiny, dat
     assert [accuracy(classifier, rows, labels, batch_size) for batch_size in (1, 2, 100)] == pytest.approx([share] * 3)
 
 
-def test_fine_tuning_learns_and_leaves_the_model_as_it_was(tiny, data):
+def test_fine_tuning_learns_the_same_for_every_method_and_leaves_the_model_as_it_was(tiny, data):
     config = replace(tiny, nli_epochs=40, nli_batch_size=3, nli_learning_rate=3e-3)
     model, rows, hardware = untrained(tiny, data), encode_pairs(PAIRS, data, "en", 32), start(config)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     classifier, dev = fine_tune(model, rows, rows, 3, config, hardware, seed=1)
     assert dev == 1.0 == accuracy(classifier, *rows, 2)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    again, _ = fine_tune(model, rows, rows, 3, config, hardware, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(classifier.state_dict().values(), again.state_dict().values()))
+    # Post-alignment's schedule has two parts in training; in fine-tuning it has one, as every other.
+    post, _ = fine_tune(model, rows, rows, 3, replace(config, align_when="last", stage1_steps=6), hardware, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(classifier.state_dict().values(), post.state_dict().values()))
 
 
 def test_the_epoch_that_did_best_on_dev_is_kept(tiny, data, monkeypatch):
@@ -325,15 +310,6 @@ def test_the_epoch_that_did_best_on_dev_is_kept(tiny, data, monkeypatch):
     classifier, dev = fine_tune(untrained(tiny, data), rows, rows, 3, config, start(tiny), seed=1)
     assert dev == 2 / 3 and len(seen) == 3
     assert all(torch.equal(weight, seen[1][name]) for name, weight in classifier.state_dict().items())
-
-
-def test_the_schedule_of_fine_tuning_is_the_same_for_every_method(tiny, data):
-    """Post-alignment has two schedules in training; its fine-tuning has one, as every other."""
-    rows, weights = encode_pairs(PAIRS, data, "en", 32), []
-    for config in (tiny, replace(tiny, align_when="last", stage1_steps=6)):
-        classifier, _ = fine_tune(untrained(tiny, data), rows, rows, 3, config, start(config), seed=1)
-        weights.append(classifier.head.weight)
-    assert torch.equal(*weights)
 
 
 def test_xnli_of_a_run(tiny, tmp_path, capsys):
