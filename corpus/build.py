@@ -110,6 +110,10 @@ def count_training(config: Config, language: str, count: Callable[[list[str]], C
 def make_table(config: Config, statements: list[str], folder: str) -> dict:
     """Makes tokenizer.tiktoken, table.npz and table.tsv of texts and `statements`; returns what meta.json says."""
     pivot, targets = config.pivot, config.written[1:]
+    for language in config.written:
+        if not is_known(language):
+            print(f"{language} is no language's code in ISO 639: its words are taken to have spaces between them and "
+                  "common capitals, and CLKA is asked in it only with templates under this name")
     # Files by other hands may be wrong: they are read before the long part.
     by_hand = dictionary.read_table_tsv(config.table, config.targets) if config.table else []
     books = {language: {} if config.table else dictionary.read(config.dictionary_of(language)) for language in targets}
@@ -148,9 +152,6 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
         share, never = coverage[language]["running_words"], coverage[language].get("pairs_never_in_the_text")
         print(f"{100 * share:.0f}% of {pivot}'s running words have an entry in {language}"
               + (f"; {never} translations never stand in its text: another spelling or kind of text?" if never else ""))
-        if not is_known(language):
-            print(f"targets: {language} is no language code of ISO 639: its words have spaces between them, and their "
-                  "capitals no rules of their own")
     return {"V": encoding.n_vocab, "vocab_size": encoding.n_vocab + max(first_id.values()), "first_id": first_id,
             "end_of_text": encoding.eot_token, "entries": entries, "held_out": held_out, "coverage": coverage}
 

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,14 +30,19 @@ Entries = dict[str, list[str]]
 # A row of the table: surface form of a pivot word, language, translation, both words as they stand in text.
 Row = tuple[str, str, str]
 
-WORD = regex.compile(f"{LETTERS}+(?:['’]{LETTERS}+)*")
+# An apostrophe within a word, of all that keyboards have, is part of it.
+APOSTROPHES = "'’‘ʻʼ׳"
+WORD = regex.compile(f"{LETTERS}+(?:[{APOSTROPHES}]{LETTERS}+)*")
 # A translation rarer than this share of the most common one is mostly another sense of the word, or a slip.
 RARE = 0.05
 # So many lines that are no pairs are left out of a dictionary; one with more is another kind of file.
 BAD_LINES = 10
-# Characters for the same letter: apostrophes, Romanian with a cedilla or a comma, Arabic and Persian.
-ALIKE = (("'", "’", "ʼ"), ("şţŞŢ", "șțȘȚ"), ("يك", "یک"))
-SPELLINGS = [str.maketrans(a, b) for group in ALIKE for a, b in itertools.permutations(group, 2)]
+# Characters for the same: apostrophes, a cedilla in place of a comma, letters of Persian.
+ALIKE = str.maketrans("’‘ʻʼ׳\u0327یک", "'''''\u0326يك")
+# What some write and others do not: vowel points and hamzas of Arabic, points of Hebrew, the stress of Cyrillic words
+# and the dots of Russian io; and the dot that a Turkish capital leaves on a small i in the wrong hands.
+OPTIONAL = regex.compile(r"[\u0591-\u05bd\u05bf-\u05c7\u0640\u064b-\u0655\u0670]|(?<=\p{Cyrillic})[\u0300\u0301]"
+                         r"|(?<=е)\u0308|(?<=i)\u0307")
 
 
 class Translation(NamedTuple):
@@ -72,19 +78,17 @@ def read(pattern: str) -> Entries:
     return {word: list(found) for word, found in entries.items()}
 
 
-def spellings(word: str) -> list[str]:
-    """A word, and the same with other characters for the same letters."""
-    # A small i with a dot of its own is what a Turkish capital leaves behind in the wrong hands.
-    other = [word.translate(spelling) for spelling in SPELLINGS]
-    return list(dict.fromkeys([word, word.replace("i\u0307", "i"), *other]))
+def skeleton(word: str) -> str:
+    """What all spellings of a word have in common."""
+    return OPTIONAL.sub("", unicodedata.normalize("NFD", word).translate(ALIKE))
 
 
 def count_words(texts: list[str]) -> Counter:
     """How often each run of letters stands in the texts, in the case it stands in, and each word with apostrophes."""
     counts = Counter(word for text in texts for word in WORD.findall(text))
-    for word in [word for word in counts if "'" in word or "’" in word]:
-        for part in regex.split("['’]", word):
-            counts[part] += counts[word]
+    for word in [word for word in counts if not word.isalpha()]:
+        for part in regex.findall(f"{LETTERS}+", word):
+            counts[part] += counts[word] if part != word else 0
     return counts
 
 
@@ -110,8 +114,7 @@ def counter(entries: Entries, language: str) -> Callable[[list[str]], Counter]:
     """The function that counts words in the texts of a language."""
     if has_spaces(language):
         return count_words
-    known = {spelled for found in entries.values() for translation in found for spelled in spellings(translation)}
-    return functools.partial(count_known, known=frozenset(known))
+    return functools.partial(count_known, known=frozenset(itertools.chain.from_iterable(entries.values())))
 
 
 def as_text_has_them(entries: Entries, counts: Counter, language: str, most: int = 0) -> dict[str, list[Translation]]:
@@ -119,16 +122,24 @@ def as_text_has_them(entries: Entries, counts: Counter, language: str, most: int
     Translations in the spelling and case in which the target's text, counted in `counts`, has them more often. The
     `most` (0: all) most common ones, the most common first, without the RARE ones.
     """
+    # Of several spellings of a word the most common one, which comes last.
+    spelled = {skeleton(word): word for word, _ in reversed(counts.most_common())}
+
     def count(words: str) -> int:
         # Of several words the rarest one counts.
         return counts[words] or min((counts[word] for word in WORD.findall(words)), default=0)
 
-    def in_text(translation: str) -> Translation:
-        spelled = spellings(translation)
-        # Dictionaries are often all in lower case. A word of several would get the capital of a sentence's beginning.
-        if " " not in translation:
-            spelled += [titlecase(word, language) for word in spelled]
-        within = max(spelled, key=count)
+    def in_text(word: str) -> str:
+        # Dictionaries are often all in lower case.
+        cased = [word, titlecase(word, language)]
+        found, other = (max(forms, key=counts.__getitem__)
+                        for forms in (cased, [spelled.get(skeleton(form), form) for form in cased]))
+        return other if counts[found] < RARE * counts[other] else found
+
+    def with_capitals(translation: str) -> Translation:
+        within = in_text(translation)
+        if not count(within):
+            within = WORD.sub(lambda word: in_text(word[0]), translation)
         capital, capitals = titlecase(within, language), uppercase(within, language)
         # A form that the text never has is no better than one that it has.
         if count(within):
@@ -139,7 +150,7 @@ def as_text_has_them(entries: Entries, counts: Counter, language: str, most: int
     kept = {}
     for word, found in entries.items():
         # Two spellings may turn out as one.
-        common = sorted(dict.fromkeys(map(in_text, found)), key=lambda translation: translation.seen, reverse=True)
+        common = sorted(dict.fromkeys(map(with_capitals, found)), key=lambda t: t.seen, reverse=True)
         kept[word] = [t for t in common if t.seen >= RARE * common[0].seen][:most or None]
     return kept
 

@@ -8,6 +8,8 @@ import regex
 
 # Letters and the marks that many scripts combine with them, for the regex package.
 LETTERS = r"[\p{L}\p{M}]"
+# What a reader sees as the first letter: with its marks.
+FIRST = regex.compile(r"\X?")
 # Scripts whose text has no spaces between words, by ISO 15924.
 UNSPACED = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Talu")
 # Codes that stand for several of Unicode's scripts.
@@ -30,12 +32,14 @@ def is_known(name: str) -> bool:
     return _tag(name) is not None
 
 
+@functools.cache
 def code_of(name: str) -> str:
     """The one code of a language that has many names: "zh" for all of the above. An unknown name stands for itself."""
     tag = _tag(name)
     return tag.language if tag and tag.language else name.lower()
 
 
+@functools.cache
 def script_of(name: str) -> str:
     """The script that a language is mostly written in, as in ISO 15924, or "" for an unknown one."""
     tag = _tag(name)
@@ -62,7 +66,7 @@ def lowercase(word: str, language: str) -> str:
 
 def titlecase(word: str, language: str) -> str:
     """The word with a capital at its beginning."""
-    code, first = code_of(language), regex.match(r"\X?", word)[0]
+    code, first = code_of(language), FIRST.match(word)[0]
     if code == "nl" and word.startswith("ij"):
         return "IJ" + word[2:]
     # Greek keeps the accent of a single capital; Georgian has capitals, but for whole words only, which title() knows.

@@ -65,7 +65,7 @@ def is_in(language: str, folder: Folder) -> Callable[[np.ndarray], bool]:
         return lambda ids: bool(np.isin(ids, own).any())
     text, table = decoder(folder), folder.table
     # Any character of the target's script that is not of the pivot's too.
-    if script_of(language) not in ("", script_of(folder.pivot)):
+    if "" not in (script_of(language), script_of(folder.pivot)) and script_of(language) != script_of(folder.pivot):
         foreign = f"(?!{in_script(folder.pivot)}){in_script(language)}"
         return lambda ids: regex.search(foreign, text(ids)) is not None
 

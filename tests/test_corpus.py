@@ -477,7 +477,10 @@ def test_translations_are_the_most_common_ones_as_the_targets_text_has_them():
 @pytest.mark.parametrize("language, given, text, expected", [
     ("ro", "şi", "Și oț și apă", "și"), ("tr", "şu", "Şu su, şu", "şu"), ("fr", "l'eau", "de l’eau", "l’eau"),
     ("uk", "п'ять", "пʼять", "пʼять"), ("fa", "يك", "یک کتاب", "یک"), ("tr", "i̇stanbul", "İstanbul", "İstanbul"),
-    ("fr", "eau", "L'eau", "eau"), ("ro", "şi", "oțel", "şi")])
+    ("fr", "eau", "L'eau", "eau"), ("ro", "şi", "oțel", "şi"), ("uz", "o'zbek", "o‘zbek", "o‘zbek"),
+    ("ru", "вода\u0301", "вода", "вода"), ("ru", "ребёнок", "ребенок", "ребенок"), ("ar", "مَاء", "ماء", "ماء"),
+    ("ar", "اخرى", "أخرى", "أخرى"), ("de", "altes haus", "Ein altes Haus", "altes Haus"), ("es", "año", "ano", "año"),
+    ("he", "מַיִם", "מים", "מים"), ("lt", "i\u0307\u0301", "i\u0307\u0301", "i\u0307\u0301")])
 def test_a_translation_is_spelled_as_the_text_spells_it(language, given, text, expected):
     assert within({"x": [given]}, dictionary.count_words([text]), language) == {"x": [expected]}
 
