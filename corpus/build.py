@@ -16,6 +16,7 @@ import regex
 from corpus import dictionary, readers
 from corpus.folder import FORMAT, Folder
 from corpus.languages import is_known
+from corpus.table import keep_short, read_table_tsv, write_table
 from corpus.tokenizer import load_tokenizer, train_tokenizer
 from corpus.words import aligned_surfaces, count_chunks, count_surfaces
 from runtime.config import Config
@@ -115,7 +116,7 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
             print(f"{language} is no language's code in ISO 639: its words are taken to have spaces between them and "
                   "common capitals, and CLKA is asked in it only with templates under this name")
     # Files by other hands may be wrong: they are read before the long part.
-    by_hand = dictionary.read_table_tsv(config.table, config.targets) if config.table else []
+    by_hand = read_table_tsv(config.table, config.targets) if config.table else []
     books = {language: {} if config.table else dictionary.read(config.dictionary_of(language)) for language in targets}
     counts, place_of_pivot = count_training(config, pivot, count_chunks)
     surfaces, held_out, common = count_surfaces(counts + count_chunks(statements)), {pivot: place_of_pivot}, {}
@@ -128,6 +129,8 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     if config.table:
         rows = sorted((row for row in by_hand if surfaces[row[0]]),
                       key=lambda row: (-surfaces[row[0]], row[0], config.targets.index(row[1])))
+        if len(rows) < len(by_hand):
+            print(f"{config.table}: left out {len(by_hand) - len(rows)} lines whose word does not stand in the text")
     else:
         rows = [(surface, language, translation) for surface in aligned_surfaces(surfaces, config.min_count)
                 for language in config.targets
@@ -144,8 +147,8 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     encoding = load_tokenizer(config.tokenizer, path)
     # What is added to an id of the vocabulary in each language: En-Clone has ids of its own.
     first_id = {language: encoding.n_vocab if language == "clone" else 0 for language in (pivot, *config.targets)}
-    short = dictionary.keep_short(rows, encoding, config.translation_tokens)
-    entries = dictionary.write_table(short, surfaces, encoding, first_id, folder)
+    short = keep_short(rows, encoding, config.translation_tokens)
+    entries = write_table(short, surfaces, encoding, first_id, folder)
     coverage = {}
     for language, book in books.items():
         coverage[language] = dictionary.coverage(language, rows, short, surfaces, book, common[language])

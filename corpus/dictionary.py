@@ -1,34 +1,26 @@
 """
-Bilingual dictionaries, MUSE files as published or one's own, and the alignment table that is made of them.
+Bilingual dictionaries, MUSE files as published or one's own, with translations as the target's text has them.
 
 A line is a pivot word and a translation with a tab or, when both are single words, a space between them.
 """
 
 import functools
 import itertools
-import json
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import regex
-import tiktoken
 
 from corpus.languages import LETTERS, has_spaces, lowercase, titlecase, uppercase
-from corpus.readers import matching, normalise, read_lines
-from corpus.table import make_table
-from corpus.tokenizer import encode
+from corpus.readers import matching, read_lines
+from corpus.table import Row
 from corpus.words import STRAIGHT
 from runtime.errors import UserError
-from runtime.files import write_text
 
 # Pivot word -> translations, as they stand in a dictionary.
 Entries = dict[str, list[str]]
-# A row of the table: surface form of a pivot word, language, translation, both words as they stand in text.
-Row = tuple[str, str, str]
 
 # An apostrophe within a word, of all that keyboards have, is part of it.
 APOSTROPHES = "'’‘ʻʼ׳"
@@ -42,7 +34,7 @@ ALIKE = str.maketrans("’‘ʻʼ׳\u0327یک", "'''''\u0326يك")
 # What some write and others do not: vowel points and hamzas of Arabic, points of Hebrew, the stress of Cyrillic words
 # and the dots of Russian io; and the dot that a Turkish capital leaves on a small i in the wrong hands.
 OPTIONAL = regex.compile(r"[\u0591-\u05bd\u05bf-\u05c7\u0640\u064b-\u0655\u0670]|(?<=\p{Cyrillic})[\u0300\u0301]"
-                         r"|(?<=е)\u0308|(?<=i)\u0307")
+                         r"|(?<=[еЕ])\u0308|(?<=i)\u0307")
 
 
 class Translation(NamedTuple):
@@ -171,64 +163,6 @@ def translations(surface: str, language: str, entries: dict[str, list[Translatio
     # After a space with a space, where the language has spaces.
     space = " " if surface.startswith(" ") and has_spaces(language) else ""
     return list(dict.fromkeys(space + translation.forms[form] for translation in found))
-
-
-def keep_short(rows: list[Row], encoding: tiktoken.Encoding, most: int) -> list[Row]:
-    """Rows whose translation has at most `most` tokens (0: all rows). Raises UserError when nothing is left."""
-    # En-Clone's words are kept whole: each of their tokens means one of the pivot's.
-    short = [row for row in rows if not most or row[1] == "clone" or len(encode(encoding, row[2])) <= most]
-    if not short:
-        raise UserError(f"no translation has translation_tokens={most} tokens or fewer; allow more, or use a larger "
-                        "vocab_size")
-    return short
-
-
-COLUMNS = ("entry", "frequency", "pivot", "language", "translation")
-
-
-def write_table(rows: list[Row], counts: Counter, encoding: tiktoken.Encoding, offsets: dict[str, int],
-                folder: str) -> int:
-    """
-    Writes table.npz, in which En-Clone's translations are a word's own token ids + V, and table.tsv for people, words
-    quoted as in JSON, so that leading spaces and line ends show. Returns the number of entries.
-    """
-    targets = list(offsets)[1:]
-    words: list[list[list[np.ndarray]]] = []
-    frequency, lines = [], ["\t".join(COLUMNS)]
-    for k, (surface, found) in enumerate(itertools.groupby(rows, key=lambda row: row[0]), 1):
-        frequency.append(counts[surface])
-        words.append([[encode(encoding, surface)], *([] for _ in targets)])
-        for _, language, translation in found:
-            words[-1][1 + targets.index(language)].append(encode(encoding, translation) + offsets[language])
-            quoted = [json.dumps(word, ensure_ascii=False) for word in (surface, translation)]
-            lines.append(f"{k}\t{counts[surface]}\t{quoted[0]}\t{language}\t{quoted[1]}")
-    make_table(words, frequency, tuple(offsets)).save(os.path.join(folder, "table.npz"))
-    write_text(os.path.join(folder, "table.tsv"), "\n".join(lines) + "\n")
-    return len(words)
-
-
-def read_table_tsv(path: str, targets: tuple[str, ...]) -> list[Row]:
-    """The rows of a table.tsv that a person may have edited. Raises UserError for a wrong line."""
-    rows: dict[Row, None] = {}
-    for number, line in read_lines(path):
-        fields = line.rstrip("\r\n").split("\t")
-        if not line.strip() or tuple(fields) == COLUMNS:
-            continue
-        try:
-            # Entry and frequency do not count.
-            _, _, surface, language, translation = fields
-            surface, translation = normalise(json.loads(surface)), normalise(json.loads(translation))
-            valid = language in targets and all(isinstance(word, str) and word for word in (surface, translation))
-        except (ValueError, TypeError):
-            valid = False
-        # In En-Clone every word is its own translation.
-        if not valid or language == "clone" and translation != surface:
-            raise UserError(f"{path}:{number}: expected {', '.join(COLUMNS)} with tabs between them, both words quoted "
-                            f"as in JSON, and a language of {', '.join(targets)}; found {line.strip()[:80]!r}")
-        rows[surface, language, translation] = None
-    if not rows:
-        raise UserError(f"{path}: there is no translation in this table")
-    return list(rows)
 
 
 def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, entries: Entries,

@@ -29,6 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from corpus import dictionary, readers
+from corpus.table import read_table_tsv
 from model import GPT
 from runtime import checkpoint, gpt2
 from runtime import config as configs
@@ -75,7 +76,7 @@ def formats() -> dict[str, Format]:
         "zst": ("a.jsonl.zst", zstd.compress(JSONL), texts), "parquet": ("a.parquet", table.getvalue(), texts),
         "config": ("a.py", b'max_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\n', lambda path: configs.load([path])),
         "dictionary": ("en-de.txt", b"house\tHaus\nold alt\nriver\tFluss\n", dictionary.read),
-        "table": ("table.tsv", TABLE.encode(), lambda path: dictionary.read_table_tsv(path, ("clone", "de"))),
+        "table": ("table.tsv", TABLE.encode(), lambda path: read_table_tsv(path, ("clone", "de"))),
         "xnli": ("xnli.tsv", XNLI.encode(), nli.read), "snli": ("snli.jsonl", SNLI.encode(), nli.read),
         "checkpoint": ("checkpoint.pt", state.getvalue(), weights_in),
         "hf_config": ("config.json", shape, gpt2_in), "hf_weights": ("pytorch_model.bin", weights.getvalue(), gpt2_in)}

@@ -32,10 +32,10 @@ import train as training
 from conftest import make_text, overrides
 from corpus import builtin, dictionary, languages
 from corpus import words as surface_words
-from corpus.dictionary import as_text_has_them, coverage, keep_short, read, translations
+from corpus.dictionary import as_text_has_them, coverage, read, translations
 from corpus.folder import Folder
 from corpus.readers import documents, fingerprint, normalise
-from corpus.table import Table, make_table
+from corpus.table import COLUMNS, Table, keep_short, make_table, read_table_tsv
 from corpus.tokenizer import PATTERN, encode, load_tokenizer, train_tokenizer
 from corpus.words import CHUNK, aligned_surfaces, count_chunks, count_surfaces, words_of_chunk
 from data import Sampler, prepare
@@ -517,8 +517,8 @@ def test_coverage_by_hand():
     "1\t2\thouse\tde\tHaus", '1\t2\t"house"\tfr\t"maison"', '1\t2\t"house"\t"Haus"', '1\t2\t"a"\tclone\t"b"',
     '1\t2\t"a"\tde\t""', '1\t2\t["a"]\tde\t"b"'])
 def test_a_line_that_is_none_of_a_table_is_named(tmp_path, line):
-    path = write(tmp_path / "table.tsv", "\t".join(dictionary.COLUMNS) + "\n" + line + "\n")
-    assert error(dictionary.read_table_tsv, path, ("de", "clone")).startswith(f"{path}:2: ")
+    path = write(tmp_path / "table.tsv", "\t".join(COLUMNS) + "\n" + line + "\n")
+    assert error(read_table_tsv, path, ("de", "clone")).startswith(f"{path}:2: ")
 
 
 # ---- English and ten languages of ten scripts, prepared ----
@@ -594,7 +594,7 @@ def test_every_language_has_its_bins_and_all_share_a_vocabulary(world):
     assert set(marked.lower().split()) == {"good", "water", "house"}
 
 
-def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path):
+def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path, capsys):
     """Unedited, it makes the same table. A line taken out is a translation less; one more is one more."""
     original = Path(world.data_dir, "table.tsv").read_text(encoding="utf-8")
     decomposed = unicodedata.normalize("NFD", original)
@@ -603,9 +603,10 @@ def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path):
     assert Path(made.data_dir, "table.tsv").read_text(encoding="utf-8") == original
     header, first, *lines = original.splitlines(keepends=True)
     # The order of lines does not count.
-    lines.append("\t".join([*first.split("\t")[:3], "ja", '"新"\n']))
+    lines += ["\t".join([*first.split("\t")[:3], "ja", '"新"\n']), '0\t0\t"moon"\tja\t"月"\n']
     edited = replace(made, table=write(tmp_path / "b.tsv", header + "".join(lines)), data_dir=str(tmp_path / "edited"))
     prepare(edited)
+    assert "left out 1 lines" in capsys.readouterr().out
     for config, expected in ((world, [1, 1]), (edited, [0, 2])):
         assert [len(Folder(config.data_dir).table.words(0, language)) for language in (1, 10)] == expected
 
