@@ -1,16 +1,13 @@
 """runs/download.sh, against a server that has files of the published names and layouts."""
 
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,64 +17,45 @@ from conftest import ROOT
 from corpus import dictionary
 from corpus.readers import documents
 from runtime.config import load
+from runtime.hashing import file_digest
 from tasks import nli
+
+pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
 LANGUAGES = ("de", "zh", "ru", "ar")
 PAWSX = ("x-final/en/train.tsv", "x-final/en/dev_2k.tsv", "x-final/en/test_2k.tsv", "x-final/de/test_2k.tsv")
-PAIR = {"gold_label": "neutral", "sentence1": "A dog runs.", "sentence2": "It is big."}
 
 
-def zipped(files: dict[str, str]) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as z:
-        for name, text in files.items():
-            z.writestr(name, text)
-    return archive.getvalue()
-
-
-def tarred(files: dict[str, str]) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
-    return archive.getvalue()
-
-
-def parquet(text: str) -> bytes:
-    import pyarrow
-    from pyarrow.parquet import write_table
-
-    file = io.BytesIO()
-    write_table(pyarrow.table({"text": [text], "timestamp": [""], "url": ["u"], "source": ["mC4"]}), file)
-    return file.getvalue()
-
-
-def files() -> dict[str, bytes]:
-    """What the server has, by path."""
-    pairs = "".join(f"{language}\tneutral\tA dog runs.\tIt is big.\n" for language in ("en", "de", "zh"))
-    xnli, paws = "language\tgold_label\tsentence1\tsentence2\n" + pairs, "id\tsentence1\tsentence2\tlabel\n1\ta\tb\t0\n"
-    return {
-        **{f"/muse/en-{language}.txt": "house \u623f\u5c4b\ndog \u72d7\n".encode() for language in LANGUAGES},
-        "/xnli/XNLI-1.0.zip": zipped({"XNLI-1.0/xnli.dev.tsv": xnli, "XNLI-1.0/xnli.test.tsv": xnli,
-                                      "__MACOSX/XNLI-1.0/._xnli.dev.tsv": ""}),
-        "/multinli/multinli_1.0.zip": zipped({"multinli_1.0/multinli_1.0_train.jsonl": json.dumps(PAIR) + "\n",
-                                              "multinli_1.0/Icon\r": ""}),
-        "/pawsx/x-final.tar.gz": tarred(dict.fromkeys(PAWSX, paws)),
-        **{f"/hub/datasets/uonlp/CulturaX/resolve/main/{l}/{l}_part_{i:05}.parquet": parquet(f"{l} {i}")
-           for l in ("en",) for i in range(3)}}
+def publish(site: Path) -> None:
+    """Fills a folder with files as their publishers have them."""
+    xnli = "language\tgold_label\tsentence1\tsentence2\n" + "".join(
+        f"{language}\tneutral\tA dog runs.\tIt is big.\n" for language in ("en", "de", "zh"))
+    pair = {"gold_label": "neutral", "sentence1": "A dog runs.", "sentence2": "It is big."}
+    texts = {
+        **{f"muse/en-{language}.txt": "house \u623f\u5c4b\ndog \u72d7\n" for language in LANGUAGES},
+        **{f"archives/XNLI-1.0/xnli.{split}.tsv": xnli for split in ("dev", "test")},
+        "archives/multinli_1.0/multinli_1.0_train.jsonl": json.dumps(pair) + "\n",
+        **{f"archives/{name}": "id\tsentence1\tsentence2\tlabel\n1\ta\tb\t0\n" for name in PAWSX}}
+    for name, text in texts.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text, encoding="utf-8")
+    for name, kind in (("xnli/XNLI-1.0", "zip"), ("multinli/multinli_1.0", "zip"), ("pawsx/x-final", "gztar")):
+        shutil.make_archive(str(site / name), kind, site / "archives", Path(name).name)
+    hub = site / "hub/datasets/uonlp/CulturaX/resolve/main/en"
+    hub.mkdir(parents=True)
+    for i in range(3):
+        parquet.write_table(pyarrow.table({"text": [f"en {i}"], "url": ["u"]}), hub / f"en_part_{i:05}.parquet")
 
 
 class Server(BaseHTTPRequestHandler):
-    files, cut, asked = {}, set(), []
+    site, cut, asked = Path(), set(), []
 
     def do_GET(self):
         self.asked.append((self.command, self.path, self.headers.get("Range")))
-        body = self.files.get(self.path)
-        if body is None:
+        if not (file := self.site / self.path[1:]).is_file():
             return self.answer(404, b"")
+        body = file.read_bytes()
         if self.headers.get("Range"):
             start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
             return self.answer(206, body[start:], {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
@@ -102,8 +80,9 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def server():
-    Server.files = files()
+def server(tmp_path_factory):
+    Server.site = tmp_path_factory.mktemp("site")
+    publish(Server.site)
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -121,8 +100,8 @@ def download(server, tmp_path, monkeypatch):
     bin.mkdir(parents=True)
     shutil.copy(ROOT / "requirements.txt", tmp_path / ".venv" / "installed.txt")
     program(bin / "python", f'exec {sys.executable} "$@"')
-    sha256 = {name: hashlib.sha256(Server.files[path]).hexdigest() for name, path in (
-        ("XNLI_SHA256", "/xnli/XNLI-1.0.zip"), ("MULTINLI_SHA256", "/multinli/multinli_1.0.zip"))}
+    sha256 = {name: file_digest(str(Server.site / path)) for name, path in (
+        ("XNLI_SHA256", "xnli/XNLI-1.0.zip"), ("MULTINLI_SHA256", "multinli/multinli_1.0.zip"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     urls = {name: f"{server}/{name.lower()}" for name in ("MUSE", "XNLI", "MULTINLI", "PAWSX")}
     environment = {**os.environ, "HF_ENDPOINT": f"{server}/hub", "HF_HOME": str(tmp_path / "hf"), "PATH": path}
@@ -168,9 +147,9 @@ def test_what_was_interrupted_goes_on(download):
     name = "/muse/en-de.txt"
     Server.cut.add(name)
     assert download("muse", "de").returncode == 1 and made() == {"dictionaries/en-de.txt.part"}
-    half = len(Server.files[name]) // 2
+    half = len(content := (Server.site / name[1:]).read_bytes()) // 2
     assert download("muse", "de").returncode == 0 and ("GET", name, f"bytes={half}-") in Server.asked
-    assert Path("dictionaries/en-de.txt").read_bytes() == Server.files[name]
+    assert Path("dictionaries/en-de.txt").read_bytes() == content
 
 
 def test_what_is_not_as_published_or_not_there_is_one_line(download):
