@@ -99,8 +99,7 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
         texts = (text for text in build.documents(config, language, f"tokens {language}", odd)
                  if counts["train"]["tokens"] < budget or build.place(text) < held_out)
         work = functools.partial(encode_documents, aligned=is_pivot, held_out=held_out)
-        encoded = itertools.chain.from_iterable(workers.map(work, build.text_batches(texts)))
-        for ids, align, n_bytes, split in encoded:
+        for ids, align, n_bytes, split in itertools.chain.from_iterable(workers.map(work, build.text_batches(texts))):
             # Workers are some documents ahead.
             if split == "train" and counts["train"]["tokens"] >= budget:
                 continue
@@ -143,10 +142,9 @@ def prepare(config: Config) -> None:
         if stated:
             meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder)}
             rows = meta["splits"]["facts"][pivot]["tokens"] // config.block_size
-            rows_of_stage2 = (config.max_steps - config.stage1_steps) * config.batch_size
-            if rows > rows_of_stage2 // 2:
-                print(f"facts fill {rows:,} rows, more than half of stage 2's {rows_of_stage2:,}: before a run, raise "
-                      "max_steps, or lower fact_frequencies")
+            n = (config.max_steps - config.stage1_steps) * config.batch_size
+            if rows > n // 2:
+                print(f"more than half of stage 2's {n:,} rows state facts: raise max_steps or lower fact_frequencies")
         build.write_meta(partial, meta)
 
 

@@ -19,7 +19,7 @@ from conftest import make_text
 from corpus import build, readers
 from corpus.folder import Folder
 from corpus.table import Table, make_table
-from corpus.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from corpus.tokenizer import END_OF_TEXT, encode, load_tokenizer, train_tokenizer
 from corpus.words import CHUNK, count_chunks, count_surfaces, words_of_chunk
 from data import Batch, Encoder, Sampler, pick_words, prepare, splice, stream_of_rows
 from runtime.errors import UserError
@@ -189,13 +189,16 @@ def test_a_budget_is_passed_by_less_than_a_document_whatever_the_workers(tiny, t
 
 @pytest.mark.parametrize("run", ["a", "\u0301", "字", "ক\u09be", " ", "\u00a0", "\t "])
 def test_a_document_that_tokenizers_fail_on_is_left_out_and_counted(tiny, tmp_path, capsys, run):
-    source, odd = tmp_path / "text.txt", "So " + run * (600_000 // len(run)) + "."
+    source, odd = tmp_path / "text.txt", "So " + run * (1_000_000 // len(run)) + "."
     texts = [make_text(20), odd, make_text(20, seed=1), "Fine " + odd[:50_000] + "."]
     source.write_text("\n\n".join(texts), encoding="utf-8")
     folder = prepared(tiny, tmp_path, source=str(source), fact_count=0)
     texts = texts_of(folder, "train") + texts_of(folder, "val")
     assert len(texts) == 41 and 50_000 < max(map(len, texts)) < 60_000
     assert "en: left out 1 document" in capsys.readouterr().out
+    # A run of letters that a whole text has is refused where it is not one of many.
+    if run == "a":
+        assert "So aaa" in error(encode, folder.encoding, odd)
 
 
 def test_a_run_is_found_wherever_it_begins():
