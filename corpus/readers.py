@@ -87,10 +87,12 @@ def _read_parquet(path: str) -> Iterator[str]:
             types = {field.name: str(field.type) for field in file.schema_arrow}
             # Columns of categories are dictionaries of strings.
             kind = types.get("text", "").removeprefix("dictionary<values=").split(",")[0]
-            if kind not in ("string", "large_string", "string_view"):
+            if kind not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
                 raise TypeError(f'expected a column "text" of strings, found {types}')
             for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                yield from (normalise(text or "") for text in batch.column(0).to_pylist())
+                for text in batch.column(0).to_pylist():
+                    # Some programs that write parquet do not say that their bytes are text.
+                    yield normalise(text.decode() if isinstance(text, bytes) else text or "")
     except Exception as e:
         raise unreadable(path, e) from e
 

@@ -174,7 +174,7 @@ def test_parquet_with_all_types_of_strings(tmp_path):
     path = tmp_path / "en_part_00000.parquet"
     pyarrow = pytest.importorskip("pyarrow")
     categories = pyarrow.dictionary(pyarrow.uint32(), pyarrow.large_string())
-    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), categories):
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), categories):
         texts = pyarrow.array(["one\n\n still one ", None, "cafe\u0301"])
         texts = texts.dictionary_encode().cast(kind) if kind == categories else texts.cast(kind)
         parquet(path, text=texts, id=[1, 2, 3])
