@@ -125,7 +125,7 @@ def dynamics_table(dynamics: Sequence[dict]) -> str:
 
 
 def paper_tables(methods: dict[str, list[dict]]) -> Iterator[str]:
-    """Each of the paper's tables of which there are two methods or more: our numbers, the paper's in brackets."""
+    """Each of the paper's tables of which there are two methods or more: our numbers, then the paper's."""
     # Millions of parameters without embeddings, of which a folder's runs have the same number.
     shape = next(iter(methods.values()))[0]["config"]
     size = 12e-6 * shape["n_layer"] * shape["n_embd"] ** 2
@@ -141,12 +141,13 @@ def paper_tables(methods: dict[str, list[dict]]) -> Iterator[str]:
             continue
         tokens = max(run["tokens"] for group in here.values() for run in group) / 1e6
         yield f"### {name}"
-        yield f"Ours at {size:.3g}M parameters, {tokens:.1f}M tokens; in brackets the paper's, at {paper.scale}."
         # Five columns fill a terminal.
         for some in (paper.columns[i:i + 5] for i in range(0, len(paper.columns), 5)):
+            yield f"Ours, at {size:.3g}M parameters, {tokens:.1f}M tokens:"
             yield table([{"method": method, "seeds": str(len(group))} | {
-                c: f"{spread([value(run, c) for run in group])} ({paper.rows[method][c] or '-'})" for c in some}
-                for method, group in here.items()])
+                c: spread([value(run, c) for run in group]) for c in some} for method, group in here.items()])
+            yield f"The paper's, at {paper.scale}:"
+            yield table([{"method": method} | {c: str(paper.rows[method][c] or "-") for c in some} for method in here])
         if against := list(disagreements(here, paper)):
             yield f"Not in the paper's order: {'; '.join(against)}."
 
