@@ -616,7 +616,12 @@ def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, 
     assert {s["language"] for s in result["similarity"]} == {*SCRIPTS} == {*result["mixed"]}
 
 
-def test_a_language_without_text_or_dictionary_is_an_error(world):
+def test_a_language_without_text_or_dictionary_is_an_error_and_an_unknown_one_is_reported(world, capsys):
     rare = {"data_dir": world.data_dir + "3", "min_count": 1_000_000}
     for name, changes in (("source", {"source": "builtin"}), ("dictionary", {"dictionary": ""}), ("min_count", rare)):
         assert name in error(prepare, replace(world, **changes))
+    assert "ISO 639" not in capsys.readouterr().out
+    write(Path(world.source_of("klingon")), "Qapla' je.\n\nQapla'!")
+    write(Path(world.dictionary_of("klingon")), "good\tQapla'\n")
+    error(prepare, replace(world, targets=("klingon",), mix={"en": 1.0}, **rare))
+    assert capsys.readouterr().out.count("klingon is no language's code in ISO 639") == 1
