@@ -66,12 +66,12 @@ def read(path: str, language: str = "en", several: bool = False) -> tuple[list[P
                             f"found {row}")
         seen.add(label)
         pairs.append(Pair(premise, hypothesis, NUMBER[label]))
-    if not pairs:
-        raise UserError(f"{path}: expected pairs in {language!r}, found as languages {', '.join(sorted(languages))}; "
-                        "where each language has a file of its own, put {language} into its name")
     if left_out:
         print(f"{path}: {left_out:,} of {len(pairs) + left_out:,} pairs in {language!r} have no label or a sentence "
               "missing, and are left out")
+    if not pairs:
+        raise UserError(f"{path}: expected pairs in {language!r}, found as languages {', '.join(sorted(languages))}; "
+                        "where each language has a file of its own, put {language} into its name")
     return pairs, ("0", "1") if seen <= {"0", "1"} else LABELS
 
 
