@@ -204,7 +204,8 @@ def _typed(key: str, value: Any, where: str) -> Any:
     try:
         return _convert(FIELDS[key], value)
     except (TypeError, OverflowError) as e:
-        kind = FIELDS[key].__name__ if isinstance(FIELDS[key], type) else FIELDS[key]
+        # "int", "tuple[str, ...]", "Literal['none', 'all']".
+        kind = FIELDS[key].__name__ if isinstance(FIELDS[key], type) else str(FIELDS[key]).removeprefix("typing.")
         raise UserError(f"{where}: {key} must be {kind}, found {value!r}") from e
 
 
@@ -214,6 +215,7 @@ def _read_file(path: str) -> dict[str, Any]:
     with open(path, encoding="utf-8") as f:
         try:
             for node in ast.parse(f.read()).body:
+                # Should this one be none, the error says where it stands.
                 line = node.lineno
                 match node:
                     case ast.Assign(targets=[ast.Name(id=key)]):
@@ -251,12 +253,15 @@ def _checked(c: Config) -> Config:
             raise UserError(f"{key} must be {'greater than 0' if value == 0 else 'at most 1'}, found {value}")
     languages = (c.pivot, *c.targets)
     # A language's name misspelt would else have no effect.
-    for key in ("mix", "tokenizer_share", "budget", "fact_languages"):
+    for key in ("mix", "fact_languages", "tokenizer_share", "budget"):
+        # En-Clone has no text of its own to train a vocabulary on, or to stop at a budget.
+        known = languages if key in ("mix", "fact_languages") else c.written
         for language in getattr(c, key):
-            if language not in languages:
-                raise UserError(f"{key} names {language!r}, which is not in pivot and targets: {', '.join(languages)}")
+            if language not in known:
+                raise UserError(f"{key} names {language!r}, not one of pivot and targets: {', '.join(known)}")
     # Names of languages and methods are parts of file names.
     name, folder = re.compile("[A-Za-z][A-Za-z0-9_-]*"), re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]*")
+    # What joins several knobs: their names, whether it is kept, and what it is.
     rules = [
         ("max_steps stage1_steps", c.max_steps > c.stage1_steps, "max_steps counts stage1_steps, and must be more"),
         ("align_when stage1_steps", c.align_when != "last" or c.stage1_steps, "the last stage1_steps steps align"),

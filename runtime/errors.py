@@ -39,6 +39,7 @@ class StopSignal:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Calls `main(arguments)`. A UserError ends it with one line and exit code 1, Ctrl-C with 130, SIGTERM with 143."""
+    # A scheduler's SIGTERM unwinds like Ctrl-C, so that files half written are removed.
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
@@ -52,6 +53,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     # `| head` is no error.
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # A disk that is full, a file that is not theirs: the system's own words say it.
     except OSError as e:
         sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")
     except (MemoryError, RuntimeError) as e:

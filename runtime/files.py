@@ -59,6 +59,7 @@ def is_newer(path: str, than: str) -> bool:
 
 def kept(path: str, make: Callable[[], object]) -> Any:
     """The JSON value at `path`: made and left there, unless an interrupted command has left it."""
+    # What is there is whole: it got its name when it was written.
     if not os.path.exists(path):
         write_json(path, make())
     return read_json(path, "delete it and run the same command again")
@@ -66,8 +67,8 @@ def kept(path: str, make: Callable[[], object]) -> Any:
 
 @contextlib.contextmanager
 def exclusive(folder: str) -> Iterator[None]:
-    """Holds a lock on `folder`, which ends with the process. Raises UserError when another process has it."""
-    # Beside the folder, which may not be there yet.
+    """Holds a lock on `folder`. Raises UserError when another process has it."""
+    # The lock stands beside the folder, which may not be there yet, and ends with the process, however that ends.
     os.makedirs(os.path.dirname(folder.rstrip("/")) or ".", exist_ok=True)
     try:
         with filelock.FileLock(folder.rstrip("/") + ".lock", blocking=False):

@@ -49,6 +49,7 @@ class Log:
 
     def line(self, step: int, lr: float, losses: dict[str, float], held_out: dict[str, float]) -> None:
         """`losses` are means in nats since the line before, `held_out` of held-out text by language, if measured."""
+        # Over the steps since the line before, whatever they waited for.
         now, tokens_per_step = time.perf_counter(), self.config.batch_size * self.config.block_size
         speed = (step - self.step) * tokens_per_step / (now - self.time)
         self.step, self.time = step, now

@@ -39,7 +39,8 @@ def _begin(start: Callable | None, arguments: tuple) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
-    # End with that process, even when it is killed.
+    # End with that process, even when it is killed: the queue would be waited for forever, as other workers hold its
+    # other end.
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()  # type: ignore[union-attr]
         os._exit(1)
@@ -71,5 +72,6 @@ class Workers(contextlib.AbstractContextManager):
 
 def prefetch(make: Callable[[int], Any], steps: range) -> Generator[Any, None, None]:
     """make(step) for every step, the next ones made by a thread while one is used."""
+    # NumPy and pinned copies leave the interpreter to the training step.
     with ThreadPoolExecutor(max_workers=1) as thread:
         yield from _in_order(lambda step: thread.submit(make, step), steps, 3)
