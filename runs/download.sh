@@ -99,8 +99,11 @@ xnli() {
 pawsx() {
     [ -d nli/x-final ] || {
         fetch "$PAWSX/x-final.tar.gz" nli/x-final.tar.gz
-        tar -xzf nli/x-final.tar.gz -C nli
-        rm nli/x-final.tar.gz
+        # The folder has its name when all is in it.
+        mkdir -p nli/unpacking
+        tar -xzf nli/x-final.tar.gz -C nli/unpacking
+        mv nli/unpacking/x-final nli/x-final
+        rm -r nli/unpacking nli/x-final.tar.gz
     }
 }
 
