@@ -45,7 +45,7 @@ from runtime.errors import UserError
 from runtime.files import is_newer, read_json, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
-from tasks.analysis import (continuations, mixed_script, parallel_passages, precision_at_1, running_text,
+from tasks.analysis import (continuations, layers_of, mixed_script, parallel_passages, precision_at_1, running_text,
                             statement_rows, text_tokens, token_kinds)
 from tasks.facts import Fact, make_facts
 from train import learning_rate
@@ -98,7 +98,7 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
         for each, its_weight in weights.items():
             number = target % folder.V if each else target
             losses[each].append(linear_cross_entropy(hidden, its_weight, number)[1][0].cpu())
-    # In the order of the text, as windows has it.
+    # In the order of the text, as windows has it. A byte is the same for every vocabulary, a token is not.
     nats, *own_nats = (torch.cat(part).double().numpy() for part in losses.values())  # each (n - 1,)
     n_bytes = int(token_byte_lengths(folder.encoding)[tokens[1:] % folder.V].sum())
     predicting = {each: math.exp(x.mean()) for each, x in zip(sides, own_nats)}
@@ -112,6 +112,7 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
 
 def language_model(model: GPT, folder: Folder, language: str, config: Config) -> dict:
     """`perplexity` of the first eval_tokens held-out tokens (all if 0); for the pivot and En-Clone also by kind."""
+    # Kinds of token come from the alignment ids, which the pivot's text has, and which fit its clone.
     tokens = folder.tokens(language, "val")
     tokens = tokens[:config.eval_tokens or len(tokens)]
     kinds = token_kinds(folder)[:len(tokens)] if language in (folder.pivot, "clone") else None
@@ -121,10 +122,8 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 # ---- CLKA: cross-lingual knowledge application ----------------------------------------------------------------------
 @torch.no_grad()
 def clka_in(model: GPT, folder: Folder, facts: list[Fact], parts: tuple[str, str, str], config: Config) -> dict:
-    """
-    The share of facts whose true statement is more likely, as a whole, than the three with another object. Subject,
-    sentence and object are in the languages `parts`.
-    """
+    """The share of facts whose true statement is more likely, as a whole, than the three with another object."""
+    # Subject, sentence and object are in the languages `parts`: where they differ, it tells which of them is not known.
     # The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so
     # that a model that ignores the subject is right in one of four (tasks/facts.py). It also leaves open whether facts
     # are codeswitched: here they are not.
@@ -144,6 +143,7 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], parts: tuple[str, str
 
 def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
     """`clka_in` for every language in which facts are stated and every one that has templates, by "STATED->ASKED"."""
+    # Facts that are asked in the language that stated them show whether they were learned at all.
     result = {}
     for stated, asked in itertools.product(folder.languages, repeat=2):
         text = text_language(asked, folder.pivot)
@@ -197,10 +197,9 @@ def encode_pairs(pairs: list[nli.Pair], folder: Folder, language: str, block_siz
 @torch.no_grad()
 def accuracy(classifier: Classifier, rows: list[np.ndarray], labels: np.ndarray, batch_size: int) -> float:
     """The share of rows whose label is predicted, in float32."""
-    correct = 0
-    for batch in by_length(rows, batch_size):
-        correct += (classifier([rows[i] for i in batch]).argmax(1).cpu().numpy() == labels[batch]).sum()
-    return float(correct / len(rows))
+    right = [classifier([rows[i] for i in batch]).argmax(1).cpu().numpy() == labels[batch]
+             for batch in by_length(rows, batch_size)]
+    return float(np.concatenate(right).mean())
 
 
 def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.ndarray], classes: int, config: Config,
@@ -233,6 +232,7 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % per_epoch == 0:
+            # Later epochs may learn the pairs by heart: what counts is how it does on others.
             score = accuracy(classifier.eval(), *dev, config.eval_batch_size)
             if score > best:
                 best, best_weights = score, copy.deepcopy(classifier.state_dict())
@@ -293,10 +293,6 @@ def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
     return rows
 
 
-def layers_of(config: Config) -> list[str]:
-    return ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
-
-
 @torch.no_grad()
 def retrieval(model: GPT, folder: Folder, config: Config) -> list[dict]:
     """How many words and passages have their own translation as the nearest one, per target, kind and layer."""
@@ -323,6 +319,7 @@ def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu")
 
 def measure(config: Config) -> dict:
     """All that eval.json says of a finished run, measured."""
+    # Mixed script needs continuations of the pivot's text, and so a run that has read some.
     folder = Folder(config.data_dir)
     model, state = load_run(config, folder, open_device(config))
     facts, texts = make_facts(folder.settings), folder.languages if config.eval_text else ()

@@ -32,6 +32,7 @@ PROMPT_TOKENS = 16
 def sample(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
     """sample_tokens more tokens (R, sample_tokens) for each prompt (R, T), drawn from softmax(logits / temperature)."""
     device, rows = model.wte.weight.device, []
+    # A generator of its own: the same config draws the same texts.
     generator = torch.Generator(device).manual_seed(config.seed)
     batches = torch.from_numpy(prompts.astype(np.int64)).to(device).split(config.eval_batch_size)
     for ids in tqdm(batches, desc="sampling", disable=None):
@@ -85,6 +86,7 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     """The share of continuations of held-out pivot text with anything of a target language in them (Table 4)."""
     text = folder.tokens(folder.pivot, "val")
     length = min(PROMPT_TOKENS, len(text))
+    # From places all over the text.
     starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
     rows = sample(model, text[starts[:, None] + np.arange(length)], config)
     result = {}
@@ -113,6 +115,7 @@ def text_tokens(folder: Folder, language: str, config: Config) -> np.ndarray:
 def parallel_passages(folder: Folder, language: str, config: Config) -> dict[str, tuple[list, list]]:
     """By their kind, token ids of passages in the pivot and, one by one, of the same passages in a target."""
     result = {}
+    # En-Clone's text is the pivot's, token by token. Other targets need text that is a translation.
     if language == "clone":
         text = folder.tokens(folder.pivot, "val").astype(np.int64)
         rows = list(text[:len(text) // PASSAGE * PASSAGE].reshape(-1, PASSAGE)[:MOST_PASSAGES])
@@ -124,6 +127,10 @@ def parallel_passages(folder: Folder, language: str, config: Config) -> dict[str
         if len(pivot) == len(target) <= MOST_PASSAGES:
             result["other text"] = pivot, target
     return {kind: sides for kind, sides in result.items() if sides[0]}
+
+
+def layers_of(config: Config) -> list[str]:
+    return ["word embedding", *(f"block {i}" for i in range(1, config.n_layer + 1)), "output embedding"]
 
 
 @torch.no_grad()
@@ -149,10 +156,8 @@ def precision_at_1(pivot: torch.Tensor, target: torch.Tensor) -> list[float]:
 
 
 def statement_rows(folder: Folder, fact: Fact, parts: tuple[str, str, str]) -> list[np.ndarray]:
-    """
-    Token ids of a fact's four statements, the true one first, each after end-of-text. Subject, sentence and object are
-    in the languages `parts`.
-    """
+    """Token ids of a fact's four statements, the true one first, each after end-of-text."""
+    # Subject, sentence and object are in the ids of the languages `parts`.
     rows, (_, language, _) = [], parts
     for name in (fact.object, *fact.distractors):
         text = statement(fact, text_language(language, folder.pivot), name)

@@ -4,12 +4,6 @@ Natural language inference, the task of zero-shot transfer (ZS-CLT): published f
     Every client kept the files. / Some program kept the images.               entailment
     Every client kept the images. / Every server kept the images.              neutral
     The images were removed by every client. / Every program kept the files.   contradiction
-
-Subjects and objects may be replaced by more general or more specific ones, verbs by their opposites, and the passive
-says the same as the active. Each hypothesis comes with one premise for each label, with the same quantifier and as many
-words of its own: one sentence, the negations, or the quantifiers and the overlap do not tell the label. The shortcut
-that remains is part of the task: quantifiers and whether the verb is the same tell it in 67% of the pairs, quantifiers
-and which of the three words are the same in 87% (chance is 33%).
 """
 
 import functools
@@ -115,6 +109,11 @@ def load(config: Config,
 
 
 # ---- The built-in set ----
+# Subjects and objects may be replaced by more general or more specific ones, verbs by their opposites, and the passive
+# says the same as the active. Each hypothesis comes with one premise for each label, with the same quantifier and as
+# many words of its own: one sentence, the negations, or the quantifiers and the overlap do not tell the label. The
+# shortcut that remains is part of the task: quantifiers and whether the verb is the same tell it in 67% of the pairs,
+# quantifiers and which of the three words are the same in 87% (chance is 33%).
 
 # Each word and the more specific ones under it.
 SUBJECTS = {"program": ("server", "client", "parser", "script"), "user": ("developer", "author", "reader", "tester"),

@@ -297,7 +297,7 @@ def test_only_the_shortcut_that_is_part_of_the_task_tells_the_label(splits):
             of_label = labels[shortcut, str(seen)]
             right[shortcut] += of_label.most_common(1)[0][0] == pair.label if of_label else 1 / 3
     shares = {shortcut: n / len(splits["test"]) for shortcut, n in right.items()}
-    # As the docstring of nli.py says.
+    # As nli.py says.
     assert shares.pop("same verb") == pytest.approx(0.67, abs=0.01)
     assert shares.pop("which words are the same") == pytest.approx(0.87, abs=0.01)
     assert max(shares.values()) < 0.45, shares
