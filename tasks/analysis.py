@@ -96,20 +96,19 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     return result
 
 
-def other_documents(folder: Folder, language: str, config: Config) -> Iterator[np.ndarray]:
-    """The token ids of each document of a language's part of eval_text."""
-    for text in documents(config.eval_text.replace("{language}", text_language(language, folder.pivot))):
-        yield folder.to_language(encode(folder.encoding, text), language)
+def other_documents(folder: Folder, language: str, config: Config) -> Iterator[str]:
+    """The documents of a language's part of eval_text."""
+    return documents(config.eval_text.replace("{language}", text_language(language, folder.pivot)))
 
 
 def text_tokens(folder: Folder, language: str, config: Config) -> np.ndarray:
     """The first eval_tokens token ids (n,) of the language's part of eval_text (all if 0)."""
     ids, most = [folder.end_of_text], config.eval_tokens or None
-    for document in other_documents(folder, language, config):
-        ids += [*document.tolist(), folder.end_of_text]
+    for text in other_documents(folder, language, config):
+        ids += [*encode(folder.encoding, text).tolist(), folder.end_of_text]
         if most and len(ids) >= most:
             break
-    return np.array(ids[:most])
+    return folder.to_language(np.array(ids[:most]), language)
 
 
 def parallel_passages(folder: Folder, language: str, config: Config) -> dict[str, tuple[list, list]]:
@@ -121,12 +120,16 @@ def parallel_passages(folder: Folder, language: str, config: Config) -> dict[str
         rows = list(text[:len(text) // PASSAGE * PASSAGE].reshape(-1, PASSAGE)[:MOST_PASSAGES])
         result["text"] = rows, [folder.to_language(row, language) for row in rows]
     if config.eval_text:
-        pivot, target = ([document[:config.block_size] for document in itertools.islice(
-            other_documents(folder, each, config), MOST_PASSAGES + 1)] for each in (folder.pivot, language))
-        # Texts of as many documents are taken for translations of each other; not where reading stopped before the end.
-        if len(pivot) == len(target) <= MOST_PASSAGES:
-            result["other text"] = pivot, target
-    return {kind: sides for kind, sides in result.items() if sides[0]}
+        sides = []
+        for each in (folder.pivot, language):
+            texts = other_documents(folder, each, config)
+            lines = itertools.islice((line for text in texts for line in text.split("\n")), MOST_PASSAGES + 1)
+            some = (encode(folder.encoding, line)[:config.block_size] for line in lines)
+            sides.append([folder.to_language(ids, each) for ids in some])
+        # Texts of as many lines are taken for translations of each other; not where reading stopped before the end.
+        if len(sides[0]) == len(sides[1]) <= MOST_PASSAGES:
+            result["other text"] = sides[0], sides[1]
+    return {kind: pair for kind, pair in result.items() if pair[0]}
 
 
 def layers_of(config: Config) -> list[str]:

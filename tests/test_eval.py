@@ -244,7 +244,7 @@ def test_retrieval_with_the_mean_of_each_language_taken_off_by_hand():
 
 @torch.no_grad()
 def test_retrieval_of_words_and_passages_one_by_one(tiny, data, tmp_path):
-    (tmp_path / "en.txt").write_text("Lo ba der in.\n\nMer ta, ost.\n\nBa lo so in der ost al.\n", "utf-8")
+    (tmp_path / "en.txt").write_text("Lo ba der in.\nMer ta, ost.\n\nBa lo so in der ost al.\n", "utf-8")
     config = replace(tiny, eval_words=12, eval_text=str(tmp_path / "{language}.txt"))
     model = untrained(config, data, seed=1)
     text = data.tokens("en", "val").astype(np.int64)
@@ -260,7 +260,7 @@ def test_retrieval_of_words_and_passages_one_by_one(tiny, data, tmp_path):
         assert [row["share"] for row in got if row["kind"] == kind] == pytest.approx(expected)
     drawn = word_vectors(model, data, config, (0, 1), 12)
     assert [row["share"] for row in got[:4]] == pytest.approx([nearest_is_own(*map(list, layer)) for layer in drawn])
-    # Texts of different length are no translations of each other.
+    # Texts of different length are no translations of each other: this one has one line, and the English one three.
     (tmp_path / "de.txt").write_text("Lo ba.", "utf-8")
     several = SimpleNamespace(pivot="en", encoding=data.encoding, to_language=lambda ids, _: ids)
     assert parallel_passages(several, "de", config) == {}
