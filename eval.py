@@ -87,8 +87,8 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
     # Beside the softmax over all ids, that over one language's, as if it were known in which language the text goes on:
     # for every language with the same text, as in a context of English the next word of English and of En-Clone.
     text = text_language(language, folder.pivot)
-    sides = [each for each in folder.languages if text_language(each, folder.pivot) == text]
-    weights = {"": weight} | {each: weight[torch.from_numpy(folder.ids_of(each)).to(device)] for each in sides}
+    same_text = [each for each in folder.languages if text_language(each, folder.pivot) == text]
+    weights = {"": weight} | {each: weight[torch.from_numpy(folder.ids_of(each)).to(device)] for each in same_text}
     losses: dict[str, list[torch.Tensor]] = {each: [] for each in weights}
     total = math.ceil((len(tokens) - 1) / max(1, config.block_size // 2) / config.eval_batch_size)
     batches = windows(tokens, config.block_size, config.eval_batch_size)
@@ -96,12 +96,13 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
         real = targets >= 0
         hidden, target = model(inputs.to(device))[real][None], targets[real][None].to(device)  # (1, m, C), (1, m)
         for each, its_weight in weights.items():
-            number = target % folder.V if each else target
-            losses[each].append(linear_cross_entropy(hidden, its_weight, number)[1][0].cpu())
+            # Rows of a language's own weights are numbered as the vocabulary is.
+            its_target = target % folder.V if each else target
+            losses[each].append(linear_cross_entropy(hidden, its_weight, its_target)[1][0].cpu())
     # In the order of the text, as windows has it. A byte is the same for every vocabulary, a token is not.
     nats, *own_nats = (torch.cat(part).double().numpy() for part in losses.values())  # each (n - 1,)
     n_bytes = int(token_byte_lengths(folder.encoding)[tokens[1:] % folder.V].sum())
-    predicting = {each: math.exp(x.mean()) for each, x in zip(sides, own_nats)}
+    predicting = {each: math.exp(x.mean()) for each, x in zip(same_text, own_nats)}
     result = {"ppl": math.exp(nats.mean()), "bpb": nats.sum() / math.log(2) / n_bytes,
               "ppl_in_language": predicting[language], "tokens": len(nats), "predicting": predicting}
     if kinds is not None:
