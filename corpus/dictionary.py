@@ -16,7 +16,7 @@ import regex
 from corpus.languages import LETTERS, has_spaces, lowercase, titlecase, uppercase
 from corpus.readers import matching, read_lines
 from corpus.table import Row
-from corpus.words import STRAIGHT
+from corpus.words import CURLY
 from runtime.errors import UserError
 
 # Pivot word -> translations, as they stand in a dictionary.
@@ -58,7 +58,7 @@ def read(pattern: str) -> Entries:
             pair = [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
             # Pairs of the same word twice are mostly names.
             if len(pair) == 2 and pair[0] != pair[1]:
-                entries.setdefault(pair[0].translate(STRAIGHT), {})[pair[1]] = None
+                entries.setdefault(pair[0].replace(CURLY, "'"), {})[pair[1]] = None
             elif len(pair) != 2 and line.strip():
                 bad_lines += 1
                 first_bad = first_bad or (f"{path}:{number}: expected a word and its translation with a tab between "
@@ -154,7 +154,7 @@ def translations(surface: str, language: str, entries: dict[str, list[Translatio
     if language == "clone":
         return [surface]
     # The word as it stands, or else its lower case, whose translations get the capitals of the word.
-    word, form = surface.removeprefix(" ").translate(STRAIGHT), 0
+    word, form = surface.removeprefix(" ").replace(CURLY, "'"), 0
     found = entries.get(word)
     if found is None:
         found = entries.get(lowercase(word, pivot), [])
@@ -176,7 +176,7 @@ def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, 
 
     def pairs_in(table: list[Row]) -> int:
         # All forms of a word and of its translation are one pair.
-        there = {(surface.removeprefix(" ").translate(STRAIGHT).lower(), translation.removeprefix(" "))
+        there = {(surface.removeprefix(" ").replace(CURLY, "'").lower(), translation.removeprefix(" "))
                  for surface, target, translation in table if target == language}
         return sum(any((word, form) in there for form in pair.forms) for word, pair in pairs)
 

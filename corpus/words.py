@@ -20,7 +20,7 @@ from runtime.errors import UserError
 # each distinct chunk is cut once. Every character falls in exactly one chunk.
 CHUNK = re.compile(r"\n+| ?\S+|\s")
 # An apostrophe is one, straight or curly, for NLTK and in dictionaries; the text keeps its own.
-STRAIGHT = str.maketrans("’", "'")
+CURLY = "’"
 # Nearly all different chunks: words, with a quotation mark or bracket before, contractions, dashes between, and marks
 # after. NLTK cuts these (but for CONTRACTION) where PIECE does, which takes a fortieth of its time.
 NOT, SHORT = "n't|N'T", "'(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
@@ -57,7 +57,7 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
 
 def _ends(chunk: str) -> list[int]:
     # Where words end, in characters. The fast way, for nearly all:
-    straight = chunk.translate(STRAIGHT)
+    straight = chunk.replace(CURLY, "'")
     if PLAIN.fullmatch(straight) and not CONTRACTION.search(straight):
         return list(itertools.accumulate(map(len, PIECE.findall(straight))))
     space = chunk[0] == " "
