@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("expected: python -m report OUT_DIR")
     folder, runs, dynamics = Path(*arguments), runs_in(*arguments), dynamics_in(*arguments)
-    text = f"# {folder}\n\n{report_tables(runs, dynamics)}\n"
+    text = f"# {folder}\n\n{report_tables(runs)}\n"
     # What people have written about the runs stands between their tables and their figures.
     if (notes := folder / "notes.md").exists():
         text += "\n" + notes.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from report.results import TOKEN_KINDS, asked_in, by_method, cosines_in, distinct, has_read, kinds_of
+from report.results import TOKEN_KINDS, by_method, cosines_in, distinct, has_read, kinds_of
 
 # Files only, no window.
 matplotlib.use("Agg")
@@ -68,7 +68,9 @@ def figure_loss(runs: list[dict], dynamics: list[dict]) -> Drawn:
 
 
 def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
-    asked = sorted(asked_in(dynamics), key=lambda a: a["frequency"])
+    # What was asked, in one language, of facts stated so often in another, with its record's method and step.
+    asked = [record | asked for record in dynamics for asked in record["clka"]]
+    asked.sort(key=lambda a: a["frequency"])
     if not asked:
         return None
     points = [(f"accuracy, %\nstated {a['frequency']} times", a["pair"].replace("->", " → "), a["method"], a["step"],
@@ -80,8 +82,7 @@ def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
         axis.set_ylim(0, 103)
     return figure, "Figure 4: learning dynamics", (
         "CLKA right after the period of training that stated the facts, by language in which they were stated → "
-        f"language in which they are asked, of {asked[0]['n']} facts per seed (the table has intervals); dotted: "
-        "chance.")
+        f"language in which they are asked, of {asked[0]['n']} facts per seed; dotted: chance.")
 
 
 def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
@@ -99,12 +100,10 @@ def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
     methods = {m: group for m, group in by_method(runs).items() if m in ("joint", "prealign") or "coverage" in m}
     if not any("coverage" in method for method in methods):
         return None
-    # Tokens do not compare as well between seeds: only those that every method has, where there are such.
-    seeds = set.intersection(*({run["seed"] for run in group} for group in methods.values()))
     # By the share of the table that is aligned: joint nothing, PreAlign everything.
     order = sorted(methods, key=lambda method: (method != "joint", method == "prealign", method))
     points = [("perplexity per token (log scale)", language, method, TOKEN_KINDS.index(kind), m["ppl"])
-              for method in order for run in methods[method] if not seeds or run["seed"] in seeds
+              for method in order for run in methods[method]
               for language in run["lm"] for kind, m in kinds_of(run, language).items()]
     if not points:
         return None

@@ -65,11 +65,6 @@ def dynamics_in(out_dir: str) -> list[dict]:
 
 
 # ---- What is measured in a run or in a record of dynamics ----
-def asked_in(dynamics: Sequence[dict]) -> list[dict]:
-    """What was asked of facts stated so often in one language, in another: each with its record's method and step."""
-    return [record | asked for record in dynamics for asked in record["clka"]]
-
-
 def cosines_in(measured: dict) -> list[tuple[str, str, str, float]]:
     """(language, "words" or "text", layer, cosine with the pivot) of a run or of a record of dynamics."""
     # Text ends in the final hidden state, where words alone have the output embedding.

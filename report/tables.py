@@ -3,10 +3,10 @@
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from report.paper import PAPER, PaperTable
-from report.results import COLUMNS, asked_in, by_method, columns, cosines_in, distinct, kinds_of, percent, spread, value
+from report.results import by_method, columns, cosines_in, distinct, kinds_of, spread, value
 
 Row = dict[str, str]
 
@@ -27,12 +27,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
-def report_tables(runs: list[dict], dynamics: Sequence[dict] = ()) -> str:
+def report_tables(runs: list[dict]) -> str:
     """Everything that was measured of these runs: each table that has something to say, under its title."""
-    return "\n\n".join(f"## {title}\n\n{body}" for title, body in sections(runs, dynamics) if body)
+    return "\n\n".join(f"## {title}\n\n{body}" for title, body in sections(runs) if body)
 
 
-def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, str]]:
+def sections(runs: list[dict]) -> Iterator[tuple[str, str]]:
     """Title and body of each section; the body is empty where the runs have nothing to say."""
     def of_runs(cells: Callable[[dict], Row]) -> str:
         """A table with a row for each run that has cells."""
@@ -41,30 +41,22 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
     def shown(*kinds: str) -> str:
         return of_runs(lambda run: {column: measured.text for column, measured in columns(run, *kinds).items()})
 
-    def shown_of(kind: str) -> str:
-        return of_runs(lambda run: {of: measured.text for of, measured in COLUMNS[kind](run).items()})
-
     # ---- Language modelling, and what is asked of a model ----
     methods, joint = by_method(runs), {run["seed"]: run for run in runs if run["method"] == "joint"}
     yield "Perplexity", shown("tokens", "ppl", "bits/byte")
     yield "Perplexity on other text (eval_text)", shown("other ppl", "other bits/byte")
     body = shown("CLKA", "NLI", "mixed")
-    chances = sorted({m["chance"] for run in runs for m in run["clka"].values()})
-    notes = [f"By chance CLKA is {100 * chance:.0f}%." for chance in chances]
-    for test, labels in sorted({(run["nli"]["test"], len(run["nli"]["labels"])) for run in runs if "nli" in run}):
-        pairs = "the built-in pairs" if test == "builtin" else test
-        notes.append(f"NLI is measured on {pairs}; by chance it is {100 / labels:.0f}%.")
+    tests = sorted({(run["nli"]["test"], len(run["nli"]["labels"])) for run in runs if "nli" in run})
+    chances = ["CLKA is 25%", *(f"NLI on {test} is {100 / labels:.0f}%" for test, labels in tests)]
     yield ("Knowledge across languages (CLKA), inference (NLI), mixed script, with 95% intervals",
-           f"{body}\n\n{' '.join(notes)}".strip())
+           f"{body}\n\nBy chance {', '.join(chances)}." if body else "")
     yield ("Where the loss is: perplexity by language of context > predicted token, among that language's ids",
-           shown_of("side"))
-    yield "Where knowledge is lost: CLKA by language of subject, sentence, object, with 95% intervals", shown_of("part")
+           shown("side"))
+    yield "Where knowledge is lost: CLKA by language of subject, sentence, object, with 95% intervals", shown("part")
     # ---- Methods beside each other, and beside the paper ----
     if len(methods) < len(runs):
-        means = distinct(column for run in runs for column in columns(run, "ppl", "CLKA", "NLI"))
-        yield "Mean and standard deviation over seeds, CLKA and NLI in %", table([
-            {"method": method, "seeds": str(len(group))} | {c: spread([value(run, c) for run in group]) for c in means}
-            for method, group in methods.items()])
+        names = distinct(column for run in runs for column in columns(run, "ppl", "CLKA", "NLI"))
+        yield "Mean and standard deviation over seeds, CLKA and NLI in %", means(methods, names)
     yield "Against joint training of the same seed", of_runs(lambda run: against(run, joint.get(run["seed"])))
     yield "Beside the paper", "\n\n".join(paper_tables(methods))
     # ---- By kind of token, and by layer ----
@@ -79,8 +71,12 @@ def sections(runs: list[dict], dynamics: Sequence[dict]) -> Iterator[tuple[str, 
         yield f"Retrieval from the pivot to {language}, precision at 1, {KINDS[kind]}", of_runs(lambda run: {
             m["layer"]: f"{100 * m['share']:.0f}%" for m in run.get("retrieval", [])
             if (m["language"], m["kind"]) == (language, kind)})
-    yield ("Learning dynamics: CLKA right after the period that stated the facts, in the second half of training",
-           dynamics_table(dynamics))
+
+
+def means(methods: dict[str, list[dict]], names: list[str]) -> str:
+    """A table of columns, a row for each method: the mean over its seeds."""
+    return table([{"method": method, "seeds": str(len(group))} | {c: spread([value(run, c) for run in group])
+                                                                  for c in names} for method, group in methods.items()])
 
 
 def gap_closed(run: dict, joint: dict) -> float | None:
@@ -106,24 +102,6 @@ def against(run: dict, joint: dict | None) -> Row:
     return row
 
 
-def dynamics_table(dynamics: Sequence[dict]) -> str:
-    """CLKA over all periods and seeds in the second half of training, by method, "STATED->ASKED" and frequency."""
-    asked, rows = asked_in(dynamics), []
-    # Runs may differ in length: the second half is each method's own.
-    last = {a["method"]: a["step"] for a in sorted(asked, key=lambda a: a["step"])}
-    late = [a for a in asked if a["step"] > last[a["method"]] / 2]
-    for method, pair in distinct((a["method"], a["pair"]) for a in late):
-        row = {"method": method, "stated -> asked": pair}
-        for frequency in sorted({a["frequency"] for a in late}):
-            facts = [a for a in late if (a["method"], a["pair"], a["frequency"]) == (method, pair, frequency)]
-            if n := sum(a["n"] for a in facts):
-                share = sum(a["accuracy"] * a["n"] for a in facts) / n
-                # All seeds are asked the same facts: the interval is that of one seed's.
-                row[f"stated {frequency} times (95%)"] = percent(share, n // len({a["seed"] for a in facts})).text
-        rows.append(row)
-    return table(rows)
-
-
 def paper_tables(methods: dict[str, list[dict]]) -> Iterator[str]:
     """Each of the paper's tables of which there are two methods or more: our numbers, then the paper's."""
     # Millions of parameters without embeddings, of which a folder's runs have the same number.
@@ -141,13 +119,11 @@ def paper_tables(methods: dict[str, list[dict]]) -> Iterator[str]:
             continue
         tokens = max(run["tokens"] for group in here.values() for run in group) / 1e6
         yield f"### {name}"
-        # Five columns fill a terminal.
-        for some in (paper.columns[i:i + 5] for i in range(0, len(paper.columns), 5)):
-            yield f"Ours, at {size:.3g}M parameters, {tokens:.1f}M tokens:"
-            yield table([{"method": method, "seeds": str(len(group))} | {
-                c: spread([value(run, c) for run in group]) for c in some} for method, group in here.items()])
-            yield f"The paper's, at {paper.scale}:"
-            yield table([{"method": method} | {c: str(paper.rows[method][c] or "-") for c in some} for method in here])
+        yield f"Ours, at {size:.3g}M parameters, {tokens:.1f}M tokens:"
+        yield means(here, paper.columns)
+        yield f"The paper's, at {paper.scale}:"
+        yield table([{"method": method} | {c: str(paper.rows[method][c] or "-") for c in paper.columns}
+                     for method in here])
         if against := list(disagreements(here, paper)):
             yield f"Not in the paper's order: {'; '.join(against)}."
 
