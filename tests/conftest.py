@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from weakref import finalize
 
 import pytest
 import torch
@@ -81,23 +80,14 @@ def overrides(config: Config, **changes) -> list[str]:
     return [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v != getattr(default, k)]
 
 
-class LiveBytes(TorchDispatchMode):
-    """While it is entered: `peak`, the most bytes that tensors made in it have held at once."""
+class LargestTensor(TorchDispatchMode):
+    """While it is entered: `nbytes`, of the largest tensor that was made in it."""
 
-    def __init__(self):
-        super().__init__()
-        self.held, self.peak = {}, 0
+    nbytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given, made = ([x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
-                       for tree in ((args, kwargs), result))
-        for storage in made:
-            # A view of what was given, or what was written in place, holds nothing new.
-            if storage._cdata not in self.held and storage._cdata not in [x._cdata for x in given]:
-                self.held[storage._cdata] = storage.nbytes()
-                finalize(storage, self.held.pop, storage._cdata)
-        self.peak = max(self.peak, sum(self.held.values()))
+        self.nbytes = max([self.nbytes, *(x.nbytes for x in tree_leaves(result) if isinstance(x, torch.Tensor))])
         return result
 
 

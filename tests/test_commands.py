@@ -134,9 +134,3 @@ def test_folders_import_downwards_and_without_circles():
             assert FLOORS.index(module.split(".")[0]) <= FLOORS.index(name.split(".")[0]), f"{module} imports {name}"
     assert "model" in graph["train"] and "corpus.table" in graph["prealign"]
     graphlib.TopologicalSorter(graph).prepare()
-
-
-def test_no_line_of_a_script_is_longer_than_120_characters():
-    """ruff looks at the Python files."""
-    assert not [line for path, code in SOURCES.items() if path.suffix == ".sh" for line in code.splitlines()
-                if len(line) > 120]
