@@ -221,17 +221,15 @@ def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bo
     """How many tokens the global batch of a step predicts, and whether any process was asked to stop."""
     shared = torch.tensor([int((batch.targets >= 0).sum()), asked])
     if hardware.distributed:
-        with machine.reaching_all_processes():
-            dist.all_reduce(shared, group=hardware.control)
+        dist.all_reduce(shared, group=hardware.control)
     predicted, stopping = shared.tolist()
     return predicted, stopping > 0
 
 
 def sum_over_processes(totals: list[torch.Tensor], hardware: Hardware) -> None:
     if hardware.distributed:
-        with machine.reaching_all_processes():
-            for total in totals:
-                dist.all_reduce(total)
+        for total in totals:
+            dist.all_reduce(total)
 
 
 def losses_of(training: Training) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,14 +9,12 @@ import torch
 from model import GPT
 from runtime import config as configs
 from runtime.config import Config
-from runtime.errors import UserError, is_device_fault
+from runtime.errors import UserError, is_out_of_memory
 from runtime.files import replacing
 from runtime.gpt2 import load_gpt2
 
 # What every checkpoint holds.
 FIELDS = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
-# Knobs that the weights' shapes follow from.
-SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "tie_embeddings")
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
         "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
@@ -38,30 +35,29 @@ def save_checkpoint(path: str, state: dict) -> None:
             torch.save(state, f)
     # torch has a RuntimeError of its own for a full disk.
     except (OSError, RuntimeError) as e:
-        if is_device_fault(e):
+        if is_out_of_memory(e):
             raise
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is whole: make room and run the same "
                         "command again") from e
 
 
-def load_checkpoint(path: str, finished: bool = False, make: str = "train first, with the same config") -> dict:
-    """
-    A checkpoint, on the CPU. Raises UserError for what is damaged, none of this version or not `finished`, and saying
-    how to `make` one where there is none. Runs no code from it.
-    """
+def load_checkpoint(path: str, finished: bool = False) -> dict:
+    """A checkpoint, on the CPU. Raises UserError for what is damaged, none of this version or not `finished`."""
     try:
         # torch.load does not look at the checksums that the zip format has.
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
+        # Runs no code from the file.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(state, dict) or not FIELDS <= set(state):
             raise ValueError("not of this version of the project")
     except FileNotFoundError as e:
-        raise UserError(f"there is no checkpoint {path}; {make}") from e
+        raise UserError(f"there is no checkpoint {path}; run prealign.py or train.py first, with the same "
+                        "config") from e
     # torch's unpickler and zip reader raise all kinds.
     except Exception as e:
-        if is_device_fault(e):
+        if is_out_of_memory(e):
             raise
         raise UserError(f"{path}: not a whole checkpoint ({type(e).__name__}: {' '.join(str(e).split())[:80]}); delete "
                         "its folder to train anew") from e
@@ -80,10 +76,8 @@ def check_matches(state: dict, path: str, config: Config, data: Any, knobs: tupl
     mine, theirs = config.plain(), Config().plain() | state["config"]
     different = [f"{k} (there {theirs[k]!r}, here {mine[k]!r})" for k in knobs if theirs[k] != mine[k]]
     if different:
-        advice = "the same values or another --method or --out_dir"
-        if config.method == config.stage1_method:
-            advice = "the same values, as one stage 1 serves every method of an out_dir, or another --out_dir"
-        raise UserError(f"{path} was made with another {', '.join(different)}; use {advice}, or delete its folder")
+        raise UserError(f"{path} was made with another {', '.join(different)}; use the same values, another "
+                        "--method or --out_dir (one stage 1 serves every method of an out_dir), or delete its folder")
 
 
 def load_trained(run_dir: str, data: Any, device: torch.device | str = "cpu", snapshot: str = "") -> tuple[GPT, dict]:
@@ -110,17 +104,10 @@ def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
         return make_golden(model, data)
     if config.pretrained:
         return load_gpt2(model, config.pretrained, data.V)
-    if config.init_from == "align":
-        path = os.path.join(config.stage1_dir, "checkpoint.pt")
-        state = load_checkpoint(path, True, "run `python prealign.py` with the same config first")
-        # Where stage 1 itself began is its own affair.
-        check_matches(state, path, config.stage1(), data, tuple(k for k in FIXED if k != "init_from"))
-    else:
-        # The folder of a run, or the name of another method in the same folder.
-        run_dir = config.init_from if os.sep in config.init_from else replace(config, method=config.init_from).run_dir
-        path = os.path.join(run_dir, "checkpoint.pt")
-        state = load_checkpoint(path, True, "init_from: scratch, align, golden, hf:FOLDER, a method or a run's folder")
-        check_matches(state, path, config, data, SHAPE)
+    path = os.path.join(config.stage1_dir, "checkpoint.pt")
+    state = load_checkpoint(path, finished=True)
+    # Where stage 1 itself began is its own affair.
+    check_matches(state, path, config.stage1(), data, tuple(k for k in FIXED if k != "init_from"))
     model.load_state_dict(state["model"])
     return state
 

@@ -65,7 +65,7 @@ class Config:
     tie_embeddings: bool = True         # one matrix for input and output embeddings
     init_std: float = 0.02              # of weight matrices at initialisation
     embedding_init_std: float = 0.02    # of token embeddings; larger ones turn more slowly and stay aligned longer
-    init_from: str = "scratch"          # or "align" (stage 1), "golden", "hf:FOLDER" (GPT-2), a method, a run's folder
+    init_from: str = "scratch"          # or "align" (stage 1), "golden", "hf:FOLDER" (a GPT-2 of Hugging Face's)
 
     # optimisation
     max_steps: int = 1500               # language-model steps in all, stage 1's included
@@ -271,6 +271,8 @@ def _checked(c: Config) -> Config:
         ("method", folder.fullmatch(c.method), "expected a folder's name of letters, digits, dots, hyphens and _"),
         ("method init_from", c.method != c.stage1_method or c.init_from == "scratch" or c.pretrained,
          "the folder of this name is stage 1's; use another method name"),
+        ("init_from", c.init_from in ("scratch", "align", "golden") or c.pretrained,
+         "expected scratch, align, golden or hf:FOLDER"),
         ("mix", min(c.mix.values(), default=-1) >= 0 < sum(c.mix.values()), "expected weights, not all of them 0"),
         ("only mix", not c.only or c.mix.get(c.only, 0) > 0, "only must be a language that mix weighs"),
         ("eval_text", not c.eval_text or "{language}" in c.eval_text or len(c.written) == 1, "without {language}"),
@@ -278,9 +280,6 @@ def _checked(c: Config) -> Config:
     for keys, is_kept, message in rules:
         if not is_kept:
             raise UserError(f"{', '.join(f'{key}={getattr(c, key)!r}' for key in keys.split())}: {message}")
-    # A key in an argument would be kept in run.json and in the history of the shell.
-    if not re.fullmatch("[A-Z][A-Z0-9_]*", c.llm_key):
-        raise UserError("llm_key: expected the name of the environment variable that holds the key, not the key")
     return c
 
 

@@ -1,6 +1,5 @@
 """What a person can mend, said in one line; and how every command ends."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,11 +14,6 @@ def is_out_of_memory(e: BaseException) -> bool:
     # Python, CUDA, the CPU's allocator, cuBLAS and cuDNN each say it in their way.
     signs = "MemoryError", "out of memory", "can't allocate memory", "ALLOC_FAILED"
     return any(sign in f"{type(e).__name__}: {e}" for sign in signs)
-
-
-def is_device_fault(e: BaseException) -> bool:
-    """Whether an error is the machine's, memory or a broken GPU, and not of the work that it was doing."""
-    return is_out_of_memory(e) or type(e).__name__ == "AcceleratorError"
 
 
 class StopSignal:
@@ -50,9 +44,6 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(f"error: {e}")
     except ModuleNotFoundError as e:
         sys.exit(f"error: {e}; pip install {e.name}")
-    # `| head` is no error.
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # A disk that is full, a file that is not theirs: the system's own words say it.
     except OSError as e:
         sys.exit(f"error: {e.filename or 'reading or writing a file'}: {e.strerror or e}")

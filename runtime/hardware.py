@@ -5,7 +5,6 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.benchmark import Timer
 
 from model import GPT, linear_cross_entropy
 from runtime.config import Config
-from runtime.errors import UserError, is_device_fault, is_out_of_memory
+from runtime.errors import UserError, is_out_of_memory
 
 # Of mallopt(3), in bytes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -93,24 +92,11 @@ def start(config: Config) -> Hardware:
     return Hardware(device, dtype, rank, max(1, world), control)
 
 
-@contextlib.contextmanager
-def reaching_all_processes() -> Iterator[None]:
-    """Raises UserError when another process is gone."""
-    try:
-        yield
-    # A collective operation fails in all processes when one is gone.
-    except RuntimeError as e:
-        if is_device_fault(e):
-            raise
-        raise UserError("another process has stopped; its own message says why") from e
-
-
 def check_same_everywhere(hardware: Hardware, seen: Any, *folders: str) -> None:
     """Raises UserError when the processes have not `seen` the same in the folders that they must share."""
     everywhere: list[Any] = [None] * hardware.world
     if hardware.distributed:
-        with reaching_all_processes():
-            dist.all_gather_object(everywhere, seen, group=hardware.control)
+        dist.all_gather_object(everywhere, seen, group=hardware.control)
         if len(set(everywhere)) > 1:
             raise UserError(f"the processes see different files in {' or '.join(folders)}; all nodes must share them")
 

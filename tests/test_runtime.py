@@ -63,7 +63,8 @@ def test_an_argument_has_the_type_of_its_knob(argument, value):
     "--dtype=fp8", "--batch_size=0", "--batch_size=-1", "--workers=-1", "--weight_decay=-0.1", "--n_embd=130",
     "--codeswitch_ratio=1.01", "--beta2=1.5", "--learning_rate=1e999", "--learning_rate=1" + 400 * "0", "--targets=en",
     "--targets=../x", "--only=fr", "--mix={'fr': 1}", "--mix={'en': 2, 'clone': -1}", "--n-layer=1",
-    "--mix={'en': 0}", "--method=a/b", "--max_steps=9", "--align_when=last --stage1_steps=0", "--llm_key=sk-123"])
+    "--mix={'en': 0}", "--method=a/b", "--max_steps=9", "--align_when=last --stage1_steps=0",
+    "--init_from=joint", "--init_from=hf:"])
 def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
     assert argument[2:].partition("=")[0] in message(load, re.split(" (?=--)", argument))
 

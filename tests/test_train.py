@@ -18,7 +18,7 @@ from conftest import overrides, run_command
 from corpus.folder import Folder
 from data import Sampler
 from prealign import Alignment, contrastive_loss, draw_entries, word_representations, word_rows
-from runtime.checkpoint import initial_state, load_checkpoint, make_model
+from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from train import learning_rate, train
@@ -170,7 +170,7 @@ def test_held_out_losses_are_means_over_rows_of_the_text_and_change_nothing(smal
     assert_same_state(state_of(without), state_of(config))
     halfway, end = (line["held_out"] for line in metrics_of(config) if "held_out" in line)
     data, T = Folder(config.data_dir), config.block_size
-    model = initial(replace(config, init_from=config.run_dir))
+    model, _ = load_trained(config.run_dir, data)
     for language in ("en", "clone"):
         tokens = torch.from_numpy(data.tokens(language, "val").astype(np.int64))
         windows, losses = tokens.unfold(0, T + 1, T), []  # (windows, T + 1)
@@ -214,16 +214,6 @@ def test_golden_initialisation_gives_en_clone_the_embeddings_of_english(small, t
     for weight, as_before in ((model.wte.weight, scratch.wte.weight), (model.lm_head.weight, scratch.lm_head.weight)):
         assert torch.equal(weight[data.ids_of("clone")], weight[data.ids_of("en")])
         assert torch.equal(weight[data.ids_of("en")], as_before[data.ids_of("en")])
-
-
-def test_another_run_gives_its_weights(small):
-    joint = stage2(small)
-    by_name, by_folder = (initial(replace(small, init_from=origin)).state_dict() for origin in ("joint", joint.run_dir))
-    for name, weight in state_of(joint)["model"].items():
-        assert torch.equal(weight, by_name[name]) and torch.equal(weight, by_folder[name]), name
-    further = stage2(small, "further", init_from="joint", max_steps=20)
-    assert [line["step"] for line in metrics_of(further)] == list(range(1, 21))  # a schedule and optimizer of its own
-    assert state_of(further)["tokens"] == (16 + 20) * 8 * 32
 
 
 # ---- resume ----
