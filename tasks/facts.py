@@ -87,6 +87,7 @@ def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
     if min(frequencies) < 1 or not minimum <= count <= NAMES ** 2:
         raise UserError(f"fact_frequencies: expected numbers above 0, found {frequencies}; fact_count: expected "
                         f"{minimum} ({CHOICES} of each frequency, language and period) to {NAMES ** 2}, found {count}")
+    # The file begins with sentences of the commonest words: small sets of facts depend on few others.
     relations = read_relations()[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
     n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(kinds) else CHOICES
     # A string, because -1 and 1 would be the same seed.

@@ -60,8 +60,8 @@ def test_a_bad_line_of_relations_is_named(tmp_path, line):
 def test_the_same_facts_everywhere():
     facts = facts_of(64, (1, 4), seed=1)
     assert facts[0].subject == "Glerzilo Tulbisk"
-    assert (facts[0].object, facts[0].distractors) == ("Velmador", ("Zergador", "Grenkudor", "Farvador"))
-    assert statement(facts[-1], "en") == "Birbolo Holbesk works in the field of Zolbov."
+    assert (facts[0].object, facts[0].distractors[:2]) == ("Velmalo Zergask", ("Farvalo Brinpusk", "Furfelo Trolbesk"))
+    assert statement(facts[-1], "en") == "Birbolo Holbesk works for Trenkex."
     assert len({facts_of(64, (1, 4), seed=seed)[0].subject for seed in (1, 2, -1, 0)}) == 4
 
 
