@@ -1,7 +1,7 @@
 """
 Synthetic facts for CLKA, cross-lingual knowledge application (paper, section 4.2).
 
-A fact is an artificial person, a relation of Wikidata, and an artificial object, stated in one language in training.
+A fact is an artificial person, a relation of Wikidata, and a word as its object, stated in one language in training.
 Asked in another, a model that has it finds the true statement likelier than three with another object of the relation.
 Chance is 25%. The sentences stand in relations.tsv by language; En-Clone's are the English ones in its token ids.
 """
@@ -28,12 +28,17 @@ from runtime.hashing import permute
 # statements that are compared are the same up to it.
 RELATIONS = os.path.join(os.path.dirname(__file__), "relations.tsv")
 # Names are in Latin script in every language, so that it is the sentence around a name that must transfer. A name is
-# consonant, vowel, l/n/r, consonant, vowel, and the ending of its kind: "Velko" + "dor" is a place.
+# consonant, vowel, l/n/r, consonant, vowel, and an ending: "Velko" + "lo" is a given name, "Velko" + "sk" a family name.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
 NAMES = 200   # given names, and as many family names, that subjects are made of
+# An object is a word that vocabulary and text have anyway: whether the language asked in can say it is not the question.
+OBJECTS = """name number list value object node string type path order state edge key point line result case time form
+    group text size code test process error length part hand system index tree source shape weight version sequence
+    memory root place word way field area table image color side space unit term rule base pair block scale range star
+    paper book day step store flag""".split()
 CHOICES = 4   # statements that are compared: the true one and three distractors
-# A relation has few objects, so that a model learns each as a word and the fact is what is hard; and each is used twice
-# before there is another relation, so that an object's embedding alone cannot hold its fact.
+# A relation has few objects, and each is used twice before there is another relation, so that an object's embedding
+# alone cannot hold its fact.
 MAX_OBJECTS = 8
 FACTS_PER_OBJECT = 2
 
@@ -51,11 +56,11 @@ class Fact:
 
 @functools.cache
 def read_relations(path: str = RELATIONS) -> list[dict[str, str]]:
-    """The relations of a file, by column: property, name, endings of the object's names, a sentence per language."""
+    """The relations of a file, by column: property, name, and a sentence for each language."""
     with open(path, encoding="utf-8", newline="") as f:
         relations = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
     for number, relation in enumerate(relations, 2):
-        for language, sentence in list(relation.items())[3:]:
+        for language, sentence in list(relation.items())[2:]:
             if not sentence or (sentence.count("{subject}"), sentence.count("{object}")) != (1, 1):
                 raise UserError(f"{path}:{number}: expected a sentence in {language} with one {{subject}} and one "
                                 f"{{object}}, found {sentence!r}")
@@ -70,7 +75,7 @@ def _name(rng: random.Random, ending: str, taken: set[str]) -> str:
         name = "".join(letters) + ending
         # Two words one insertion, deletion or replacement apart have in common what one or both are without one letter.
         near = {name} | {name[:i] + name[i + 1:] for i in range(len(name))}
-        # "Krirbedor" and "Flalkox" are hard to say.
+        # "Krirbelo" and "Flalkosk" are hard to say.
         if letters[0][-1].lower() != letters[2] and near.isdisjoint(taken):
             taken |= near
             return name
@@ -93,15 +98,14 @@ def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
     # A string, because -1 and 1 would be the same seed.
     rng, taken = random.Random(f"clka facts {seed}"), set[str]()
     given, family = ([_name(rng, ending, taken) for _ in range(NAMES)] for ending in ("lo", "sk"))
-    pools = [[" ".join(_name(rng, ending, taken) for ending in relation["endings"].split()) for _ in range(n_object)]
-             for relation in relations]
     # A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours of one
     # kind that have the same four choices: each is the answer of one of them, so that such a model is right once in
     # four. In each kind, and in all, objects are the answer equally often up to one, at least once.
     answers = []
     for start in range(0, n_object, CHOICES):
-        for relation, pool in zip(relations, pools):
-            four = pool[start:start + CHOICES]
+        for r, relation in enumerate(relations):
+            first = (MAX_OBJECTS * r + start) % len(OBJECTS)
+            four = OBJECTS[first:first + CHOICES]
             answers += [(relation, answer, tuple(o for o in four if o != answer)) for answer in four]
     # Answers are dealt out kind after kind, while facts of all kinds come in turn.
     by_kind = sorted(range(count), key=lambda i: i % len(kinds))

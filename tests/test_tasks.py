@@ -37,7 +37,7 @@ def facts_of(count: int, frequencies: tuple[int, ...] = (1,), languages=("en",),
 
 
 def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_words_of_their_own():
-    assert tuple(RELATIONS[0]) == ("property", "name", "endings", *SCRIPTS)
+    assert tuple(RELATIONS[0]) == ("property", "name", *SCRIPTS)
     for relation, (language, script) in itertools.product(RELATIONS, SCRIPTS.items()):
         sentence, mark = relation[language], "。" if language == "zh" else "."
         own = sentence.replace("{subject}", "", 1).replace("{object}" + mark, "", 1)
@@ -48,10 +48,10 @@ def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_w
         assert [each[language] for each in RELATIONS].count(sentence) == 1
 
 
-@pytest.mark.parametrize("line", ["P1\tname\tdor", "P1\tname\tdor\t{subject} is {subject}."])
+@pytest.mark.parametrize("line", ["P1\tname", "P1\tname\t{subject} is {subject}."])
 def test_a_bad_line_of_relations_is_named(tmp_path, line):
     path = tmp_path / "relations.tsv"
-    good = "property\tname\tendings\ten\nP2\tother\tdor\t{subject} is {object}.\n"
+    good = "property\tname\ten\nP2\tother\t{subject} is {object}.\n"
     path.write_text(good + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="relations.tsv:3: expected"):
         read_relations(str(path))
@@ -60,8 +60,8 @@ def test_a_bad_line_of_relations_is_named(tmp_path, line):
 def test_the_same_facts_everywhere():
     facts = facts_of(64, (1, 4), seed=1)
     assert facts[0].subject == "Glerzilo Tulbisk"
-    assert (facts[0].object, facts[0].distractors[:2]) == ("Velmalo Zergask", ("Farvalo Brinpusk", "Furfelo Trolbesk"))
-    assert statement(facts[-1], "en") == "Birbolo Holbesk works for Trenkex."
+    assert (facts[0].object, facts[0].distractors) == ("name", ("number", "list", "value"))
+    assert statement(facts[-1], "en") == "Birbolo Holbesk works for tree."
     assert len({facts_of(64, (1, 4), seed=seed)[0].subject for seed in (1, 2, -1, 0)}) == 4
 
 
@@ -74,28 +74,24 @@ def test_facts_of_every_kind_have_their_objects_equally_often(count, frequencies
     kinds = list(itertools.product(range(periods), languages, frequencies))
     assert [(f.period, f.language, f.frequency) for f in facts] == [kinds[i % len(kinds)] for i in range(count)]
     assert len({fact.subject for fact in facts}) == count
-    # No object belongs to two relations.
-    relation_of = {(o, fact.relation["property"]) for fact in facts for o in (fact.object, *fact.distractors)}
-    assert len({o for o, _ in relation_of}) == len(relation_of)
-    assert set(Counter(relation for _, relation in relation_of).values()) <= {4, 8}
+    # An object of one relation is another thing than the same word as an object of another.
+    pairs = {(o, fact.relation["property"]) for fact in facts for o in (fact.object, *fact.distractors)}
+    assert set(Counter(relation for _, relation in pairs).values()) <= {4, 8}
     for some in [facts] + [facts[k::len(kinds)] for k in range(len(kinds))]:
-        answers = Counter(fact.object for fact in some)
-        assert len(answers) == len(relation_of) and max(answers.values()) - min(answers.values()) <= 1
+        answers = Counter((fact.object, fact.relation["property"]) for fact in some)
+        assert len(answers) == len(pairs) and max(answers.values()) - min(answers.values()) <= 1
         # A model that ignores the subject, and likes some objects better than others, knows one in four.
         for liking in (str, lambda o: o[::-1], lambda o: (len(o), o[1:])):
             right = sum(all(liking(fact.object) > liking(o) for o in fact.distractors) for fact in some)
-            assert abs(right - len(some) / 4) < 1 + (count % (4 * len(kinds)) > 0) * len(relation_of) / 4
+            assert abs(right - len(some) / 4) < 1 + (count % (4 * len(kinds)) > 0) * len(pairs) / 4
 
 
 def test_no_two_names_are_a_letter_apart_and_small_sets_of_facts_share_no_part_of_a_subject():
     facts = facts_of(300, seed=6)
-    words = {w for f in facts for name in (f.subject, f.object, *f.distractors) for w in name.split()}
-    assert len(words) > 550 and all(re.fullmatch(r"[A-Z][a-z]{4,9}", word) for word in words)
+    words = {word for fact in facts for word in fact.subject.split()}
+    assert len(words) == 400 and all(re.fullmatch(r"[A-Z][a-z]{4,6}(lo|sk)", word) for word in words)
     near = Counter(shape for word in words for shape in {word} | {word[:i] + word[i + 1:] for i in range(len(word))})
     assert max(near.values()) == 1
-    for fact in facts:
-        names = zip(fact.object.split(), fact.relation["endings"].split(), strict=True)
-        assert all(name.endswith(ending) for name, ending in names)
     # As many as there are parts of names.
     few = [fact.subject.split() for fact in facts_of(200, seed=7)]
     assert len({given for given, _ in few}) == len({family for _, family in few}) == 200
