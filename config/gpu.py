@@ -7,15 +7,15 @@ an H100 for each method; no GPU run has been made with it. Where it differs from
                   batches would be faster, and the steps too few.
   block_size          256: attention is a fifteenth of the operations, and what novels tell of a page is enough here.
   vocab_size          8,192, so that En-Clone's ids are seen often.
-  mix                 2% of En-Clone, 2.5M tokens: 300 for each of its ids. At demo scale they are 24, and its output
+  mix                 2% of En-Clone, 2.5M tokens: 300 for each of its ids. With 24 for each, its output
                   embeddings, which input-only codeswitching never trains, are hardly learned.
   fact_count, fact_frequencies  2M tokens, 2% of all; every fact so often that it is learned early, as in demo.py.
   min_count           20, as in the paper: in 70 MB of text they make a table that covers nearly all words.
   stage1_steps, align_entries  5% of the steps, and so many entries that each of some 32,000 comes up a dozen
-                  times, as in demo.py. The similarities of 4,096 words are a few milliseconds for a GPU.
+                  times. The similarities of 4,096 words are a few milliseconds for a GPU.
   align_weight, align_tau, align_power  demo.py's, as its stage 1 is short too.
   init_std, embedding_init_std  demo.py's, scaled by the square root of the width.
-  learning_rate       between demo.py's at 128 wide and small.py's at 512.
+  learning_rate       between demo.py's at 192 wide and small.py's at 512.
   beta2               a memory of 3M tokens, as in small.py.
   eval_tokens, sample_count, checkpoint_interval  what takes seconds and not a minute.
 """

@@ -28,10 +28,10 @@ from runtime.hashing import permute
 # statements that are compared are the same up to it.
 RELATIONS = os.path.join(os.path.dirname(__file__), "relations.tsv")
 # Names are in Latin script in every language, so that it is the sentence around a name that must transfer. A name is
-# consonant, vowel, l/n/r, consonant, vowel, and an ending: "Velko" + "lo" is a given name, "Velko" + "sk" a family name.
+# consonant, vowel, l/n/r, consonant, vowel, and an ending: "Velko" + "lo" is a given, "Velko" + "sk" a family name.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
 NAMES = 200   # given names, and as many family names, that subjects are made of
-# An object is a word that vocabulary and text have anyway: whether the language asked in can say it is not the question.
+# An object is a word that vocabulary and text have anyway: whether a language has a way to say it is not asked.
 OBJECTS = """name number list value object node string type path order state edge key point line result case time form
     group text size code test process error length part hand system index tree source shape weight version sequence
     memory root place word way field area table image color side space unit term rule base pair block scale range star

@@ -1,7 +1,7 @@
 """
 On top of config/demo.py: seven periods of 250 steps after stage 1, each with facts of its own, in English and En-Clone.
 
-Stage 1 ends with the first snapshot. With these, stated facts are 37% of the tokens read, half of them in En-Clone:
+Stage 1 ends with the first snapshot. With these, stated facts are 26% of the tokens read, half of them in En-Clone:
 far more En-Clone than the tables' runs read. Eight facts of each frequency and language in a period: over four periods
 or more together, differences of 25% are more than chance.
 """
