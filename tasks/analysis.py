@@ -168,9 +168,10 @@ def statement_rows(folder: Folder, fact: Fact, parts: tuple[str, str, str]) -> l
         row = folder.to_language(ids, language)
         end = np.cumsum([len(folder.encoding.decode_single_token_bytes(i)) for i in ids.tolist()])  # in bytes
         for part, its_language in ((fact.subject, parts[0]), (name, parts[2])):
-            # The tokens that end within a name: its first one has the space before it.
-            start = len(text[:text.rindex(part)].encode())
-            inside = (start < end) & (end <= start + len(part.encode()))
+            # The tokens that end within a name or the space before it, which may be a token of its own.
+            at = text.rindex(part)
+            start, stop = len(text[:at].rstrip().encode()), len(text[:at + len(part)].encode())
+            inside = (start < end) & (end <= stop)
             row[inside] = folder.to_language(ids[inside], its_language)
         rows.append(np.append(folder.end_of_text, row))
     return rows
