@@ -439,8 +439,8 @@ def test_rows_do_not_depend_on_how_they_are_split(tiny, ratio):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"stage1_steps": 0}, {"block_size": 17, "max_steps": 41}, {"mix": {"en": 1}, "batch_size": 3, "max_steps": 30},
-    {"fact_count": 25, "fact_periods": 3, "max_steps": 124, "fact_languages": ("en", "clone")}])
+    {}, {"stage1_steps": 0}, {"block_size": 19, "max_steps": 41}, {"mix": {"en": 1}, "batch_size": 3, "max_steps": 30},
+    {"fact_count": 26, "fact_periods": 3, "max_steps": 124, "fact_languages": ("en", "clone")}])
 def test_facts_are_stated_in_stage_2_once_through_evenly_and_in_their_period(tiny, tmp_path, changes):
     config, folder = replace(tiny, **changes), prepared(tiny, tmp_path, **changes)
     batch = Sampler(folder, config).batch(np.arange(config.max_steps * config.batch_size))
@@ -489,7 +489,7 @@ def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny,
 
 
 @pytest.mark.parametrize("changes, names", [
-    ({"block_size": 10_000}, "block_size"), ({"block_size": 600}, "facts"), ({"max_steps": 7}, "max_steps"),
+    ({"block_size": 10_000}, "block_size"), ({"block_size": 800}, "facts"), ({"max_steps": 7}, "max_steps"),
     ({"mix": {"en": 0.5, "de": 0.5}, "targets": ("de",)}, "'de'")])
 def test_too_little_text_and_too_many_facts(tiny, changes, names):
     assert names in error(lambda: sampler_of(tiny, **changes))
