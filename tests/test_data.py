@@ -405,7 +405,7 @@ def windows_of(ids: np.ndarray, T: int) -> list[tuple[int, ...]]:
 
 def test_every_window_once_in_an_epoch_and_another_order_in_the_next(tiny):
     n = len(Folder(tiny.data_dir).tokens("en", "train"))
-    divisor = next(T for T in range(20, 200) if n % T == 0)  # the last window would lack the one token after it
+    divisor = next(T for T in range(20, n) if n % T == 0)  # the last window would lack the one token after it
     for changes in ({"mix": {"clone": 0.6, "en": 0.4}}, {"seed": 5, "block_size": divisor}):
         sampler = sampler_of(tiny, stage1_steps=40, **changes)  # no facts in stage 1
         batch = sampler.batch(np.arange(2400))
