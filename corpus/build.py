@@ -32,7 +32,7 @@ SETTINGS = ("budget", "pivot", "targets", "dictionary_translations", "translatio
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 BATCH_CHARACTERS = 500_000     # enough work for a process at a time
-MOST_IN_A_ROW = 100_000        # letters or spaces; tiktoken and rustbpe fail at a million
+MOST_IN_A_ROW = 100_000        # letters or spaces; patterns of tokenizers fail at a million
 RUN = regex.compile(r"[\p{L}\p{M}]+|[^\S\n]+")
 
 

@@ -14,7 +14,10 @@ END_OF_TEXT = "<|endoftext|>"
 # Pre-tokenisation of a vocabulary trained here: pieces end where NLTK's words end (don't = do + n't, every punctuation
 # mark alone), so that the words of the alignment table are whole tokens. A word carries the space before it, the
 # last one of several, as in GPT-2. The marks of scripts that combine them with letters (\p{M}) belong to the word.
-PATTERN = (r" ?[\p{L}\p{M}]+(?=n['’]t(?![\p{L}\p{M}]))|n['’]t(?![\p{L}\p{M}])|['’](?:s|m|d|ll|ve|re)(?![\p{L}\p{M}])"
+# Words without an apostrophe after them come first, though a later kind has them too: nearly all words are found at
+# once so, which takes half the time.
+PATTERN = (r" ?[\p{L}\p{M}]++(?!['’])"
+           r"| ?[\p{L}\p{M}]+(?=n['’]t(?![\p{L}\p{M}]))|n['’]t(?![\p{L}\p{M}])|['’](?:s|m|d|ll|ve|re)(?![\p{L}\p{M}])"
            r"| ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?\.{2,}| ?-{2,}| ?[^\s\p{L}\p{M}\p{N}]|\n+|[^\S\n]+(?!\S)|[^\S\n]")
 
 

@@ -196,9 +196,9 @@ def test_a_document_that_tokenizers_fail_on_is_left_out_and_counted(tiny, tmp_pa
     texts = texts_of(folder, "train") + texts_of(folder, "val")
     assert len(texts) == 41 and 50_000 < max(map(len, texts)) < 60_000
     assert "en: left out 1 document" in capsys.readouterr().out
-    # A run of letters that a whole text has is refused where it is not one of many.
-    if run == "a":
-        assert "So aaa" in error(encode, folder.encoding, odd)
+    # Where it is not one of many it is refused. Letters alone do not hinder the pattern of vocabularies trained here.
+    if run.isspace():
+        assert "'So  " in error(encode, folder.encoding, odd).expandtabs(1).replace("\\xa0", " ").replace("\\t", " ")
 
 
 def test_a_run_is_found_wherever_it_begins():
