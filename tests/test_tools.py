@@ -395,7 +395,7 @@ def test_a_damaged_hugging_face_folder_is_refused_and_no_code_in_it_runs(tmp_pat
 
 def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(run, tiny, tmp_path):
     changes = dict(data_dir=str(tmp_path / "data"), fact_count=32, fact_frequencies=(1, 2), fact_periods=2,
-                   fact_languages=("en", "clone"), max_steps=44, stage1_steps=4, snapshot_interval=12)
+                   fact_languages=("en", "clone"), max_steps=44, stage1_steps=4, snapshot_interval=12, block_size=40)
     prepare(replace(tiny, **changes))
     config = run(**changes)
     with pytest.raises(UserError, match="another seed|there is no checkpoint"):
