@@ -53,12 +53,12 @@ class Totals:
     loss: torch.Tensor         # (streams,) nats
     tokens: torch.Tensor       # (streams,) predicted tokens
     align_loss: torch.Tensor   # ()
-    align_steps: torch.Tensor  # ()
     bad_step: torch.Tensor     # () the first step whose gradient was not finite, for all processes; -1 for none
+    align_steps: int = 0
 
     @staticmethod
     def zeros(streams: int, device: torch.device) -> "Totals":
-        return Totals(*torch.zeros(2, streams, device=device), *torch.tensor([0.0, 0.0, -1.0]).to(device))
+        return Totals(*torch.zeros(2, streams, device=device), *torch.tensor([0.0, -1.0]).to(device))
 
 
 @dataclass
@@ -141,8 +141,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
             align_loss = training.objective.loss(training.model, words)
             scaler.scale(config.align_weight * hardware.world * align_loss).backward()
         totals.align_loss += align_loss.detach()
-        # Once, as totals are summed over processes.
-        totals.align_steps += hardware.rank == 0
+        totals.align_steps += 1
 
     # The language-model loss (Eq. 1), averaged over the predicted tokens of the global batch. Gradients add up.
     micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
@@ -237,8 +236,8 @@ def losses_of(training: Training) -> dict[str, float]:
     loss, tokens = training.totals.loss.tolist(), training.totals.tokens.tolist()
     losses = {"loss": sum(loss) / max(1, sum(tokens))}
     losses |= {f"loss_{name}": nats / n for name, nats, n in zip(training.sampler.streams, loss, tokens) if n}
-    if (steps := training.totals.align_steps.item()) > 0:
-        losses["align_loss"] = training.totals.align_loss.item() / steps
+    if training.totals.align_steps:
+        losses["align_loss"] = training.totals.align_loss.item() / training.totals.align_steps
     return losses
 
 
@@ -306,7 +305,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
         # Only steps that are logged or saved wait for the GPU.
         if step % config.log_interval == 0 or save or snapshot or measure:
             totals = training.totals
-            sum_over_processes([totals.loss, totals.tokens, totals.align_loss, totals.align_steps], hardware)
+            sum_over_processes([totals.loss, totals.tokens, totals.align_loss], hardware)
             check_finite(training, path, save or snapshot)
             held_out = held_out_losses(training) if measure else {}
             if log:
