@@ -54,8 +54,8 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
         source, info = from_pretrained(folder, config=config, local_files_only=True, weights_only=True,
                                        output_loading_info=True)
         weights = source.float().state_dict()
-        if info["missing_keys"] or not all(value.isfinite().all() for value in weights.values()):
-            raise ValueError(f"weights that are not finite, or missing: {sorted(info['missing_keys'])}")
+        if info["missing_keys"]:
+            raise ValueError(f"weights are missing: {sorted(info['missing_keys'])}")
     except Exception as e:
         # transformers raises whatever its readers of files raise.
         raise UserError(f"init_from=hf:{folder}: expected a GPT-2 of the config's shape with the data's tokenizer; "

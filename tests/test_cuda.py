@@ -200,23 +200,6 @@ def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, cap
     assert state_of(stage2(small))["step"] == 16
 
 
-SMALL_GPU = """
-import torch
-import train
-from runtime import errors, log
-torch.cuda.set_per_process_memory_fraction(64e6 / torch.cuda.get_device_properties(0).total_memory)
-log.matmul_rate = lambda hardware: 1e9
-errors.run(train.main)
-"""
-
-
-@pytest.mark.skipif(not ON_GPU, reason="a GPU's own memory")
-def test_a_micro_batch_that_does_not_fit_is_one_line(small):
-    result = run_command("-c", SMALL_GPU, *overrides(small, batch_size=4096, micro_batch_size=4096))
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: out of memory; ")
-
-
 def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
     """Begun on the device, continued on the CPU, finished on the device: as if it had stayed."""
     small = replace(small, dtype="fp32", align_when="all", codeswitch_ratio=0.3)

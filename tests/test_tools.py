@@ -378,7 +378,7 @@ def test_a_hugging_face_model_of_another_kind_is_refused(tiny, tmp_path, config,
         gpt2.load_gpt2(model, hf_folder(tmp_path, model, **config), 50)
 
 
-@pytest.mark.parametrize("damage", [{}, {"transformer.ln_f.bias": torch.full((16,), torch.nan)}, {"x": Code()}])
+@pytest.mark.parametrize("damage", [{}, {"x": Code()}])
 def test_a_damaged_hugging_face_folder_is_refused_and_no_code_in_it_runs(tmp_path, damage):
     model = GPT(50, 8, 2, 2, 16)
     weights, before = gpt2.gpt2_weights(model), copy.deepcopy(model.state_dict())
@@ -512,16 +512,6 @@ def test_runs_end_with_their_time(tmp_path):
     assert "the 1 seconds are over" in (tmp_path / "reproduce.log").read_text()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("speeed",), "error: expected runs/gpu.sh check, speed or reproduce; found 'speeed'"),
-    (("speed", "--limits=3"), "error: expected --limit=SECONDS, --out=FOLDER or --device=cpu, found --limits=3"),
-    (("speed", "--limit=1m"), "error: --limit: expected whole seconds, found '1m'"),
-])
-def test_a_wrong_argument_is_one_line(arguments, message):
-    result = gpu(*arguments, code=1)
-    assert result.stderr == f"{message}\n" and result.stdout == ""
-
-
 def test_only_what_is_missing_is_installed_and_from_no_network(tmp_path):
     """In a folder with runs/ alone, with a Python that lacks two packages and has nothing to install them from."""
     shutil.copytree(ROOT / "runs", tmp_path / "runs")
@@ -542,25 +532,6 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path):
     pytest.importorskip("transformers")
     for name, form in fuzz.formats().items():
         assert set(fuzz.fuzz(form, name, str(tmp_path), 40, seed=1)) == {"read", "refused"}, name
-    # A reader that lets another exception out, or reads a damaged checkpoint as another, is found.
-    form = "checkpoint.pt", b"whole", lambda path: 1 / len(Path(path).read_bytes())
-    found = set(fuzz.fuzz(form, "checkpoint", str(tmp_path), 99))
-    assert found >= {"read as another", "ZeroDivisionError: division by zero"}
-
-
-def test_what_differs_after_a_kill_is_found(tmp_path):
-    a, b = tmp_path / "a", tmp_path / "b"
-    moments = {"state": {0: {"exp_avg": torch.ones(3)}}}
-    for folder in (a, b):
-        folder.mkdir()
-        torch.save({"model": {"w": torch.ones(3)}, "step": 3, "optimizer": moments}, folder / "checkpoint.pt")
-        (folder / "metrics.jsonl").write_text(json.dumps({"loss": 2.0, "mfu": ord(folder.name)}) + "\n")
-        (folder / "eval.json").write_text(json.dumps({"lm": 2.0, "date": folder.name}))
-    assert kill.differences(a, b) == []
-    moments["state"][0]["exp_avg"][1] += 1e-6
-    torch.save({"model": {"w": torch.ones(3)}, "step": 3, "optimizer": moments}, b / "checkpoint.pt")
-    (b / "more").write_text("")
-    assert kill.differences(a, b) == ["checkpoint.pt", "more"]
 
 
 @pytest.mark.slow
