@@ -72,7 +72,7 @@ def read(pattern: str) -> Entries:
 
 def skeleton(word: str) -> str:
     """What all spellings of a word have in common."""
-    return OPTIONAL.sub("", unicodedata.normalize("NFD", word).translate(ALIKE))
+    return OPTIONAL.sub("", unicodedata.normalize("NFKD", word).translate(ALIKE))
 
 
 def count_words(texts: list[str]) -> Counter:

@@ -75,7 +75,8 @@ def _read_txt(path: str) -> Iterator[str]:
 def _read_jsonl(path: str) -> Iterator[str]:
     for number, line in read_lines(path):
         try:
-            text = json.loads(line)["text"] if line.strip() else ""
+            # Not strict: some line ends of Unicode may stand in JSON strings, and are line ends by now.
+            text = json.loads(line, strict=False)["text"] if line.strip() else ""
             yield "" if text is None else normalise(text)
         except (ValueError, LookupError, TypeError, RecursionError) as e:
             raise UserError(f'{path}:{number}: expected {{"text": "..."}} on each line, found {line[:60]!r}') from e

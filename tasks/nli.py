@@ -78,7 +78,7 @@ def _rows(path: str) -> Iterator[tuple[str, dict]]:
             header = fields
         elif line.strip():
             try:
-                row = dict(zip(header, fields, strict=True)) if header else json.loads(line)
+                row = dict(zip(header, fields, strict=True)) if header else json.loads(line, strict=False)
                 row.items()
             except (AttributeError, RecursionError, ValueError) as e:
                 raise UserError(f"{path}:{number}: expected a JSON object, or as many fields with tabs between them as "

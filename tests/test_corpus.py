@@ -84,6 +84,13 @@ def test_all_formats_make_the_same_documents(tmp_path, packed):
         assert list(documents(path)) == ["One caf\u00e9.\n  And its second.\nThird", "Two."]
 
 
+@pytest.mark.parametrize("end", "\u2028\u2029\x85")
+def test_line_ends_of_unicode_may_stand_in_json(tmp_path, end):
+    """JSON allows them within strings as they are."""
+    path = write(tmp_path / "a.jsonl", f'{{"text": "One{end}more."}}\n')
+    assert list(documents(path)) == ["One\nmore."]
+
+
 @pytest.mark.parametrize("text, expected", [
     # Joiners are letters of Persian and of Indic scripts and parts of signs, and nothing between Latin letters.
     *((text, text) for text in ("می\u200cخواهم", "ක්\u200dර", "\U0001f469\u200d\U0001f52c")),
@@ -449,6 +456,7 @@ def test_translations_are_the_most_common_ones_as_the_targets_text_has_them():
     ("fr", "eau", "L'eau", "eau"), ("ro", "şi", "oțel", "şi"), ("uz", "o'zbek", "o‘zbek", "o‘zbek"),
     ("ru", "вода\u0301", "вода", "вода"), ("ru", "ребёнок", "ребенок", "ребенок"), ("ar", "مَاء", "ماء", "ماء"),
     ("ar", "اخرى", "أخرى", "أخرى"), ("de", "altes haus", "Ein altes Haus", "altes Haus"), ("es", "año", "ano", "año"),
+    ("hr", "ǆep", "Taj džep", "džep"),
     ("he", "מַיִם", "מים", "מים"), ("lt", "i\u0307\u0301", "i\u0307\u0301", "i\u0307\u0301")])
 def test_a_translation_is_spelled_as_the_text_spells_it(language, given, text, expected):
     assert within({"x": [given]}, dictionary.count_words([text]), language) == {"x": [expected]}
