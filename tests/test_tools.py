@@ -50,6 +50,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[list[str]] = []
         self.misbehave = lambda number, words: None
+        self.elsewhere = (404, "no such page", {})
         self.lock = threading.Lock()
 
     @property
@@ -72,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         if "OpenAI" in self.headers["User-Agent"]:
             return 403, "error code: 1010", {}
         if self.path != "/v1/chat/completions":
-            return 404, "no such page", {}
+            return self.server.elsewhere
         assert self.headers["Authorization"] == f"Bearer {KEY}"
         with self.server.lock:
             self.server.requests.append(words)
@@ -144,9 +145,12 @@ def test_a_model_reads_names_of_languages_and_not_codes():
         "Icelandic", "German", "Mandarin Chinese", "myown"]
 
 
-@pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/v1/chat/completions", ""])
-def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint, suffix):
+@pytest.mark.parametrize("suffix, elsewhere", [
+    ("/v1", None), ("/v1/chat/completions/", None), (" ", (404, "no such page", {})), ("", (200, "<html>", {})),
+    ("/", (200, '{"error": "unexpected endpoint"}', {}))])
+def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint, suffix, elsewhere):
     """With the base URL in any of its forms; and the same command then asks for nothing."""
+    endpoint.elsewhere = elsewhere
     config = replace(config, llm_url=config.llm_url.removesuffix("/v1") + suffix, llm_requests=3)
     words = translate.words_to_ask(config)
     assert ask_all(config) == expected(words) and endpoint.words == Counter(words) and len(words) > 50
@@ -216,6 +220,25 @@ def test_a_model_that_does_not_answer_as_asked_is_given_up_early(config, endpoin
     with pytest.raises(UserError, match="Here you are: Haus, Heim"):
         ask_all(config)
     assert len(endpoint.requests) <= len(translate.SIZES) * (translate.FAILURES + 1)
+
+
+def test_a_model_that_is_not_there_is_given_up_early_and_a_few_words_left_over_end_nothing(config, endpoint):
+    endpoint.misbehave = lambda number, asked: (400, "Model Not Exist", {}) if number > 1 else None
+    with pytest.raises(UserError, match="Model Not Exist"):
+        ask_all(config)
+    words, path = translate.words_to_ask(config), Path(config.dictionary_of("de"))
+    asked = len(endpoint.requests)
+    with pytest.raises(UserError, match="Model Not Exist"):
+        ask_all(config)
+    assert len(endpoint.requests) - asked <= len(translate.SIZES) * (translate.FAILURES + 1)
+    path.write_text("".join(f"{word}\tx\n" for word in words[5:]))
+    assert words[0] not in ask_all(config)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port/v1", "http://[::1/v1"])
+def test_what_is_no_address_is_one_line(config, url):
+    with pytest.raises(UserError, match="llm_url="):
+        ask_all(config, llm_url=url)
 
 
 def test_a_dictionary_that_is_there_is_completed(config, endpoint):

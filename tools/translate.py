@@ -84,12 +84,17 @@ def connect(config: Config) -> Any:
     key = os.environ.get(config.llm_key, "").strip()
     if not key:
         raise UserError(f"set the environment variable {config.llm_key} to the endpoint's key, or to any word")
-    # No proxy knows what listens on this machine, and a redirect would take the key elsewhere.
-    local = urlsplit(config.llm_url).hostname in ("localhost", "127.0.0.1", "::1")
-    http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
-    # Some hosts turn the package's own User-Agent away.
-    return openai.OpenAI(api_key=key, base_url=config.llm_url.removesuffix("/chat/completions"), timeout=TIMEOUT,
-                         max_retries=ATTEMPTS - 1, http_client=http, default_headers={"User-Agent": "prealign"})
+    url = config.llm_url.strip(" /").removesuffix("/chat/completions")
+    try:
+        # No proxy knows what listens on this machine, and a redirect would take the key elsewhere.
+        local = re.fullmatch(r"localhost|127\.[\d.]+|0\.0\.0\.0|::1?", urlsplit(url).hostname or "")
+        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
+        # Some hosts turn the package's own User-Agent away.
+        return openai.OpenAI(api_key=key, base_url=url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1, http_client=http,
+                             default_headers={"User-Agent": "prealign"})
+    # An address that is none, or a proxy that cannot be used: each has an exception of its own.
+    except Exception as e:
+        raise UserError(f"llm_url={config.llm_url!r}, or a proxy of the environment: {e}") from e
 
 
 def ask(client: Any, text: str, model: str) -> tuple[int, str]:
@@ -102,20 +107,24 @@ def ask(client: Any, text: str, model: str) -> tuple[int, str]:
         # Some send parts, of which thinking is one without "text".
         return 200, content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     except openai.APIStatusError as e:
-        # A base URL that leads nowhere may lack its /v1.
-        if e.status_code in (404, 405) and "/v1" not in url:
-            client.base_url = url.rstrip("/") + "/v1"
-            return ask(client, text, model)
-        return e.status_code, e.response.text + e.response.headers.get("location", "")
+        status, reason = e.status_code, e.response.text + e.response.headers.get("location", "")
     except openai.OpenAIError as e:
-        return 0, str(e.__cause__ or e)
+        status, reason = 0, str(e.__cause__ or e)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        return 0 if '"error"' in body else 200, body or str(e)
+        status, reason = 0 if '"error"' in body else 200, body or str(e)
+    # A base URL may lack its /v1: what is there instead says so, or answers with a page or an error in spite of a 200.
+    if "/v1" not in url and (status in (404, 405) or (body and '"choices"' not in body)):
+        other = client.copy(base_url=url.rstrip("/") + "/v1")
+        answer = ask(other, text, model)
+        if answer[0] not in (404, 405):
+            client.base_url = other.base_url
+            return answer
+    return status, reason
 
 
 def translate(words: list[str], known: set[str], language: str, client: Any, config: Config) -> None:
     """Ask for the words that are not `known`, which grows by what is found. Raises UserError when it is of no use."""
-    path, lock = config.dictionary_of(language), threading.Lock()
+    path, lock, before = config.dictionary_of(language), threading.Lock(), len(known)
 
     def request(group: list[str]) -> tuple[int, str, int]:
         status, answer = ask(client, prompt(group, config.pivot, language), config.llm_model)
@@ -133,8 +142,10 @@ def translate(words: list[str], known: set[str], language: str, client: Any, con
         try:
             for future in tqdm(as_completed(requests), f"{language}, {size} at a time", len(requests), disable=None):
                 status, text, found = future.result()
-                # A word that a content filter refuses (400), or that is answered oddly, ends nothing.
-                odd_word = size == 1 and status in (200, 400, 413, 422) and known
+                # A word that a content filter refuses (400), or that is answered oddly, ends nothing where others are
+                # answered, or few were left; but a model's name misspelt is 400 too.
+                others = len(known) > before or (known and len(left) <= SIZES[0])
+                odd_word = size == 1 and status in (200, 400, 413, 422) and others
                 failures = 0 if found or odd_word else failures + 1
                 if status != 200:
                     tqdm.write(f"status {status}: {text}")
