@@ -1,11 +1,14 @@
-"""runs/download.sh, from a folder that has files of the published names and layouts."""
+"""runs/download.sh, against a server that has files of the published names and layouts."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,15 +20,15 @@ from runtime.config import load
 from runtime.hashing import file_digest
 from tasks import nli
 
+pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
 LANGUAGES = ("de", "zh", "ru", "ar")
 PAWSX = ("x-final/en/train.tsv", "x-final/en/dev_2k.tsv", "x-final/en/test_2k.tsv", "x-final/de/test_2k.tsv")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder of files as their publishers have them."""
-    site = tmp_path_factory.mktemp("site")
+def publish(site: Path) -> None:
+    """Fills a folder with files as their publishers have them."""
     xnli = "language\tgold_label\tsentence1\tsentence2\n" + "".join(
         f"{language}\tneutral\tA dog runs.\tIt is big.\n" for language in ("en", "de", "zh"))
     pair = {"gold_label": "neutral", "sentence1": "A dog runs.", "sentence2": "It is big."}
@@ -39,12 +42,56 @@ def site(tmp_path_factory) -> Path:
         (site / name).write_text(text, encoding="utf-8")
     for name, kind in (("xnli/XNLI-1.0", "zip"), ("multinli/multinli_1.0", "zip"), ("pawsx/x-final", "gztar")):
         shutil.make_archive(str(site / name), kind, site / "archives", Path(name).name)
-    return site
+    hub = site / "hub/datasets/uonlp/CulturaX/resolve/main/en"
+    hub.mkdir(parents=True)
+    for i in range(3):
+        parquet.write_table(pyarrow.table({"text": [f"en {i}"], "url": ["u"]}), hub / f"en_part_{i:05}.parquet")
+
+
+class Server(BaseHTTPRequestHandler):
+    site, cut, asked = Path(), set(), []
+
+    def do_GET(self):
+        self.asked.append((self.command, self.path, self.headers.get("Range")))
+        if not (file := self.site / self.path[1:]).is_file():
+            return self.answer(404, b"")
+        body = file.read_bytes()
+        if self.headers.get("Range"):
+            start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+            return self.answer(206, body[start:], {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
+        etag = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": "0" * 40, "Accept-Ranges": "bytes"}
+        self.answer(200, body, etag)
+
+    do_HEAD = do_GET
+
+    def answer(self, code: int, body: bytes, headers: dict | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            # The line breaks once.
+            broken = self.path in self.cut
+            self.cut.discard(self.path)
+            self.wfile.write(body[:len(body) // 2] if broken else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    Server.site = tmp_path_factory.mktemp("site")
+    publish(Server.site)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
-def download(site, tmp_path, monkeypatch):
-    """download(WHAT ...) in a copy of the project, with curl from the folder."""
+def download(server, tmp_path, monkeypatch):
+    """download(WHAT ...) in a copy of the project, from the server; `asked` is what the server was asked for."""
     for folder in ("runs", "corpus", "runtime", "config"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for name in ("requirements.txt", "model.py"):
@@ -53,14 +100,17 @@ def download(site, tmp_path, monkeypatch):
     bin.mkdir(parents=True)
     shutil.copy(ROOT / "requirements.txt", tmp_path / ".venv" / "installed.txt")
     program(bin / "python", f'exec {sys.executable} "$@"')
-    sha256 = {name: file_digest(str(site / path)) for name, path in (
+    sha256 = {name: file_digest(str(Server.site / path)) for name, path in (
         ("XNLI_SHA256", "xnli/XNLI-1.0.zip"), ("MULTINLI_SHA256", "multinli/multinli_1.0.zip"))}
-    urls = {name: f"file://{site}/{name.lower()}" for name in ("MUSE", "XNLI", "MULTINLI", "PAWSX")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    urls = {name: f"{server}/{name.lower()}" for name in ("MUSE", "XNLI", "MULTINLI", "PAWSX")}
+    environment = {**os.environ, "HF_ENDPOINT": f"{server}/hub", "HF_HOME": str(tmp_path / "hf"), "PATH": path}
     monkeypatch.chdir(tmp_path)
 
     def run(*what: str, **changes: str) -> subprocess.CompletedProcess:
+        Server.asked.clear()
         return subprocess.run(["bash", "runs/download.sh", *what], capture_output=True, text=True,
-                              env={**os.environ, **urls, **sha256, **changes})
+                              env=environment | urls | sha256 | changes)
 
     return run
 
@@ -72,7 +122,8 @@ def program(path: Path, script: str) -> None:
 
 def made() -> set[str]:
     """The files below the folders that configs read."""
-    return {str(path) for name in ("texts", "dictionaries", "nli") for path in Path(name).rglob("*") if path.is_file()}
+    return {str(path) for name in ("texts", "dictionaries", "nli") for path in Path(name).rglob("*")
+            if path.is_file() and ".cache" not in path.parts}
 
 
 def test_dictionaries_and_pairs_are_there_and_can_be_read(download):
@@ -80,7 +131,7 @@ def test_dictionaries_and_pairs_are_there_and_can_be_read(download):
         result = download(*what)
         assert result.returncode == 0 and re.search(r"(txt|zip|gz): \d+ bytes", result.stdout), result.stderr
         # Again, nothing is asked for.
-        assert download(*what, MUSE="file:///no", XNLI="file:///no", PAWSX="file:///no").returncode == 0
+        assert download(*what).returncode == 0 and not Server.asked
     assert made() == {"dictionaries/en-de.txt", "dictionaries/en-zh.txt", "nli/xnli.dev.tsv", "nli/xnli.test.tsv",
                       "nli/multinli_1.0_train.jsonl", *(f"nli/{name}" for name in PAWSX)}
     assert dictionary.read("dictionaries/en-zh.txt") == {"house": ["\u623f\u5c4b"], "dog": ["\u72d7"]}
@@ -92,13 +143,13 @@ def test_dictionaries_and_pairs_are_there_and_can_be_read(download):
         assert len(train) == len(dev) == len(test["en"]) == len(test["de"]) == 1
 
 
-def test_what_was_interrupted_goes_on(download, site):
-    content = (site / "muse/en-de.txt").read_text(encoding="utf-8")
-    # What is there already is not fetched again: it would have other letters.
-    os.makedirs("dictionaries")
-    Path("dictionaries/en-de.txt.part").write_text("HOUSE", encoding="utf-8")
-    assert download("muse", "de").returncode == 0
-    assert Path("dictionaries/en-de.txt").read_text(encoding="utf-8") == "HOUSE" + content[5:]
+def test_what_was_interrupted_goes_on(download):
+    name = "/muse/en-de.txt"
+    Server.cut.add(name)
+    assert download("muse", "de").returncode == 1 and made() == {"dictionaries/en-de.txt.part"}
+    half = len(content := (Server.site / name[1:]).read_bytes()) // 2
+    assert download("muse", "de").returncode == 0 and ("GET", name, f"bytes={half}-") in Server.asked
+    assert Path("dictionaries/en-de.txt").read_bytes() == content
 
 
 def test_what_is_not_as_published_or_not_there_is_one_line(download):
@@ -108,7 +159,20 @@ def test_what_is_not_as_published_or_not_there_is_one_line(download):
     assert result.returncode == 1 and "/muse/en-xx.txt cannot be had" in result.stderr.splitlines()[-1]
     for what in ((), ("all",), ("muse",), ("culturax", "en"), ("culturax", "en", "x")):
         result = download(*what)
-        assert result.returncode == 1 and result.stderr.startswith("error: expected ")
+        assert result.returncode == 1 and result.stderr.startswith("error: expected ") and not Server.asked
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("hf", path=Path(sys.executable).parent), reason="no hf")
+def test_files_of_culturax_by_the_program_of_the_hub(download):
+    result = download("culturax", "en", "2")
+    assert result.returncode == 0, result.stderr
+    assert "en_part_00001.parquet" in result.stdout.partition("texts/en")[0]
+    assert made() == {"texts/en/en_part_00000.parquet", "texts/en/en_part_00001.parquet"}
+    assert list(documents("texts/en")) == ["en 0", "en 1"]
+    assert download("culturax", "en", "3").returncode == 0
+    assert [path for command, path, _ in Server.asked if command == "GET" and "resolve" in path] == [
+        "/hub/datasets/uonlp/CulturaX/resolve/main/en/en_part_00002.parquet"]
 
 
 def test_chinese_becomes_one_script(download):
@@ -124,8 +188,11 @@ def test_chinese_becomes_one_script(download):
 
 
 @pytest.mark.parametrize("scale, configs", [
-    ("small", ["config/small.py"]), ("table6_paper", ["config/paper.py", "config/table6/paper.py"])])
+    ("small", ["config/small.py"]), ("paper", ["config/paper.py"]),
+    ("table6_small", ["config/small.py", "config/table6/small.py"]),
+    ("table6_paper", ["config/paper.py", "config/table6/paper.py", "config/size/1.3b.py"])])
 def test_a_scale_has_all_that_its_configs_read(download, scale, configs):
+    # What comes from the hub is tested above.
     program(Path(".venv/bin/hf"), '[[ $* = *dry-run* ]] || { mkdir -p "texts/${3%/*}"; touch "texts/$3"; }')
     result = download(scale)
     assert result.returncode == 0, result.stderr
