@@ -2,7 +2,7 @@
 The note on figure 5: cosine of each layer between a word and its clone when each language's mean vector is taken off,
 and the share of words whose own clone is the nearest one, at the snapshots that `bash runs/figures.sh demo` leaves.
 
-    PYTHONPATH=. python results/demo/centred.py out/demo/dynamics/align/seed1 out/demo/dynamics/prealign/seed1
+    PYTHONPATH=. python results/demo_earlier/centred.py out/demo/dynamics/align/seed1 out/demo/dynamics/prealign/seed1
 """
 
 import glob
