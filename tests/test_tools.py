@@ -503,7 +503,7 @@ def test_runs_check(tmp_path):
     result = gpu("check", "--device=cpu", "--limit=280", f"--out={tmp_path}", code=0)
     tests = lines_of(tmp_path / "check.jsonl")
     assert {test["outcome"] for test in tests} <= {"passed", "skipped"}
-    assert sum(test["outcome"] == "passed" for test in tests) >= 15
+    assert sum(test["outcome"] == "passed" for test in tests) >= 12
     assert result.stdout == (tmp_path / "check.log").read_text()
 
 
