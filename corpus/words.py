@@ -38,6 +38,8 @@ ABBREVIATED = regex.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[
 NLTK = NLTKWordTokenizer()
 # So many chunks whose words a process remembers take about 130 MB.
 MAX_CHUNKS = 1_000_000
+# What goes on for longer without a space is no text, and is one word: patterns take time by the square of its length.
+MAX_CHUNK = 10_000
 
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
@@ -56,7 +58,10 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
 
 
 def _ends(chunk: str) -> list[int]:
-    # Where words end, in characters. The fast way, for nearly all:
+    # Where words end, in characters.
+    if len(chunk) > MAX_CHUNK:
+        return [len(chunk)]
+    # The fast way, for nearly all:
     straight = chunk.replace(CURLY, "'")
     if PLAIN.fullmatch(straight) and not CONTRACTION.search(straight):
         return list(itertools.accumulate(map(len, PIECE.findall(straight))))

@@ -327,6 +327,12 @@ def test_words_seen_more_often_than_min_count_enter_the_table():
     assert "min_count=3" in error(aligned_surfaces, Counter({" rare": 2, "rare": 1, " once": 1}), 3)
 
 
+def test_what_has_no_space_for_long_is_one_word():
+    """NLTK would take minutes for it."""
+    long = "a-" * 100_000
+    assert surfaces(f"It is {long}\nhere.") == ["It", " is", f" {long}", "\n", "here", "."]
+
+
 # ---- the vocabulary ----
 
 def test_pieces_end_where_words_do():
