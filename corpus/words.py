@@ -39,7 +39,7 @@ NLTK = NLTKWordTokenizer()
 # So many chunks whose words a process remembers take about 130 MB.
 MAX_CHUNKS = 1_000_000
 # What goes on for longer without a space is no text, and is one word: patterns take time by the square of its length.
-MAX_CHUNK = 10_000
+LONGEST_CHUNK = 10_000
 
 
 def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
@@ -59,7 +59,7 @@ def words_of_chunk(chunk: str) -> list[tuple[int, int, str]]:
 
 def _ends(chunk: str) -> list[int]:
     # Where words end, in characters.
-    if len(chunk) > MAX_CHUNK:
+    if len(chunk) > LONGEST_CHUNK:
         return [len(chunk)]
     # The fast way, for nearly all:
     straight = chunk.replace(CURLY, "'")
