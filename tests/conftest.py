@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import random
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +23,12 @@ from runtime import log  # noqa: E402
 from runtime.config import Config  # noqa: E402
 from tasks.facts import make_facts  # noqa: E402
 
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+# Sums are added in the same order everywhere.
+torch.set_num_threads(1)
+# Runs do not measure the machine, which takes a second.
+log.matmul_rate = lambda hardware: 1e9
+
 
 def make_text(documents: int = 60, seed: int = 0) -> str:
     """English-like text: a few hundred words by Zipf's law, quotes, contractions, numbers, capitals, line ends."""
@@ -42,12 +49,12 @@ def make_text(documents: int = 60, seed: int = 0) -> str:
     return "\n\n".join("\n".join(line() for _ in range(rng.randint(1, 4))) for _ in range(documents))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_measuring():
-    """Runs do not measure the machine, which takes a second each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "matmul_rate", lambda hardware: 1e9)
-        yield
+@pytest.fixture(autouse=True)
+def signals():
+    """What runs do with signals is undone."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +72,7 @@ def tiny(tmp_path_factory) -> Config:
         vocab_size=400, min_count=3, val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,),
         mix={"en": 0.75, "clone": 0.25}, batch_size=8, micro_batch_size=4, block_size=32, codeswitch_ratio=0.0,
         n_layer=2, n_head=2, n_embd=32, embedding_init_std=0.1, max_steps=40, stage1_steps=4, align_entries=16,
-        device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_words=50)
+        device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_tokens=0, eval_words=50)
     prepare(config)
     return config
 

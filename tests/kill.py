@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 METHOD = str(ROOT / "config/method/prealign.py")
@@ -37,11 +38,13 @@ def steps(folder: Path) -> int:
 
 
 def content(path: Path) -> object:
-    """What must be the same of a file: not times, dates and the folder's own name."""
+    """What must be the same of a file: not times, dates and the folder's own name. None of one that is not there."""
+    if not path.exists():
+        return None
     if path.suffix == ".pt":
         state = torch.load(path, weights_only=True)
-        moments = [value for state in state["optimizer"].get("state", {}).values() for value in state.values()]
-        return state["step"], [torch.as_tensor(value).tolist() for value in [*state["model"].values(), *moments]]
+        values = tree_leaves([state["model"], state["optimizer"].get("state", {})])
+        return state["step"], [torch.as_tensor(value).tolist() for value in values]
     if path.name in DIFFER:
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         return [[item for item in json.loads(line).items() if item[0] not in DIFFER[path.name]] for line in lines]
@@ -50,22 +53,20 @@ def content(path: Path) -> object:
 
 def differences(a: Path, b: Path) -> list[str]:
     """The files that are not the same in two folders."""
-    names = {str(path.relative_to(folder)) for folder in (a, b) for path in folder.rglob("*") if path.is_file()}
-    return sorted(name for name in names if not ((a / name).exists() and (b / name).exists())
-                  or content(a / name) != content(b / name))
+    names = {path.relative_to(folder) for folder in (a, b) for path in folder.rglob("*") if path.is_file()}
+    return [str(name) for name in sorted(names) if content(a / name) != content(b / name)]
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 50), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--folder", type=lambda name: Path(name).absolute(), default=Path("out/kill").absolute())
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--folder", type=Path, default=Path("out/kill"))
     options, knobs = parser.parse_known_args(arguments)
     if options.folder.exists():
         sys.exit(f"{options.folder} is there, and what is finished would not run again: delete it")
-    rng, seconds, kills, further = random.Random(options.seed), {}, 0, 0
+    rng, seconds, kills, further = random.Random(0), {}, 0, 0
     for name in ("whole", "killed"):
-        folder = options.folder / name
+        folder = options.folder.absolute() / name
         own = [*knobs, "--device=cpu", "--checkpoint_interval=20", f"--data_dir={folder}/d", f"--out_dir={folder}/out"]
         for verb in VERBS:
             begin, process, trains = time.monotonic(), start(verb, own), verb in ("prealign.py", "train.py")

