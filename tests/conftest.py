@@ -1,4 +1,7 @@
+import contextlib
 import dataclasses
+import gzip
+import lzma
 import os
 import random
 import signal
@@ -12,6 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+with contextlib.suppress(ImportError):
+    from backports import zstd
+    PACK[".zst"] = lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -21,6 +29,7 @@ import train  # noqa: E402
 from data import prepare  # noqa: E402
 from runtime import log  # noqa: E402
 from runtime.config import Config  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
 from tasks.facts import make_facts  # noqa: E402
 
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -81,6 +90,21 @@ def run_command(*command: str, env: dict | None = None, timeout: float = 120) ->
     """A command of ours in the repository root, one thread, output captured."""
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+
+def write(path: Path, content: bytes | str) -> str:
+    """`content` at `path`, packed as its name asks; bytes go in as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else PACK.get(path.suffix, bytes)(content.encode()))
+    return str(path)
+
+
+def error(function, *arguments) -> str:
+    """The one line with which a function refuses its arguments."""
+    with pytest.raises(UserError) as e:
+        function(*arguments)
+    assert "\n" not in str(e.value)
+    return str(e.value)
 
 
 def overrides(config: Config, **changes) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
-from conftest import make_text
+from conftest import error, make_text
 
 from corpus import build, readers
 from corpus.folder import Folder
@@ -99,9 +99,8 @@ def random_text(rng: random.Random, words: list[str]) -> str:
     """Words (capitalised, before punctuation, quoted) with all kinds of gaps between them."""
     text = ""
     for word in rng.choices(words, k=rng.randint(1, 60)):
-        shapes = [word, word, word, word, word.capitalize(), word.upper(), f'"{word}",', f"({word})."]
-        text += rng.choice(shapes) + rng.choice(GAPS)
-    return text if rng.randrange(2) else text.strip()
+        text += rng.choice([word, word, word.capitalize(), f'"{word}",', f"({word})."]) + rng.choice(GAPS)
+    return text
 
 
 @pytest.mark.parametrize("vocab_size", [270, 500])
@@ -126,13 +125,6 @@ def test_alignment_ids_are_those_of_a_slow_reading(tmp_path, vocab_size):
 
 def contents(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def error(function, *arguments) -> str:
-    with pytest.raises(UserError) as e:
-        function(*arguments)
-    assert "\n" not in str(e.value)
-    return str(e.value)
 
 
 def prepared(tiny, tmp_path, **changes) -> Folder:
@@ -165,16 +157,19 @@ def test_bins_are_the_text_with_the_alignment_of_every_document_and_its_clone(ti
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.3, 0.9])
-def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path, val_fraction):
+def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path, val_fraction, capsys):
     source = tmp_path / "twice.txt"
-    source.write_text(make_text(20) + "\n\n" + make_text(20))
-    folder = prepared(tiny, tmp_path, source=str(source), val_fraction=val_fraction)
+    source.write_text(make_text(5) + "\n\n" + make_text(5))
+    folder = prepared(tiny, tmp_path, source=str(source), val_fraction=val_fraction, max_steps=8)
     train, val = (texts_of(folder, split) for split in ("train", "val"))
     assert train and val and set(train).isdisjoint(val)
     assert Counter(train + val) == Counter(readers.documents(str(source)))
+    # One of five, where none was asked for; and more facts than half of stage 2's rows can state.
+    out = capsys.readouterr().out
+    assert (val_fraction or "is held out, though" in out) and "more than half of stage 2" in out
 
 
-@pytest.mark.parametrize("budget", [100, 4000, 10**6])
+@pytest.mark.parametrize("budget", [100, 4000])
 def test_a_budget_is_passed_by_less_than_a_document_whatever_the_workers(tiny, tmp_path, monkeypatch, budget):
     monkeypatch.setattr(build, "BATCH_CHARACTERS", 1000)
     for workers in (1, 3):
@@ -187,14 +182,14 @@ def test_a_budget_is_passed_by_less_than_a_document_whatever_the_workers(tiny, t
 
 # ---- odd texts ----
 
-@pytest.mark.parametrize("run", ["a", "\u0301", "字", "ক\u09be", " ", "\u00a0", "\t "])
+@pytest.mark.parametrize("run", ["ক\u09be", "\u00a0"])
 def test_a_document_that_tokenizers_fail_on_is_left_out_and_counted(tiny, tmp_path, capsys, run):
     source, odd = tmp_path / "text.txt", "So " + run * (1_000_000 // len(run)) + "."
-    texts = [make_text(20), odd, make_text(20, seed=1), "Fine " + odd[:50_000] + "."]
-    source.write_text("\n\n".join(texts), encoding="utf-8")
+    fine = "Fine " + odd[:50_000] + "."
+    source.write_text("\n\n".join([make_text(2), odd, fine]), encoding="utf-8")
     folder = prepared(tiny, tmp_path, source=str(source), fact_count=0)
     texts = texts_of(folder, "train") + texts_of(folder, "val")
-    assert len(texts) == 41 and 50_000 < max(map(len, texts)) < 60_000
+    assert len(texts) == 3 and fine in texts
     assert "en: left out 1 document" in capsys.readouterr().out
     # Where it is not one of many it is refused. Letters alone do not hinder the pattern of vocabularies trained here.
     if run.isspace():
@@ -206,14 +201,6 @@ def test_a_run_is_found_wherever_it_begins():
     for begin in (0, 1, most // 2, most - 1, most):
         assert build.is_odd("." * begin + "x" * (2 * most - 1) + ".")
         assert not build.is_odd("." * begin + "x" * (most - 1) + "." + "x" * (most - 1))
-
-
-def test_data_py_warns_of_a_large_part_held_out_and_of_too_many_facts(tiny, tmp_path, capsys):
-    source = tmp_path / "a [b].txt"
-    source.write_text("\n\n".join(make_text(20, seed).replace("\n\n", "\n") for seed in range(2)))
-    prepared(tiny, tmp_path, source=str(source), val_fraction=0.02, max_steps=8)
-    out = capsys.readouterr().out
-    assert "% of the text is held out, though val_fraction is 2%" in out and "max_steps" in out
 
 
 # ---- a folder is made once, and anew when what it is made from changes ----
@@ -279,16 +266,16 @@ def test_what_cannot_be_prepared_says_why_in_one_line(tiny, tmp_path, monkeypatc
     assert not Path("data").exists() and Path("text.txt").read_text() == text
 
 
-@pytest.mark.parametrize("damage", [
-    Path.unlink, lambda path: path.write_text("[1]"), lambda path: path.write_bytes(path.read_bytes()[:-4])])
-@pytest.mark.parametrize("name", ["meta.json", "en_train.bin", "en_val.align.bin", "table.npz", "tokenizer.tiktoken"])
+@pytest.mark.parametrize("name, damage", [
+    ("meta.json", b"[1]"), ("en_train.bin", None), ("en_val.align.bin", b""), ("table.npz", b"cut"),
+    ("tokenizer.tiktoken", None)])
 def test_a_damaged_folder_is_refused_and_data_py_mends_it(tiny, tmp_path, name, damage):
     path = tmp_path / "data" / name
-    shutil.copytree(tiny.data_dir, tmp_path / "data")
-    damage(path)
-    assert str(path) in error(lambda: Folder(str(tmp_path / "data")).path(name))
-    prepare(replace(tiny, data_dir=str(tmp_path / "data")))
-    assert contents(str(tmp_path / "data")) == contents(tiny.data_dir)
+    shutil.copytree(tiny.data_dir, path.parent)
+    path.unlink() if damage is None else path.write_bytes(damage)
+    assert str(path) in error(lambda: Folder(str(path.parent)).path(name))
+    prepare(replace(tiny, data_dir=str(path.parent)))
+    assert contents(str(path.parent)) == contents(tiny.data_dir)
 
 
 # ---- random numbers, and the languages of rows ----
@@ -303,17 +290,16 @@ def test_hash64_never_changes():
 
 
 def test_permute_is_a_bijection_of_its_own_for_every_key():
-    for n in (*range(1, 36), 63, 64, 65, 1000, 4097):
+    for n in (*range(1, 36), 1000, 4097):
         assert np.array_equal(np.sort(permute(np.arange(n), n, 1, 0)), np.arange(n))
     orders = [permute(np.arange(200), 200, *keys).tolist() for keys in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0))]
     assert all(sum(map(int.__eq__, one, other)) < 10 for i, one in enumerate(orders) for other in orders[:i])
     # Keys may be arrays: each index is then of its own shuffle.
-    epoch = np.repeat([0, 1], 200)
-    assert permute(np.tile(np.arange(200), 2), 200, 1, 0, epoch).tolist() == orders[0] + orders[1]
+    assert permute(np.arange(400) % 200, 200, 1, 0, np.repeat([0, 1], 200)).tolist() == orders[0] + orders[1]
 
 
-@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [0.95, 0.05], [0.01, 0.99], [0.7, 0.2, 0.1], 3 * [1 / 3],
-                                     [0.9, 0.025, 0.025, 0.025, 0.025], [0.3, 0.7 - 1e-12, 1e-12]])
+@pytest.mark.parametrize("weights", [[1.0], [0.01, 0.99], 3 * [1 / 3], [0.9, 0.025, 0.05, 0.025],
+                                     [0.3, 0.7 - 1e-12, 1e-12]])
 def test_rows_are_dealt_out_evenly_and_none_is_left_out(weights):
     stream, index = stream_of_rows(np.arange(5000), weights)
     seen = [0] * len(weights)
@@ -348,17 +334,17 @@ def random_rows(rng: np.random.Generator, R: int, W: int, entries: int) -> tuple
     return rng.integers(0, 500, (R, W)), np.array(marks)[at]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("languages", [1, 2, 3])
-def test_codeswitch_is_the_slow_one(target, languages):
+@pytest.mark.parametrize("languages", [1, 3])
+def test_codeswitch_is_the_slow_one(languages):
     rng, last = np.random.default_rng(languages), []
-    for trial in range(24):
+    for trial in range(48):
         W = int(rng.integers(1, 40))
         length = (W, max(1, W - 4), max(1, W // 2), W + 3)[trial % 4]
         ratio = (0.0, 0.05, 0.5, 1.0)[trial // 4 % 4]
         table = random_table(rng, languages)
         tokens, align = random_rows(rng, 64, W, len(table))
-        arguments = (tokens, align, table, ratio, rng.integers(0, 10**6, 64), trial, length, target, PAD)
+        rows, target = rng.integers(0, 10**6, 64), TARGETS[trial // 16]
+        arguments = (tokens, align, table, ratio, rows, trial, length, target, PAD)
         for found, expected in zip(codeswitch(*arguments), slow_codeswitch(*arguments)):
             assert found.dtype == np.int64 and np.array_equal(found, expected)
         last += codeswitch(*arguments)[0][:, -1].tolist()
@@ -439,7 +425,7 @@ def test_rows_do_not_depend_on_how_they_are_split(tiny, ratio):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"stage1_steps": 0}, {"block_size": 19, "max_steps": 41}, {"mix": {"en": 1}, "batch_size": 3, "max_steps": 30},
+    {"stage1_steps": 0}, {"mix": {"en": 1}, "batch_size": 3, "max_steps": 31, "block_size": 19},
     {"fact_count": 27, "fact_periods": 3, "max_steps": 124, "fact_languages": ("en", "clone")}])
 def test_facts_are_stated_in_stage_2_once_through_evenly_and_in_their_period(tiny, tmp_path, changes):
     config, folder = replace(tiny, **changes), prepared(tiny, tmp_path, **changes)
@@ -491,11 +477,8 @@ def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny,
 @pytest.mark.parametrize("changes, names", [
     ({"block_size": 10_000}, "block_size"), ({"block_size": 800}, "facts"), ({"max_steps": 7}, "max_steps"),
     ({"mix": {"en": 0.5, "de": 0.5}, "targets": ("de",)}, "'de'")])
-def test_too_little_text_and_too_many_facts(tiny, changes, names):
+def test_too_little_text_too_many_facts_and_ids_beyond_the_vocabulary(tiny, changes, names):
     assert names in error(lambda: sampler_of(tiny, **changes))
-
-
-def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
     sampler = sampler_of(tiny)
     sampler.bins["en"] = np.full(5000, sampler.folder.vocab_size)
     assert str(sampler.folder.vocab_size) in error(sampler.batch, np.arange(8))
@@ -505,13 +488,9 @@ def test_an_id_beyond_the_vocabulary_is_an_error(tiny):
 
 def test_prefetch_keeps_the_order_makes_the_next_while_one_is_used_and_raises_where_it_belongs():
     made = [threading.Event() for _ in range(10)]
-
-    def make(step: int) -> int:
-        made[step].set()
-        return 12 // (4 - step)
-
-    batches = prefetch(make, range(10))
-    assert next(batches) == 3 and made[1].wait(5)  # without asking for it
+    batches = prefetch(lambda step: made[step].set() or 12 // (4 - step), range(10))
+    # The next is made without asking for it.
+    assert next(batches) == 3 and made[1].wait(5)
     assert [next(batches) for _ in range(3)] == [4, 6, 12]
     with pytest.raises(ZeroDivisionError):
         next(batches)

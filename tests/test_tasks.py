@@ -1,9 +1,7 @@
 """What is asked of a model beside text: facts, inference, mixed script and kinds of token, each by its definition."""
 
-import gzip
 import itertools
 import json
-import lzma
 import math
 import re
 from collections import Counter, defaultdict
@@ -13,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import error, write
 
 from corpus.folder import Folder
 from corpus.languages import code_of
@@ -20,7 +19,6 @@ from corpus.table import make_table
 from corpus.tokenizer import encode
 from report.results import wilson
 from runtime.config import Config
-from runtime.errors import UserError
 from tasks.analysis import is_in, mixed_script, sample, token_kinds
 from tasks.facts import Fact, in_training_order, make_facts, read_relations, rows_of_facts, statement
 from tasks.nli import LABELS, OBJECTS, QUANTIFIERS, SUBJECTS, Pair, Statement, builtin, label, load, read
@@ -48,15 +46,6 @@ def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_w
         assert [each[language] for each in RELATIONS].count(sentence) == 1
 
 
-@pytest.mark.parametrize("line", ["P1\tname", "P1\tname\t{subject} is {subject}."])
-def test_a_bad_line_of_relations_is_named(tmp_path, line):
-    path = tmp_path / "relations.tsv"
-    good = "property\tname\ten\nP2\tother\t{subject} is {object}.\n"
-    path.write_text(good + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="relations.tsv:3: expected"):
-        read_relations(str(path))
-
-
 def test_the_same_facts_everywhere():
     facts = facts_of(64, (1, 4), seed=1)
     assert facts[0].subject == "Glerzilo Tulbisk"
@@ -67,8 +56,8 @@ def test_the_same_facts_everywhere():
 
 # One and several frequencies, 4 and 8 objects, few and all relations, several languages and periods, uneven shares.
 @pytest.mark.parametrize("count, frequencies, languages, periods", [
-    (4, (1,), ("en",), 1), (101, (1, 4, 16), ("en",), 1), (128, (40,), ("en",), 1), (192, (1, 2, 4, 8), ("en",), 1),
-    (192, (1, 5), ("en", "clone"), 3), (1003, (1, 2, 3, 4, 5), ("en",), 1)])
+    (4, (1,), ("en",), 1), (101, (1, 4, 16), ("en",), 1), (192, (1, 5), ("en", "clone"), 3),
+    (1003, (1, 2, 3, 4, 5), ("en",), 1)])
 def test_facts_of_every_kind_have_their_objects_equally_often(count, frequencies, languages, periods):
     facts = facts_of(count, frequencies, languages, periods, seed=3)
     kinds = list(itertools.product(range(periods), languages, frequencies))
@@ -107,8 +96,7 @@ def test_a_statement_differs_from_its_distractors_in_the_object_alone():
         for other in fact.distractors:
             assert statement(fact, language, other) == true.replace(fact.object, other)
     assert statement(fact, "zho") == statement(fact, "zh")
-    with pytest.raises(UserError, match="relations.tsv: .* 'fr'"):
-        statement(fact, "fra")
+    assert "'fr'" in error(statement, fact, "fra")
 
 
 def test_statements_of_a_fact_are_spread_evenly_over_its_period():
@@ -130,14 +118,15 @@ def test_rows_of_facts_by_hand():
     # The periods begin with the rows 4, 11 and 18 (a third of 20 is 6.7): two facts in 7 rows, none, five in 6.
     assert rows.tolist() == [7, 10, 19, 20, 21, 22, 23]
     assert sorted(windows[:2]) == [0, 1] and sorted(windows[2:]) == [2, 3, 4, 5, 6]
-    with pytest.raises(UserError, match="facts fill 11 rows of the 20"):
-        rows_of_facts(config, 11, [110], 1)
+    assert "11 rows of the 20" in error(rows_of_facts, config, 11, [110], 1)
 
 
 @pytest.mark.parametrize("count, frequencies", [(3, (1,)), (15, (1, 2, 4, 8)), (40_001, (1,)), (16, (4, 0))])
-def test_impossible_settings(count, frequencies):
-    with pytest.raises(UserError, match="fact_frequencies: .* fact_count: "):
-        facts_of(count, frequencies)
+def test_impossible_settings_and_relations_are_refused(tmp_path, count, frequencies):
+    assert "fact_frequencies: " in (text := error(facts_of, count, frequencies)) and "fact_count: " in text
+    good = "property\tname\ten\nP2\tother\t{subject} is {object}.\n"
+    for line in ("P1\tname", "P1\tname\t{subject} is {subject}."):
+        assert "relations.tsv:3: " in error(read_relations, write(tmp_path / f"{len(line)}relations.tsv", good + line))
 
 
 # ---- inference: published files ----
@@ -146,13 +135,6 @@ XNLI = ("language\tgold_label\tsentence1\tsentence2\tgenre\nde\tneutral\tEin Hun
 SNLI = "\n".join(json.dumps({"gold_label": label, "sentence1": "x", "sentence2": "y"}) for label in ("-", "entailment"))
 HUB = "\n".join(json.dumps({"premise": premise, "hypothesis": "y", "label": label}) for premise, label in (
     ("a", 2), (None, 0), (" e\u0301 ", 1), ("b", -1), ("c", 0)))
-
-
-def write(path, text):
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opener(path, "wt", encoding="utf-8") as f:
-        f.write(text)
-    return str(path)
 
 
 @pytest.mark.parametrize("name, text, language, pairs", [
@@ -166,8 +148,7 @@ def write(path, text):
      [Pair("a", "b", 0), Pair("c", "d", 1)]),
     ("snli.jsonl.gz", SNLI, "en", [Pair("x", "y", 0)]),
     # As the Hugging Face hub numbers labels; without a sentence, in NFD, and between spaces.
-    ("hub.jsonl", HUB, "en",
-     [Pair("a", "y", 2), Pair("é", "y", 1), Pair("c", "y", 0)]),
+    ("hub.jsonl", HUB, "en", [Pair("a", "y", 2), Pair("é", "y", 1), Pair("c", "y", 0)]),
     ("paws.tsv", "id\tsentence1\tsentence2\tlabel\n1\tNS\tb\t0\n2\ta\tNS\t1\n3\ta\t \t1\n4\tNSA\tb\t1\n", "fr",
      [Pair("NSA", "b", 1)]),
 ])
@@ -179,18 +160,13 @@ def test_published_formats(tmp_path, capsys, name, text, language, pairs):
 
 
 @pytest.mark.parametrize("name, text, where", [
-    ("a.tsv", "premise\thypothesis\tlabel\nx\ty\tmaybe\n", "a.tsv:2"),
-    ("a.tsv", "premise\thypothesis\tlabel\nx\ty\n", "a.tsv:2"),
-    ("a.tsv", "text\tlabel\nx\tneutral\n", "a.tsv:2"),
-    ("a.tsv", "premise\thypothesis\tlabel\n", "a.tsv: "),
-    ("a.tsv", XNLI.replace("en\t", "fr\t"), "a.tsv: .*'en', .* de, fr"),
-    ("a.jsonl", "{\n", "a.jsonl:1"),
-    ("a.jsonl", "[1]\n", "a.jsonl:1"),
-    ("a.jsonl", '{"premise": 3, "hypothesis": "x", "label": "neutral"}\n', "a.jsonl:1"),
-])
+    *(("a.tsv", text, "a.tsv:2: ") for text in (
+        "premise\thypothesis\tlabel\nx\ty\tmaybe\n", "premise\thypothesis\tlabel\nx\ty\n", "text\tlabel\nx\t1\n")),
+    ("a.tsv", "premise\thypothesis\tlabel\n", "a.tsv: "), ("a.tsv", XNLI.replace("en\t", "fr\t"), "de, fr"),
+    *(("a.jsonl", text, "a.jsonl:1: ") for text in (
+        "{\n", "[1]\n", '{"premise": 3, "hypothesis": "x", "label": "neutral"}\n'))])
 def test_a_bad_line_of_pairs_is_named(tmp_path, name, text, where):
-    with pytest.raises(UserError, match=where):
-        read(write(tmp_path / name, text))
+    assert where in error(read, write(tmp_path / name, text))
 
 
 def test_pairs_of_each_language(tmp_path):
@@ -204,11 +180,9 @@ def test_pairs_of_each_language(tmp_path):
     apart = load(replace(config, nli_test=str(tmp_path / "test.{language}.tsv")), ("en", "de"))[3]
     assert apart == {"en": [Pair("d", "e", 1)], "de": [Pair("a b", "c", 1)]}
     paws = write(tmp_path / "paws.tsv", "premise\thypo\tlabel\na\tb\t0\n")
-    for test, why in (("builtin", "nli_test=builtin is in English only"), (english, "put {language} into its name")):
-        with pytest.raises(UserError, match=why):
-            load(replace(config, nli_test=test), ("en", "de"))
-    with pytest.raises(UserError, match="expected the labels of nli_train"):
-        load(replace(config, nli_test=paws), ("en", "clone"))
+    for test, targets, why in (("builtin", ("de",), "nli_test=builtin"), (english, ("de",), "put {language} into"),
+                               (paws, ("clone",), "labels of nli_train")):
+        assert why in error(load, replace(config, nli_test=test), ("en", *targets))
 
 
 # ---- inference: the built-in pairs ----
@@ -265,8 +239,7 @@ def test_splits_share_no_sentence_and_every_hypothesis_has_each_label_once(split
             itertools.product({p.hypothesis for p in pairs}, range(3)), 1)
         assert {word for sentence in sentences[split] for word in words_of(sentence)} <= known
     assert builtin("test", 250) == splits["test"] and [p.label for p in splits["test"][:6]] != [0, 1, 2] * 2
-    with pytest.raises(UserError, match="nli_builtin"):
-        builtin("dev", 5000)
+    assert "nli_builtin" in error(builtin, "dev", 5000)
 
 
 def sees(pair: Pair) -> dict[str, object]:
@@ -358,12 +331,11 @@ def words_folder(folder: Folder, pairs: dict[str, str], pivot: str, target: str,
 
 
 # In the languages of Table 6 that have another script than English, and in more.
-CATS = {"zh": "猫", "ru": "кот", "ar": "قط", "el": "γάτα", "hi": "बिल्ली", "bn": "বিড়াল", "ta": "பூனை", "te": "పిల్లి",
-        "th": "แมว", "ja": "ねこ", "ko": "고양이", "he": "חתול", "ka": "კატა", "hy": "կատու", "am": "ድመት", "km": "ឆ្មា"}
+CATS = {"zh": "猫", "ru": "кот", "ar": "قط", "el": "γάτα", "hi": "बिल्ली", "th": "แมว", "ja": "ねこ", "ko": "고양이"}
 
 
 @pytest.mark.parametrize("language, own", [
-    *CATS.items(), ("zh_Hans", "猫"), ("rus", "кот"), ("ben", "ি"), ("ja", "ネコ")])
+    *CATS.items(), ("zh_Hans", "猫"), ("ben", "ি"), ("ja", "ネコ")])
 def test_a_continuation_is_mixed_when_any_character_is_of_the_targets_script(folder, language, own):
     mixed = is_in(language, words_folder(folder, {"cat": own}, "en", language, "a cat"))
     assert mixed(encode(folder.encoding, own)) and mixed(encode(folder.encoding, f"The {own} 12"))

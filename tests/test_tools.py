@@ -1,6 +1,7 @@
 """What stands around the method: an endpoint's dictionary, Hugging Face both ways, snapshots, speed, runs/gpu.sh."""
 
 import copy
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import fuzz
 import kill
 import prealign
 import train as training
-from conftest import ROOT, make_text, overrides
+from conftest import ROOT, error, make_text, overrides
 from corpus.dictionary import read
 from corpus.folder import Folder
 from corpus.tokenizer import encode
@@ -33,6 +33,7 @@ from runtime import gpt2
 from runtime.checkpoint import initial_state, load_checkpoint, load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
+from runtime.files import read_json, write_json
 from runtime.hardware import Hardware
 from tasks.facts import make_facts
 from tools import bench, dynamics, export, tokens, translate
@@ -43,45 +44,32 @@ KEY = "sk-secret-of-the-test"
 
 # ---- a dictionary from a language model ----
 
-class Endpoint(ThreadingHTTPServer):
+class Endpoint:
     """Answers every word, unless `misbehave(number of the request, words)` returns another reply."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[list[str]] = []
         self.misbehave = lambda number, words: None
-        self.elsewhere = (404, "no such page", {})
+        self.elsewhere = 404, "no such page", {}
         self.lock = threading.Lock()
 
     @property
     def words(self) -> Counter:
         return Counter(word for words in self.requests for word in words)
 
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, text, headers = self.reply(json.loads(body["messages"][-1]["content"].rsplit("\n", 1)[1]))
-        self.send_response(status)
-        for header in headers.items():
-            self.send_header(*header)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def reply(self, words: list[str]) -> tuple[int, str, dict]:
+    def reply(self, request) -> tuple[int, str, dict]:
+        """Status, text and headers; status 0 is a broken connection."""
         # As hosts behind Cloudflare do.
-        if "OpenAI" in self.headers["User-Agent"]:
+        if "OpenAI" in request.headers["User-Agent"]:
             return 403, "error code: 1010", {}
-        if self.path != "/v1/chat/completions":
-            return self.server.elsewhere
-        assert self.headers["Authorization"] == f"Bearer {KEY}"
-        with self.server.lock:
-            self.server.requests.append(words)
-            number = len(self.server.requests)
-        return self.server.misbehave(number, words) or chat(FORMS[number % 3](json.dumps(answer_to(words))))
-
-    def log_message(self, *_):
-        pass
+        if request.url.path != "/v1/chat/completions":
+            return self.elsewhere
+        assert request.headers["Authorization"] == f"Bearer {KEY}"
+        words = json.loads(json.loads(request.content)["messages"][-1]["content"].rsplit("\n", 1)[1])
+        with self.lock:
+            self.requests.append(words)
+            number = len(self.requests)
+        return self.misbehave(number, words) or chat(FORMS[number % 3](json.dumps(answer_to(words))))
 
 
 def answer_to(words: list[str]) -> dict[str, list[str]]:
@@ -100,12 +88,20 @@ def chat(content: object) -> tuple[int, str, dict]:
 
 
 @pytest.fixture
-def endpoint():
-    pytest.importorskip("openai")
-    with Endpoint() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
+def endpoint(monkeypatch) -> Endpoint:
+    openai, endpoint = pytest.importorskip("openai"), Endpoint()
+    # What openai's client is made with, from its version 3 on and before.
+    httpx = sys.modules.get("httpx2") or sys.modules["httpx"]
+
+    def handle(request):
+        status, text, headers = endpoint.reply(request)
+        if not status:
+            raise httpx.ReadError(text)
+        return httpx.Response(status, text=text, headers=headers)
+
+    client = functools.partial(openai.DefaultHttpxClient, transport=httpx.MockTransport(handle))
+    monkeypatch.setattr(openai, "DefaultHttpxClient", client)
+    return endpoint
 
 
 @pytest.fixture
@@ -118,7 +114,7 @@ def config(tmp_path, endpoint, monkeypatch) -> Config:
     (tmp_path / "en.txt").write_text(make_text(30), encoding="utf-8")
     return Config(source=str(tmp_path / "{language}.txt"), targets=("de", "clone"), min_count=3, workers=1,
                   dictionary=str(tmp_path / "made" / "en-{language}.tsv"), llm_key="TEST_KEY", llm_requests=1,
-                  llm_url=f"http://127.0.0.1:{endpoint.server_port}/v1")
+                  llm_url="http://127.0.0.1:9/v1")
 
 
 def ask_all(config: Config, **changes) -> dict[str, list[str]]:
@@ -139,10 +135,8 @@ def test_words_are_asked_for_in_the_case_that_they_mostly_have(config):
 
 def test_a_model_reads_names_of_languages_and_not_codes():
     pytest.importorskip("language_data")
-    prompt = translate.prompt(["house"], "en", "zh-Hans")
-    assert 'from English into Chinese (Simplified), at most' in prompt and prompt.endswith('\n["house"]')
-    assert [translate.english_name(name) for name in ("is", "deu", "cmn", "myown")] == [
-        "Icelandic", "German", "Mandarin Chinese", "myown"]
+    assert "from English into Chinese (Simplified)" in translate.prompt(["house"], "en", "zh-Hans")
+    assert [translate.english_name(name) for name in ("deu", "myown")] == ["German", "myown"]
 
 
 @pytest.mark.parametrize("suffix, elsewhere", [
@@ -162,8 +156,8 @@ def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, e
 SOON = {"Retry-After-Ms": "1"}
 
 
-@pytest.mark.parametrize("reply", [(429, "slow down", SOON), (503, "", SOON), (200, "<html>", {}), chat(None),
-                                   chat([7]), (200, "[]", {}), (200, '{"error": "no room"}', {})])
+@pytest.mark.parametrize("reply", [(429, "slow down", SOON), (200, "<html>", {}), chat(None), chat([7]),
+                                   (200, '{"error": "no room"}', {})])
 def test_trouble_that_passes_costs_nothing(config, endpoint, reply):
     endpoint.misbehave = lambda number, words: reply if number in (2, 5) else None
     assert ask_all(config) == expected(translate.words_to_ask(config))
@@ -171,9 +165,8 @@ def test_trouble_that_passes_costs_nothing(config, endpoint, reply):
 
 @pytest.mark.parametrize("reply, reason", [
     ((503, '{"error": "no room"}', SOON), "503: .*no room"), ((401, f"bad key {KEY}", {}), r"401: bad key \*\*\*"),
-    ((429, '{"error": {"code": "insufficient_quota"}}', SOON), "insufficient_quota"),
     ((200, '{"error": {"message": "no credits left"}}', {}), "no credits left"),
-    ((302, "", {"Location": "http://localhost/"}), "302"), ((200, "", {"Content-Length": "1"}), "closed connection")])
+    ((302, "", {"Location": "http://localhost/"}), "302"), ((0, "closed", {}), "closed")])
 def test_an_endpoint_that_stays_away_is_given_up_and_its_answers_are_kept(config, endpoint, reply, reason, monkeypatch):
     monkeypatch.setattr(translate, "ATTEMPTS", 1)
     endpoint.misbehave = lambda number, words: reply if number > 1 else None
@@ -192,9 +185,8 @@ def test_what_is_answered_while_other_requests_are_refused_is_kept(config, endpo
     assert read(config.dictionary_of("de")) == expected(endpoint.requests[0])
 
 
-@pytest.mark.parametrize("reply", [(400, "filtered", {}), (500, "too much", SOON), chat("sorry")])
-@pytest.mark.parametrize("place", [0, 30])
-def test_a_word_that_always_fails_costs_no_other(config, endpoint, capsys, reply, place):
+@pytest.mark.parametrize("place, reply", [(0, (400, "filtered", {})), (30, (500, "too much", SOON)), (30, chat("no"))])
+def test_a_word_that_always_fails_costs_no_other(config, endpoint, capsys, place, reply):
     words = translate.words_to_ask(config)
     endpoint.misbehave = lambda number, asked: reply if words[place] in asked else None
     assert ask_all(config) == expected([word for word in words if word != words[place]])
@@ -202,65 +194,52 @@ def test_a_word_that_always_fails_costs_no_other(config, endpoint, capsys, reply
     assert endpoint.words[words[-1]] == 1 and endpoint.words[words[place]] >= len(translate.SIZES)
 
 
-@pytest.mark.parametrize("whole", [7, 0])
-def test_answers_that_are_cut_short_make_shorter_requests(config, endpoint, whole):
-    """Answers to more than 7 words. What is whole in them is used; where nothing is, the rest is not sent."""
-    def misbehave(number, asked):
-        return chat("<think>One</think>" + json.dumps(answer_to(asked[:whole]))[:-1]) if len(asked) > 7 else None
-
-    endpoint.misbehave = misbehave
+def test_answers_that_are_cut_short_make_shorter_requests(config, endpoint):
+    """Answers to more than 7 words. What is whole in them is used."""
+    endpoint.misbehave = lambda number, asked: (
+        chat("<think>One</think>" + json.dumps(answer_to(asked[:7]))[:-1]) if len(asked) > 7 else None)
     words = translate.words_to_ask(config)
     assert ask_all(config) == expected(words)
-    assert whole == 0 or all(endpoint.words[word] == 1 + (i % 20 >= 7) for i, word in enumerate(words[:60]))
-    assert whole == 7 or sum(len(asked) > 7 for asked in endpoint.requests) <= translate.FAILURES + 1
+    assert all(endpoint.words[word] == 1 + (i % 20 >= 7) for i, word in enumerate(words[:60]))
 
 
-def test_a_model_that_does_not_answer_as_asked_is_given_up_early(config, endpoint):
+def test_a_model_of_no_use_is_given_up_early_and_a_few_words_left_over_end_nothing(config, endpoint):
+    most = len(translate.SIZES) * (translate.FAILURES + 1)
     endpoint.misbehave = lambda number, asked: chat("Here you are: Haus, Heim")
     with pytest.raises(UserError, match="Here you are: Haus, Heim"):
         ask_all(config)
-    assert len(endpoint.requests) <= len(translate.SIZES) * (translate.FAILURES + 1)
-
-
-def test_a_model_that_is_not_there_is_given_up_early_and_a_few_words_left_over_end_nothing(config, endpoint):
-    endpoint.misbehave = lambda number, asked: (400, "Model Not Exist", {}) if number > 1 else None
+    assert (asked := len(endpoint.requests)) <= most
     # Words are answered: the others may be what is wrong.
+    endpoint.misbehave = lambda number, words: (400, "Model Not Exist", {}) if number > asked + 1 else None
     ask_all(config)
-    words, path = translate.words_to_ask(config), Path(config.dictionary_of("de"))
-    asked = len(endpoint.requests)
+    asked = len(endpoint.requests) - 1
     with pytest.raises(UserError, match="Model Not Exist"):
         ask_all(config)
-    assert len(endpoint.requests) - asked <= len(translate.SIZES) * (translate.FAILURES + 1)
+    assert len(endpoint.requests) - asked - 1 <= most
+    words, path = translate.words_to_ask(config), Path(config.dictionary_of("de"))
     path.write_text("".join(f"{word}\tx\n" for word in words[5:]))
     assert words[0] not in ask_all(config)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:port/v1", "http://[::1/v1"])
-def test_what_is_no_address_is_one_line(config, url):
-    with pytest.raises(UserError, match="llm_url="):
-        ask_all(config, llm_url=url)
-
-
-def test_a_dictionary_that_is_there_is_completed(config, endpoint):
+def test_a_dictionary_that_is_there_is_completed(config, endpoint, capsys, monkeypatch):
     words, path = translate.words_to_ask(config), Path(config.dictionary_of("de"))
     path.parent.mkdir()
     path.write_text(f"{words[0]}\tHaus\n{words[1]} Heim")
     assert ask_all(config) == expected(words) | {words[0]: ["Haus"], words[1]: ["Heim"]}
     assert endpoint.words == Counter(words[2:])
-
-
-def test_a_dry_run_counts_the_words_and_asks_for_nothing(config, endpoint, capsys, monkeypatch):
+    # A dry run counts the words and asks for nothing.
+    path.unlink()
     monkeypatch.delenv("TEST_KEY")
     translate.main(overrides(config, dry_run=True))
-    assert f"0 of {len(translate.words_to_ask(config))} words; " in capsys.readouterr().out and not endpoint.requests
-    with pytest.raises(UserError, match="environment variable TEST_KEY"):
-        ask_all(config)
+    assert f"0 of {len(words)} words; " in capsys.readouterr().out and endpoint.words == Counter(words[2:])
 
 
-@pytest.mark.parametrize("changes", [{"targets": ("clone",)}, {"dictionary": "en-de"}, {"dictionary": "*{language}"}])
-def test_a_config_that_names_no_file_to_write_is_refused(config, changes):
-    with pytest.raises(UserError, match="`dictionary`"):
-        ask_all(config, **changes)
+@pytest.mark.parametrize("changes, names", [
+    ({"llm_url": "http://127.0.0.1:port/v1"}, "llm_url="), ({"llm_url": "http://[::1/v1"}, "llm_url="),
+    ({"llm_key": "NO_KEY"}, "environment variable NO_KEY"), ({"targets": ("clone",)}, "`dictionary`"),
+    ({"dictionary": "en-de"}, "`dictionary`"), ({"dictionary": "*{language}"}, "`dictionary`")])
+def test_a_config_without_endpoint_or_file_to_write_is_refused(config, changes, names):
+    assert names in error(ask_all, replace(config, **changes))
 
 
 @pytest.mark.parametrize("answer, found", [
@@ -289,13 +268,19 @@ def run(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_hugging_face_computes_the_same_from_an_export(run, tie):
+def test_hugging_face_computes_the_same_from_an_export(run, tie, monkeypatch):
     transformers = pytest.importorskip("transformers")
-    config = run(tie_embeddings=tie)
-    export.main(overrides(config))
-    Path(config.run_dir, "huggingface", "of_an_earlier_export").write_text("")
+    config = run(tie_embeddings=tie, eval_words=20, sample_count=2)
+    ppl = evaluate(config)["lm"]["clone"]["ppl"]
     export.main(overrides(config))
     folder = Path(config.run_dir, "huggingface")
+    card = Path(folder, "README.md")
+    assert '"max_steps": 24' in card.read_text() and f"{ppl:.1f}" in card.read_text().partition("## Perplexity")[2]
+    # Older than the checkpoint: of a model that was here before.
+    os.utime(Path(config.run_dir, "eval.json"), (0, 0))
+    (folder / "of_an_earlier_export").write_text("")
+    export.main(overrides(config))
+    assert "Perplexity" not in card.read_text()
     names = "README.md config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json"
     assert sorted(os.listdir(folder)) == names.split()
     data = Folder(config.data_dir)
@@ -311,24 +296,18 @@ def test_hugging_face_computes_the_same_from_an_export(run, tie):
     assert ids == encode(data.encoding, TEXT).tolist() and tokenizer.decode(ids) == TEXT
     assert tokenizer.eos_token_id == data.end_of_text
     assert tokenizer(9 * TEXT, truncation=True)["input_ids"] == encode(data.encoding, 9 * TEXT)[:32].tolist()
-
-
-def test_a_hugging_face_card_has_what_was_measured_and_a_failure_keeps_the_export_before(run, monkeypatch):
-    pytest.importorskip("transformers")
-    config = run(eval_words=20, sample_count=2)
-    ppl = evaluate(config)["lm"]["clone"]["ppl"]
-    card = Path(export.export(config), "README.md")
-    assert '"max_steps": 24' in card.read_text() and f"{ppl:.1f}" in card.read_text().partition("## Perplexity")[2]
-    # Older than the checkpoint: of a model that was here before.
-    os.utime(Path(config.run_dir, "eval.json"), (0, 0))
-    export.export(config)
-    assert "Perplexity" not in card.read_text()
-    card.write_text("before")
+    # Stage 1 goes on from it.
+    again = make_model(config, data.vocab_size)
+    initial_state(again, continued := replace(config, init_from=f"hf:{folder}", method="continued"), data)
+    assert all(map(torch.equal, again.state_dict().values(), ours.state_dict().values()))
+    prealign.main(overrides(continued))
+    assert load_checkpoint(f"{continued.stage1_dir}/checkpoint.pt")["config"]["init_from"] == continued.init_from
+    # A failure keeps the export before.
     monkeypatch.setitem(sys.modules, "transformers", None)
     files = sorted(os.listdir(config.run_dir))
     with pytest.raises(ModuleNotFoundError):
         export.export(config)
-    assert card.read_text() == "before" and sorted(os.listdir(config.run_dir)) == files
+    assert card.exists() and sorted(os.listdir(config.run_dir)) == files
 
 
 def test_hugging_face_has_the_ids_of_an_encoding_with_unused_ones(tiny, tmp_path):
@@ -358,13 +337,11 @@ def hf_folder(path: Path, model: GPT, **config) -> str:
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**gpt2.gpt2_config(model)))
     theirs.load_state_dict(gpt2.gpt2_weights(model))
     theirs.save_pretrained(path)
-    file = path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    write_json(f"{path}/config.json", read_json(f"{path}/config.json", "") | config)
     return str(path)
 
 
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("tie, padding", [(True, 3), (False, 0)])
 def test_a_run_begins_with_the_weights_of_a_hugging_face_folder(tiny, tmp_path, tie, padding):
     """The pivot's embeddings, and all else, are the other model's, of longer rows; En-Clone's are random."""
     data, config = Folder(tiny.data_dir), replace(tiny, tie_embeddings=tie)
@@ -378,23 +355,10 @@ def test_a_run_begins_with_the_weights_of_a_hugging_face_folder(tiny, tmp_path, 
     assert torch.equal(model.wte.weight[data.V:], before) and (model.lm_head.weight is model.wte.weight) == tie
 
 
-def test_both_stages_go_on_from_an_export_to_hugging_face(run):
-    pytest.importorskip("transformers")
-    first = run(method="first")
-    data, folder = Folder(first.data_dir), f"hf:{export.export(first)}"
-    model, trained = make_model(first, data.vocab_size), load_trained(first.run_dir, data)[0]
-    initial_state(model, replace(first, init_from=folder), data)
-    assert all(map(torch.equal, model.state_dict().values(), trained.state_dict().values()))
-    prealign.main(overrides(first, init_from=folder, method="continued"))
-    aligned = run(init_from="align", method="prealign", codeswitch_ratio=0.3)
-    assert load_checkpoint(f"{aligned.stage1_dir}/checkpoint.pt")["config"]["init_from"] == folder
-
-
 @pytest.mark.parametrize("config, message", [
     ({"model_type": "llama"}, "model_type='llama'"), ({"n_layer": 3}, "n_layer=3 .here 2"),
     ({"vocab_size": 7}, "vocab_size=7"), ({"vocab_size": 50257}, "vocab_size=50257 .here 50"),
-    ({"tie_word_embeddings": False}, "tie_word_embeddings=False"), ({"n_inner": 7}, "n_inner=7"),
-    ({"n_positions": None}, "NoneType"), ({"activation_function": "relu"}, "activation_function='relu'")])
+    ({"tie_word_embeddings": False}, "tie_word_embeddings=False"), ({"n_positions": None}, "NoneType")])
 def test_a_hugging_face_model_of_another_kind_is_refused(tiny, tmp_path, config, message):
     model = make_model(tiny, 50)
     with pytest.raises(UserError, match=f"init_from=hf:.*{message}"):
@@ -505,13 +469,6 @@ def test_runs_check(tmp_path):
     assert {test["outcome"] for test in tests} <= {"passed", "skipped"}
     assert sum(test["outcome"] == "passed" for test in tests) >= 12
     assert result.stdout == (tmp_path / "check.log").read_text()
-
-
-@pytest.mark.slow
-def test_runs_speed(tmp_path):
-    gpu("speed", "--device=cpu", OUT=str(tmp_path), code=0)
-    machine, *rows = lines_of(tmp_path / "bench.jsonl")
-    assert machine["config"]["n_embd"] == 32 and [row["row"] for row in rows] == ROWS
 
 
 @pytest.mark.slow
