@@ -14,7 +14,6 @@ import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,7 +35,6 @@ from corpus.table import COLUMNS, keep_short, read_table_tsv
 from corpus.tokenizer import PATTERN, encode, load_tokenizer, train_tokenizer
 from corpus.words import CHUNK, aligned_surfaces, count_chunks, count_surfaces, words_of_chunk
 from data import prepare
-from runtime import errors
 from runtime.config import Config
 from runtime.errors import UserError
 from tasks.analysis import is_in
@@ -229,8 +227,7 @@ def test_the_built_in_text_is_prose(monkeypatch):
 
 # Letters of one to four bytes, digits, every quotation mark, punctuation, and whitespace of all kinds.
 ALPHABET = [*"abn't12 .,-?!()$%", *"éßжñ中文😀", *"\"'`“”‘’«»„", *" \n\t\r\v\f\x1c\x85\xa0\u2003\u2028\u3000"]
-
-
+GAPS = [" ", "  ", "   ", "\t", " \t ", "\n", "\n\n ", " \n"]
 LONG = "a-" * 100_000
 
 
@@ -241,6 +238,8 @@ def surfaces(text: str) -> list[str]:
 @pytest.mark.parametrize("text, words", [
     (" House,", [" House", ","]), (" don't", [" do", "n't"]), ("(2.5%)", ["(", "2.5", "%", ")"]),
     (" cannot", [" can", "not"]), (" ``so''", [" ``", "so", "''"]), ("a \n\nb\t", ["a", "\n\n", "b"]),
+    # A curly apostrophe is one, and stays in the text.
+    (" won’t", [" wo", "n’t"]), (" O’Brien’s;", [" O’Brien", "’s", ";"]), ("they’LL", ["they", "’LL"]),
     # Full stops that end sentences, and those of abbreviations.
     (" end.", [" end", "."]), (" I.", [" I", "."]), (" etc.", [" etc", "."]), (" it'S.", [" it", "'S", "."]),
     (" Mr.,", [" Mr.", ","]), (" (Mr.", [" (", "Mr."]), (" ex-Gov.", [" ex-Gov."]), (" Mr..", [" Mr", ".."]),
@@ -250,17 +249,25 @@ def test_words_of_a_text(text, words):
     assert surfaces(text) == words
 
 
-def test_words_are_the_bytes_they_say_in_order_with_nothing_between():
+def test_words_are_the_bytes_they_say_and_pieces_of_the_vocabulary_end_where_words_do():
+    """Every word, with the space before it, is whole pieces, however many spaces and line ends stand around it."""
     draw = random.Random(1)
-    for _ in range(1000):
-        text = "".join(draw.choices(ALPHABET, k=draw.randint(0, 40)))
+    wild = ["".join(draw.choices(ALPHABET, k=draw.randint(0, 40))) for _ in range(1000)]
+    plain = ["".join(word + draw.choice(GAPS) for word in make_text(1, seed).split()) for seed in range(200)]
+    plain += [text.replace("'", "’") for text in plain[:100]]
+    for text in wild + plain:
         assert "".join(CHUNK.findall(text)) == text
+        ends, at = {0, *itertools.accumulate(len(piece.encode()) for piece in regex.findall(PATTERN, text))}, 0
         for chunk in CHUNK.findall(text):
             raw, last = chunk.encode(), 0
             for first, end, surface in words_of_chunk(chunk):
                 assert last == first < end and raw[first:end].decode() == surface
+                assert {at + first, at + end} <= ends or text in wild, (surface, text)
                 last = end
             assert chunk.isspace() or last == len(raw)
+            at += len(raw)
+    assert regex.findall(PATTERN, "He came.  The dog \n\t ran.") == [
+        "He", " came", ".", " ", " The", " dog", " ", "\n", "\t", " ran", "."]
 
 
 def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
@@ -270,17 +277,11 @@ def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
     parts = [*"aNntsI'-—’\"“”„()[],.;:!?»", "don", "won", "CAN", "it", "is", "n't", "N'T", "'s", "'S", "'ll", "'re",
              "'VE", "'d", "--", "...", "日本", "well-known", "été"]
     draw = random.Random(0)
-    chunks += [space + "".join(draw.choices(parts, k=draw.randint(1, 6))) for space in ("", " ") for _ in range(5000)]
+    chunks += [space + "".join(draw.choices(parts, k=draw.randint(1, 6))) for space in ("", " ") for _ in range(2000)]
     fast = [words_of_chunk(chunk) for chunk in chunks]
     assert sum(surface_words.PLAIN.fullmatch(chunk) is not None for chunk in chunks) > len(chunks) / 10
     monkeypatch.setattr(surface_words, "PLAIN", re.compile("(?!)"))
     assert fast == [words_of_chunk(chunk) for chunk in chunks]
-
-
-def test_a_curly_apostrophe_is_one_and_stays_in_the_text():
-    text = " We won't, they can't, it's 'so' O'Brien's; dogs' I'LL cannot. 'Tis the '90s"
-    assert " wo" in surfaces(text) and " ca" in surfaces(text)
-    assert surfaces(text.replace("'", "’")) == [surface.replace("'", "’") for surface in surfaces(text)]
 
 
 @pytest.mark.parametrize("sentence", [
@@ -306,23 +307,6 @@ def test_words_seen_more_often_than_min_count_enter_the_table():
 
 
 # ---- the vocabulary ----
-
-def test_pieces_end_where_words_do():
-    """Every word, with the space before it, is whole pieces, however many spaces and line ends stand around it."""
-    assert regex.findall(PATTERN, "He came.  The dog \n\t ran.") == [
-        "He", " came", ".", " ", " The", " dog", " ", "\n", "\t", " ran", "."]
-    draw = random.Random(0)
-    for _ in range(200):
-        gaps = iter(lambda: draw.choice([" ", "  ", "   ", "\t", " \t ", "\n", "\n\n ", " \n"]), None)
-        text = "".join(word + next(gaps) for word in make_text(1, draw.random()).split())
-        text = draw.choice([text, text.replace("'", "’")])
-        ends = set(itertools.accumulate(len(piece.encode()) for piece in regex.findall(PATTERN, text)))
-        at = 0
-        for chunk in CHUNK.findall(text):
-            for first, end, surface in words_of_chunk(chunk):
-                assert at + first in ends | {0} and at + end in ends, (surface, text)
-            at += len(chunk.encode())
-
 
 def test_a_vocabulary_is_in_the_format_of_tiktoken_and_encodes_as_its_trainer_does(tmp_path, monkeypatch):
     # Else tiktoken keeps a copy by path.
@@ -545,34 +529,27 @@ def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path, capsys
         assert [len(Folder(config.data_dir).table.words(0, language)) for language in (1, 10)] == expected
 
 
-def test_long_translations_can_be_left_out(world, tmp_path):
+def test_budget_share_and_length_reach_bins_vocabulary_and_table(world, tmp_path, capsys):
     """Only translations of one token are left, and the entries that have any, in the same order."""
-    short = replace(world, translation_tokens=1, data_dir=str(tmp_path / "short"), vocab_size=400)
-    prepare(short)
-    data, found = Folder(short.data_dir), [row[1:] for row in table_of(short)]
-    assert found == [row[1:] for row in table_of(world) if len(encode(data.encoding, row[3])) == 1] != []
-    assert len(found) < len(table_of(world)) and len(data.table) == len({surface for surface, _, _ in found})
-    # En-Clone's words are kept whole.
-    rows = [("a", "de", "e"), ("b", "de", "q" * 9), ("q" * 9, "clone", "q" * 9)]
-    assert keep_short(rows, data.encoding, 1) == [rows[0], rows[2]] and keep_short(rows, data.encoding, 0) == rows
-    assert "translation_tokens=1" in error(keep_short, rows[1:2], data.encoding, 1)
-
-
-def test_budget_and_share_of_a_target_reach_its_bins_and_the_vocabulary(world, tmp_path, capsys):
-    changed = replace(world, budget={"de": 300.0}, tokenizer_share={"el": 0.0}, data_dir=str(tmp_path / "data"))
+    changed = replace(world, budget={"de": 300.0}, tokenizer_share={"el": 0.0}, translation_tokens=1,
+                      data_dir=str(tmp_path / "data"))
     prepare(changed)
-    before, after = Folder(world.data_dir), Folder(changed.data_dir)
+    before, after, rows = Folder(world.data_dir), Folder(changed.data_dir), [row[1:] for row in table_of(changed)]
     assert 300 <= len(after.tokens("de", "train")) < len(before.tokens("de", "train"))
     of_greek = [sum(regex.search(rb"[\xce\xcf].[\xce\xcf]", token) is not None
                     for token in data.encoding.token_byte_values()) for data in (before, after)]
     assert of_greek[0] > 5 and of_greek[1] == 0
     share = after.meta["coverage"]["de"]["running_words"]
     assert share > 0.05 and f"{100 * share:.0f}% of en's running words have an entry" in capsys.readouterr().out
+    assert rows == [row[1:] for row in table_of(world) if len(encode(after.encoding, row[3])) == 1] != []
+    assert len(rows) < len(table_of(world)) and len(after.table) == len({surface for surface, _, _ in rows})
+    # En-Clone's words are kept whole.
+    rows = [("a", "de", "e"), ("b", "de", "q" * 9), ("q" * 9, "clone", "q" * 9)]
+    assert keep_short(rows, after.encoding, 1) == [rows[0], rows[2]] and keep_short(rows, after.encoding, 0) == rows
+    assert "translation_tokens=1" in error(keep_short, rows[1:2], after.encoding, 1)
 
 
-def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path, monkeypatch):
-    # pytest's own handlers of signals stay.
-    monkeypatch.setattr(errors, "StopSignal", lambda: SimpleNamespace(asked=False))
+def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path):
     config = replace(world, out_dir=str(tmp_path), method="prealign", init_from="align", codeswitch_ratio=0.3)
     prealign.main(overrides(config))
     training.main(overrides(config))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
-from conftest import error, make_text
+from conftest import error, make_text, write
 
 from corpus import build, readers
 from corpus.folder import Folder
@@ -355,19 +355,15 @@ def test_codeswitch_is_the_slow_one(languages):
 def test_equations_5_and_6_by_example():
     example = make_table([[[np.array([1, 2])], [np.array([1001])]], [[np.array([3])], [np.array([1002, 1003, 1004])]],
                           [[np.array([4])], []]], [1, 1, 1], ("en", "t1"))
-
-    def switch_all(tokens: list[int], align: list[int], length: int, target: str) -> tuple[list[int], list[int]]:
-        inputs, labels = codeswitch(np.array([tokens]), np.array([align]), example, 1.0, np.array([0]), 0, length,
-                                    target, PAD)
-        return inputs[0].tolist(), labels[0].tolist()
-
-    tokens, align = [1, 2, 9, 3, 4, 9, 9], [1, -1, 0, 2, 3, 0, 0]
-    spliced = [1001, 9, 1002, 1003, 1004, 4, 9, 9]  # entry 3 has no translation
-    assert switch_all(tokens, align, 8, "input-only") == (spliced, [-1, 9, -1, -1, -1, 4, 9, 9])
-    assert switch_all(tokens, align, 8, "vanilla") == (spliced, spliced)
-    assert switch_all(tokens, align, 8, "original") == (spliced, [1, 9, 3, -1, -1, 4, 9, 9])
-    assert switch_all(tokens, align, 4, "original") == (spliced[:4], [1, 9, 3, -1])
-    assert switch_all(tokens, align, 10, "vanilla") == (spliced + [PAD, PAD], spliced + [-1, -1])
+    tokens, align = np.array([[1, 2, 9, 3, 4, 9, 9]]), np.array([[1, -1, 0, 2, 3, 0, 0]])
+    # Entry 3 has no translation.
+    spliced = [1001, 9, 1002, 1003, 1004, 4, 9, 9]
+    for target, labels in (("input-only", [-1, 9, -1, -1, -1, 4, 9, 9]), ("vanilla", spliced),
+                           ("original", [1, 9, 3, -1, -1, 4, 9, 9])):
+        for length in (8, 4, 10):
+            found = codeswitch(tokens, align, example, 1.0, np.array([0]), 0, length, target, PAD)
+            assert found[0][0].tolist() == (spliced + [PAD, PAD])[:length]
+            assert found[1][0].tolist() == (labels + [-1, -1])[:length]
 
 
 # ---- the sampler ----
@@ -460,7 +456,7 @@ def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny,
     here = np.flatnonzero(batch.stream == 0)
     starts = np.array([T * windows_of(ids, T).index(row) for row in whole_rows(Batch(*(x[here] for x in plain)))])
     assert (starts + T + 1 + T // 8 > len(ids)).any()
-    align = np.array([a if abs(a) <= np.ceil(coverage * len(folder.table)) else 0 for a in align])
+    align = np.where(abs(align) <= np.ceil(coverage * len(folder.table)), align, 0)
     ids, align = np.append(ids, [folder.end_of_text] * T), np.append(align, [0] * T)
     at = starts[:, None] + np.arange(T + 1 + T // 8)
     inputs, labels = slow_codeswitch(ids[at], align[at], folder.table, 0.4, rows[here], tiny.seed, T + 1, target,
@@ -510,8 +506,7 @@ def test_workers_give_results_in_order_and_read_no_faster_than_these_are_taken()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = str(tmp_path / "a.json")
-    write_text(path, "{")
+    write_text(path := write(tmp_path / "a.json", "before"), "{")
     assert "a.json: " in error(read_json, path, "make it again")
     monkeypatch.setattr(os, "fsync", lambda number: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -144,8 +144,6 @@ HUB = "\n".join(json.dumps({"premise": premise, "hypothesis": "y", "label": labe
      [Pair("a b", "c", 2), Pair("d", "e", 1)]),
     ("SICK.txt", "pair_ID\tsentence_A\tsentence_B\tentailment_judgment\n1\ta\tb\tENTAILMENT\n", "en",
      [Pair("a", "b", 0)]),
-    ("dev_2k.tsv", "id\tsentence1\tsentence2\tlabel\n1\ta\tb\t0\n2\tc\td\t1\n", "de",
-     [Pair("a", "b", 0), Pair("c", "d", 1)]),
     ("snli.jsonl.gz", SNLI, "en", [Pair("x", "y", 0)]),
     # As the Hugging Face hub numbers labels; without a sentence, in NFD, and between spaces.
     ("hub.jsonl", HUB, "en", [Pair("a", "y", 2), Pair("é", "y", 1), Pair("c", "y", 0)]),
