@@ -86,10 +86,10 @@ def tiny(tmp_path_factory) -> Config:
     return config
 
 
-def run_command(*command: str, env: dict | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+def run_command(*command: str) -> subprocess.CompletedProcess:
     """A command of ours in the repository root, one thread, output captured."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def write(path: Path, content: bytes | str) -> str:

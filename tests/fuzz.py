@@ -3,8 +3,8 @@ Damaged files: whatever is in a file that a user brings, it is read or refused i
 
     python tests/fuzz.py        # 2,000 damaged copies of a file of each format
 
-Exit code 1 when a reader raises anything but a UserError of one line, or takes more than ten seconds. Such files are
-kept. A checkpoint, which has checksums, must also say what the undamaged one says.
+Ends with the traceback of the first reader that raises anything but a UserError of one line, or takes more than ten
+seconds; its file is kept. A checkpoint, which has checksums, must also say what the undamaged one says.
 """
 
 import contextlib
@@ -91,46 +91,32 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return data
 
 
-def outcome(path: str, read: Callable[[str], object], undamaged: object) -> str:
-    """"read", "refused", or what else happened."""
-    # A reader that hangs ends all, and shows where.
-    faulthandler.dump_traceback_later(10, exit=True)
-    try:
-        with contextlib.redirect_stdout(None):
-            result = read(path)
-        return "read as another" if path.endswith("checkpoint.pt") and result != undamaged else "read"
-    except UserError as e:
-        return "refused" if "\n" not in str(e) else f"not in one line: {e}"
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
 def fuzz(form: Format, name: str, folder: str, count: int, seed: int = 0) -> Counter:
-    """How often each outcome came; a file with another than "read" and "refused" is kept in `folder`."""
+    """How many damaged files were "read" and "refused". The last one stays in `folder`."""
     (file, whole, read), outcomes = form, Counter()
     path = os.path.join(folder, file)
     Path(path).write_bytes(whole)
     undamaged = read(path)
     for case in tqdm(range(count), desc=name, disable=None):
         Path(path).write_bytes(damaged(whole, random.Random(f"{seed} {name} {case}")))
-        outcomes[result := outcome(path, read, undamaged)] += 1
-        if result not in ("read", "refused"):
-            shutil.copy(path, f"{folder}/{name}.{case}")
+        # A reader that hangs ends all, and shows where.
+        faulthandler.dump_traceback_later(10, exit=True)
+        try:
+            with contextlib.redirect_stdout(None):
+                result = read(path)
+            assert name != "checkpoint" or result == undamaged, f"{path} is read as another"
+            outcomes["read"] += 1
+        except UserError as e:
+            assert "\n" not in str(e), e
+            outcomes["refused"] += 1
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     return outcomes
 
 
-def main() -> None:
-    folder, bad = tempfile.mkdtemp(prefix="fuzz-"), 0
-    for name, form in formats().items():
-        outcomes = fuzz(form, name, folder, 2000)
-        print(f"{name:<12}" + ", ".join(f"{n} {what[:150]}" for what, n in outcomes.most_common()))
-        bad += outcomes.total() - outcomes["read"] - outcomes["refused"]
-    if bad:
-        sys.exit(f"{bad} neither read nor refused are in {folder}")
-    shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    folder = tempfile.mkdtemp(prefix="fuzz-")
+    print(f"files are in {folder}")
+    for name, form in formats().items():
+        print(name, dict(fuzz(form, name, folder, 2000)))
+    shutil.rmtree(folder)

@@ -21,9 +21,6 @@ DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), 
 SOURCES = {path: path.read_text(encoding="utf-8")
            for pattern in ("*.py", "[a-z]*/*.py", "config/*/*.py", "results/*/*.py", "runs/*.sh")
            for path in ROOT.glob(pattern) if path.relative_to(ROOT).parts[0] not in ("bins", "out")}
-# What runs/download.sh can be asked for: the labels of its cases.
-DOWNLOADS = {name for labels in re.findall(r"^    (\w[\w |]*)\)", SOURCES[ROOT / "runs" / "download.sh"], re.M)
-             for name in labels.split(" | ")}
 LANGUAGES = ("en", "de", "zh", "ru", "ar")
 # From the top down: a folder, or a file of the ground floor, imports itself and what stands after it.
 FLOORS = ("tools", "eval", "prealign", "train", "data", "tasks", "corpus", "report", "runtime", "model")
@@ -106,8 +103,6 @@ def test_what_a_document_shows_is_there(project, document):
         (project / "config" / "mine.py").write_text(block, encoding="utf-8")
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
         calls(block)
-    for what in re.findall(r"runs/download\.sh (\w+)", text):
-        assert what in DOWNLOADS, what
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / document).parent.joinpath(link).exists(), link
     for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)):

@@ -33,7 +33,7 @@ from runtime import errors
 from runtime.checkpoint import make_model
 from runtime.config import Config
 from runtime.hardware import compiled, start
-from test_train import assert_same_run, assert_same_state, killed_after, losses_of, stage2, state_of
+from test_train import assert_same_state, killed_after, losses_of, stage2, state_of
 
 DEVICE = os.environ.get("PREALIGN_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
@@ -169,6 +169,9 @@ def test_stage_1_is_steady(small):
 
 def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, capsys):
     """Wherever memory ends while a run goes on: in its weights, its optimizer, the compiler, a step, a checkpoint."""
+    small = replace(small, dtype="fp32", align_when="all")
+    undisturbed = losses_of(stage2(small, "undisturbed"))
+
     def too_much(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -187,23 +190,9 @@ def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, cap
         assert message.startswith("error: out of memory; ") and "--micro_batch_size" in message, name
         assert "\n" not in message and "does not work here" not in capsys.readouterr().out, name
     assert_same_state(saved, state_of(small))
-    assert state_of(stage2(small))["step"] == 16
-
-
-def test_a_run_moves_to_the_cpu_and_back(small, monkeypatch):
-    """Begun on the device, continued on the CPU, finished on the device: as if it had stayed."""
-    small = replace(small, dtype="fp32", align_when="all", codeswitch_ratio=0.3)
-    stayed = stage2(small, "stayed")
-    for step, device in ((4, DEVICE), (9, "cpu")):
-        with monkeypatch.context() as patch:
-            killed_after(step, patch, signal.SIGTERM)
-            pytest.raises(SystemExit, stage2, small, "moved", device=device)
-    moved = stage2(small, "moved")
-    if not ON_GPU:
-        assert_same_run(stayed, moved)
     # A GPU adds the gradients of embeddings in any order.
-    for mine, theirs in zip(losses_of(moved), losses_of(stayed), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3)
+    for mine, theirs in zip(losses_of(stage2(small)), undisturbed, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3 if ON_GPU else 0)
 
 
 def test_evaluation_is_that_of_the_cpu(small, capsys):
@@ -220,12 +209,8 @@ def test_evaluation_is_that_of_the_cpu(small, capsys):
         assert mine["lm"][language]["ppl"] == pytest.approx(theirs["lm"][language]["ppl"], rel=1e-3)
     for a, b in zip(mine["similarity"], theirs["similarity"], strict=True):
         assert (a["words"], a["text"]) == pytest.approx((b["words"], b["text"]), abs=1e-3)
-    assert mine["clka"]["en->clone"]["n"] == 8 and mine["mixed"]["clone"]["n"] == 8
     evaluation.main(["xnli", *overrides(small)])
-    assert set(json.loads(Path(small.run_dir, "xnli.json").read_text())["languages"]) == {"en", "clone"}
-    capsys.readouterr()
-    evaluation.main(["sample", *overrides(small, sample_count=2, prompt="Ba")])
-    assert capsys.readouterr().out.strip()
+    assert "NLI clone" in capsys.readouterr().out
 
 
 def test_torchrun_with_one_process_computes_what_none_does(small):

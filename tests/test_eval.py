@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from corpus.tokenizer import encode
 from eval import (Classifier, accuracy, clka_in, encode_pairs, evaluate, fine_tune, language_model, retrieval,
                   similarity, windows, word_vectors)
 from model import GPT
+from report.tables import report_tables
 from runtime.checkpoint import load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
@@ -301,8 +303,9 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
         ",".join(parts): accuracy for parts, accuracy in known.items()}
     assert result["sides"] == {"clone": {
         f"{a}>{b}": result["lm"][a]["predicting"][b] for a, b in itertools.product(LANGUAGES, repeat=2)}}
-    assert result["similarity"] == similarity(model, data, config)
-    assert result["retrieval"] == retrieval(model, data, config)
+    # The report finds all of it.
+    titles = re.findall("^## (Perplexity by kind|Where|Cosine|Retrieval|Knowledge)", report_tables([result]), re.M)
+    assert Counter(titles) == {"Perplexity by kind": 2, "Where": 2, "Cosine": 2, "Retrieval": 2, "Knowledge": 1}
 
 
 def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knobs(tiny, out_dir, tmp_path):
