@@ -23,10 +23,8 @@ from corpus.folder import Folder, text_language
 from corpus.table import Table, ranges
 from corpus.tokenizer import encode, token_byte_lengths
 from corpus.words import WordIndex
-from runtime import config as configs
-from runtime import errors
-from runtime.config import Config
-from runtime.errors import UserError
+from runtime.config import Config, load
+from runtime.errors import UserError, run_main
 from runtime.files import kept, replacing
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, permute, uniform
 from runtime.parallel import Workers
@@ -141,10 +139,6 @@ def prepare(config: Config) -> None:
             meta["splits"][split] = {each: counts[text_language(each, pivot)][split] for each in folder.languages}
         if stated:
             meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder)}
-            rows = meta["splits"]["facts"][pivot]["tokens"] // config.block_size
-            n = (config.max_steps - config.stage1_steps) * config.batch_size
-            if rows > n // 2:
-                print(f"more than half of stage 2's {n:,} rows state facts: raise max_steps or lower fact_frequencies")
         build.write_meta(partial, meta)
 
 
@@ -305,11 +299,6 @@ class Sampler:
                 window[here] = permute(visit, self.windows[name], self.config.seed, s, epoch)
         return stream, window
 
-    def windows_of_step(self, step: int) -> list[tuple[str, int]]:
-        """The stream and the window in its bin of every row of a step."""
-        stream, window = self.place(np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size))
-        return [(self.streams[s], int(w)) for s, w in zip(stream, window)]
-
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows with these global numbers (R,): step * batch_size + place in the step."""
         config, T = self.config, self.config.block_size
@@ -338,8 +327,8 @@ class Sampler:
 
 
 def main(arguments: list[str]) -> None:
-    prepare(configs.load(arguments, __doc__))
+    prepare(load(arguments, __doc__))
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

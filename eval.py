@@ -8,16 +8,12 @@ What a trained model can do: the three metrics of the paper (section 4.2), and h
     python eval.py config/demo.py config/method/prealign.py           # -> out/demo/prealign/seed1/eval.json
     python eval.py xnli CONFIG ...                                    # -> xnli.json beside it
     python eval.py sample CONFIG ... --prompt="The" --sample_count=3  # how the model goes on
-
-All but the fine-tuning is computed in float32.
 """
 
 import copy
-import datetime
 import itertools
 import math
 import os
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,11 +33,9 @@ from model import ANY_SHAPE, GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
 from report.results import TOKEN_KINDS, wilson
 from report.tables import report_tables
-from runtime import config as configs
-from runtime import errors
 from runtime.checkpoint import FIXED, check_matches, load_trained
-from runtime.config import Config
-from runtime.errors import UserError
+from runtime.config import Config, load
+from runtime.errors import UserError, run_main
 from runtime.files import is_newer, read_json, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
@@ -80,9 +74,6 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int) -> Iterator[tu
 def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, config: Config,
                kinds: np.ndarray | None = None) -> dict:
     """Perplexity per token and bits per byte of tokens (n,); by kind too where `kinds` (n,) are given."""
-    if len(tokens) < 2:
-        raise UserError(f"{folder.dir}: expected at least 2 tokens in {language!r} to measure perplexity on, found "
-                        f"{len(tokens)}; use a larger val_fraction or eval_tokens")
     device, weight = model.wte.weight.device, model.lm_head.weight
     # Beside the softmax over all ids, that over one language's, as if it were known in which language the text goes on:
     # for every language with the same text, as in a context of English the next word of English and of En-Clone.
@@ -90,9 +81,8 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
     same_text = [each for each in folder.languages if text_language(each, folder.pivot) == text]
     weights = {"": weight} | {each: weight[torch.from_numpy(folder.ids_of(each)).to(device)] for each in same_text}
     losses: dict[str, list[torch.Tensor]] = {each: [] for each in weights}
-    total = math.ceil((len(tokens) - 1) / max(1, config.block_size // 2) / config.eval_batch_size)
-    batches = windows(tokens, config.block_size, config.eval_batch_size)
-    for inputs, targets in tqdm(batches, desc=f"lm {language}", total=total, disable=None):
+    batches = list(windows(tokens, config.block_size, config.eval_batch_size))
+    for inputs, targets in tqdm(batches, desc=f"lm {language}", disable=None):
         real = targets >= 0
         hidden, target = model(inputs.to(device))[real][None], targets[real][None].to(device)  # (1, m, C), (1, m)
         for each, its_weight in weights.items():
@@ -125,9 +115,8 @@ def language_model(model: GPT, folder: Folder, language: str, config: Config) ->
 def clka_in(model: GPT, folder: Folder, facts: list[Fact], parts: tuple[str, str, str], config: Config) -> dict:
     """The share of facts whose true statement is more likely, as a whole, than the three with another object."""
     # Subject, sentence and object are in the languages `parts`: where they differ, it tells which of them is not known.
-    # The paper leaves open how objects and distractors are drawn: here in fours that have the same four choices, so
-    # that a model that ignores the subject is right in one of four (tasks/facts.py). It also leaves open whether facts
-    # are codeswitched: here they are not.
+    # The paper leaves open how distractors are drawn: here in fours with the same four choices, so that a model that
+    # ignores the subject is right in one of four. It leaves open whether facts are codeswitched: here they are not.
     rows = [row for fact in facts for row in statement_rows(folder, fact, parts)]
     if (longest := max(map(len, rows)) - 1) > config.block_size:
         raise UserError(f"CLKA: expected statements of at most block_size={config.block_size} tokens, found one of "
@@ -157,13 +146,13 @@ def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[
 def clka_parts(model: GPT, folder: Folder, facts: list[Fact], whole: dict[str, dict], config: Config) -> dict:
     """For En-Clone, `clka_in` of facts stated in the pivot by "SUBJECT,SENTENCE,OBJECT", the languages of the parts."""
     # In other targets only the sentence is another: names have ids of their own in En-Clone alone.
-    stated = [fact for fact in facts if fact.language == folder.pivot and "clone" in folder.languages]
-    result = {}
-    for parts in itertools.product((folder.pivot, "clone"), repeat=3) if stated else ():
-        # Statements in one language are among the results `whole` of `clka`.
-        same = f"{folder.pivot}->{parts[0]}" if len(set(parts)) == 1 else ""
-        result[",".join(parts)] = whole[same] if same else clka_in(model, folder, stated, parts, config)
-    return {"clone": result} if result else {}
+    stated = [fact for fact in facts if fact.language == folder.pivot]
+    if not stated or "clone" not in folder.languages:
+        return {}
+    # Statements in one language are among the results `whole` of `clka`.
+    return {"clone": {",".join(parts): whole[f"{folder.pivot}->{parts[0]}"] if len(set(parts)) == 1
+                      else clka_in(model, folder, stated, parts, config)
+                      for parts in itertools.product((folder.pivot, "clone"), repeat=3)}}
 
 
 # ---- ZS-CLT: zero-shot cross-lingual transfer, of inference ---------------------------------------------------------
@@ -217,8 +206,8 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
     autocast = torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.dtype == torch.bfloat16)
     per_epoch = math.ceil(len(rows) / config.nli_batch_size)
     # Every epoch in an order of its own.
-    orders = [rng.permutation(len(rows)) for _ in range(config.nli_epochs)]
-    batches = [batch for order in orders for batch in np.array_split(order, per_epoch)]
+    batches = [batch for _ in range(config.nli_epochs)
+               for batch in np.array_split(rng.permutation(len(rows)), per_epoch)]
     # One schedule for every method, also for post-alignment, whose training has two.
     schedule = replace(config, learning_rate=config.nli_learning_rate, max_steps=len(batches), align_when="none")
     best, best_weights = -1.0, {}
@@ -241,9 +230,9 @@ def fine_tune(model: GPT, train: tuple[list, np.ndarray], dev: tuple[list, np.nd
     return classifier, best
 
 
-def xnli(config: Config) -> dict[str, Any]:
+def xnli(config: Config, folder: Folder) -> dict[str, Any]:
     """Accuracies, per language, of nli_seeds fine-tunings of a finished run on pairs in the pivot."""
-    folder, hardware = Folder(config.data_dir), start(config)
+    hardware = start(config)
     model, _ = load_run(config, folder, hardware.device)
     labels, train, dev, tests = nli.load(config, folder.languages)
     train_rows, dev_rows = (encode_pairs(pairs, folder, folder.pivot, config.block_size) for pairs in (train, dev))
@@ -318,18 +307,14 @@ def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu")
     return model, state
 
 
-def measure(config: Config) -> dict:
-    """All that eval.json says of a finished run, measured."""
+def measure(config: Config, folder: Folder) -> dict:
+    """All that eval.json says of a finished run, measured in float32."""
     # Mixed script needs continuations of the pivot's text, and so a run that has read some.
-    folder = Folder(config.data_dir)
     model, state = load_run(config, folder, open_device(config))
     facts, texts = make_facts(folder.settings), folder.languages if config.eval_text else ()
-    lm = {l: language_model(model, folder, l, config) for l in folder.languages}
     whole = clka(model, folder, facts, config)
-    return {"method": config.method, "seed": config.seed, "tokens": state["tokens"], "lm": lm,
-            "sides": {target: {f"{context}>{word}": ppl for context in (folder.pivot, target)
-                               for word, ppl in lm[context]["predicting"].items() if word in (folder.pivot, target)}
-                      for target in folder.languages[1:]},
+    return {"method": config.method, "seed": config.seed, "tokens": state["tokens"],
+            "lm": {l: language_model(model, folder, l, config) for l in folder.languages},
             "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
             "clka": whole, "clka_parts": clka_parts(model, folder, facts, whole, config),
             "similarity": similarity(model, folder, config), "retrieval": retrieval(model, folder, config),
@@ -337,26 +322,26 @@ def measure(config: Config) -> dict:
 
 
 def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = ("eval_", "sample_"),
-             measured: Callable[[Config], dict] = measure) -> dict:
+             measured: Callable[[Config, Folder], dict] = measure) -> dict:
     """The result `name` in the run's folder: as it is if newer than the run, of its data and these knobs."""
-    path, data = os.path.join(config.run_dir, name), Folder(config.data_dir).fingerprint
+    path, folder = os.path.join(config.run_dir, name), Folder(config.data_dir)
     if is_newer(path, os.path.join(config.run_dir, "checkpoint.pt")):
         result = read_json(path, "delete it and run the same command again")
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
         # Beside the knobs that make the run, these begin with `knobs`. The size of a batch changes no result.
         matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob != "eval_batch_size"]
-        if result.get("data") == data and all(then[knob] == now[knob] for knob in matter):
+        if result.get("data") == folder.fingerprint and all(then[knob] == now[knob] for knob in matter):
             print(f"{path} is up to date")
             return result
-    result = measured(config) | {"config": config.plain(), "data": data, "date": datetime.date.today().isoformat()}
+    result = measured(config, folder) | {"config": config.plain(), "data": folder.fingerprint}
     write_json(path, result)
     return result
 
 
 def main(arguments: list[str]) -> None:
     verb = arguments[0] if arguments and arguments[0] in ("xnli", "sample") else ""
-    config = configs.load(arguments[1:] if verb else arguments, __doc__)
+    config = load(arguments[1:] if verb else arguments, __doc__)
     if verb == "sample":
         folder = Folder(config.data_dir)
         model, _ = load_run(config, folder, open_device(config))
@@ -364,11 +349,11 @@ def main(arguments: list[str]) -> None:
             print(f"{config.prompt}|{text}\n")
     elif verb == "xnli":
         for language, numbers in evaluate(config, "xnli.json", ("nli_",), xnli)["languages"].items():
-            percent = 100 * statistics.mean(numbers["accuracies"])
+            percent = 100 * np.mean(numbers["accuracies"])
             print(f"{config.method} seed {config.seed}: NLI {language} {percent:.1f}% of {numbers['n']} pairs")
     else:
         print(report_tables([evaluate(config)]))
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

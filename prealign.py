@@ -21,10 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from corpus.table import Table, ranges
 from model import ANY_SHAPE, GPT
-from runtime import config as configs
-from runtime import errors
-from runtime.config import Config
-from runtime.errors import UserError
+from runtime.config import Config, load
+from runtime.errors import UserError, run_main
 from runtime.hardware import Hardware, to_device
 from runtime.hashing import ENTRY, uniform
 from train import train
@@ -220,11 +218,11 @@ class Alignment:
 
 
 def main(arguments: list[str]) -> None:
-    config = configs.load(arguments, __doc__)
+    config = load(arguments, __doc__)
     if config.stage1_steps == 0:
         raise UserError("stage1_steps is 0: there is no stage 1 to run")
     train(config.stage1(), 0, config.stage1_steps, Alignment)
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

@@ -26,14 +26,11 @@ from corpus.folder import Folder
 from corpus.table import Table
 from data import Batch, Sampler
 from model import GPT
-from runtime import config as configs
-from runtime import errors
-from runtime import hardware as machine
 from runtime.checkpoint import FIXED, check_matches, initial_state, load_checkpoint, make_model, save_checkpoint
-from runtime.config import Config
-from runtime.errors import UserError
+from runtime.config import Config, load
+from runtime.errors import StopSignal, UserError, run_main
 from runtime.files import exclusive
-from runtime.hardware import Hardware
+from runtime.hardware import Hardware, compile_model, pinned, start, to_device
 from runtime.log import Log
 from runtime.parallel import prefetch
 
@@ -84,7 +81,7 @@ class Training:
         rows = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
         batch = self.sampler.batch(np.array_split(rows, self.hardware.world)[self.hardware.rank])
         # A GPU copies from pinned memory while the CPU goes on.
-        return Batch(*(machine.pinned(x, self.hardware.device) for x in batch)), words
+        return Batch(*(pinned(x, self.hardware.device) for x in batch)), words
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -115,7 +112,7 @@ def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT, objecti
     groups = model.parameter_groups(config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
-    network = machine.compiled(model, config, hardware)
+    network = compile_model(model, config, hardware)
     compiled = network is not model
     if hardware.distributed:
         devices = [hardware.device] if hardware.device.type == "cuda" else None
@@ -147,7 +144,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
     micro_batches = range(0, len(batch.inputs), config.micro_batch_size)
     for begin in micro_batches:
         rows = slice(begin, begin + config.micro_batch_size)
-        inputs, targets, stream = (machine.to_device(x[rows], hardware.device) for x in batch)  # (b, T), (b, T), (b,)
+        inputs, targets, stream = (to_device(x[rows], hardware.device) for x in batch)  # (b, T), (b, T), (b,)
         # Only the last micro-batch sums gradients over processes.
         with contextlib.nullcontext() if begin == micro_batches[-1] else no_sync():
             with hardware.autocast:
@@ -191,7 +188,6 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
         check_matches(state, path, config, data, FIXED)
         model.load_state_dict(state["model"])
         step = state["step"]
-    machine.check_same_everywhere(hardware, (step, data.fingerprint), config.run_dir, config.data_dir)
     if state is not None and step == last_step:
         return None
     origin = state or initial_state(model, config, data)
@@ -271,12 +267,10 @@ def check_finite(training: Training, path: str, save: bool) -> None:
     too_large = scaler.is_enabled() and scaler.get_scale() < 1
     if bad < 0 and not too_large and (not save or all(p.isfinite().all() for p in training.model.parameters())):
         return
-    bad = bad if bad >= 0 else training.step - 1
-    rows = [f"{name} {window}" for name, window in training.sampler.windows_of_step(bad)]
     saved = f"the last checkpoint is {path}" if os.path.exists(path) else "there is no checkpoint yet"
-    raise UserError(f"the loss or its gradient is not finite in step {bad}, whose rows are the windows "
-                    f"{', '.join(rows[:8])}{', ...' * (len(rows) > 8)} of their bins; {saved}; try a smaller "
-                    "learning_rate" + (", or --dtype=bf16" if scaler.is_enabled() else ""))
+    step = bad if bad >= 0 else training.step - 1
+    raise UserError(f"the loss or its gradient is not finite in step {step}; {saved}; try a smaller learning_rate"
+                    + (", or --dtype=bf16" if scaler.is_enabled() else ""))
 
 
 def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective) -> int:
@@ -291,7 +285,7 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
     log = None
     if hardware.rank == 0:
         log = Log(config, hardware, training.model, training.compiled, training.step, last_step)
-    stop = errors.StopSignal()
+    stop = StopSignal()
     # A thread makes the next batches during a step.
     batches = prefetch(training.batch, range(training.step, last_step))
     for batch, words in batches:
@@ -334,7 +328,7 @@ def train(config: Config, first_step: int, last_step: int, objective: MakeObject
     """Makes steps first_step..last_step - 1 of a run, or those still missing; SystemExit when a signal stops it."""
     # Steps number the rows of the data: stage 2 begins where stage 1 stopped, and at the same step every method sees
     # the same rows.
-    hardware = machine.start(config)
+    hardware = start(config)
     with exclusive(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
         exit_code = run(config, first_step, last_step, hardware, objective)
     # Not after an error: NCCL would wait for the other processes here, and the message would never be seen.
@@ -345,7 +339,7 @@ def train(config: Config, first_step: int, last_step: int, objective: MakeObject
 
 
 def main(arguments: list[str]) -> None:
-    config = configs.load(arguments, __doc__)
+    config = load(arguments, __doc__)
     # prealign.py imports this file for the loop. Its objective is looked up, so that imports run one way.
     objective = importlib.import_module("prealign").Alignment if config.align_when != "none" else None
     # Stage 1's tokens are part of the budget.
@@ -354,4 +348,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

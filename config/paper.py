@@ -14,7 +14,7 @@ data_dir = "bins/paper"
 out_dir = "out/paper"
 
 source = "texts/en"
-budget = {"en": "10B"}
+budget = {"en": 10e9}
 tokenizer = "gpt2"
 val_fraction = 0.0005
 fact_count = 2048

@@ -8,7 +8,7 @@ data_dir = "bins/small"
 out_dir = "out/small"
 
 source = "texts/en"
-budget = {"en": "260M"}
+budget = {"en": 260e6}
 vocab_size = 16384
 fact_count = 512
 fact_frequencies = 100

@@ -136,8 +136,9 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
                 for language in config.targets
                 for translation in dictionary.translations(surface, language, common.get(language, {}), config.pivot)]
     if not rows:
-        raise UserError(f"no word of the corpus that is seen more than min_count={config.min_count} times stands in "
-                        f"{config.table or config.dictionary}; is it the right one, and the right way round?")
+        found_in = f" and stands in {config.table or config.dictionary}" if targets or config.table else ""
+        raise UserError(f"no word of the corpus is seen more than min_count={config.min_count} times{found_in}; use a "
+                        "larger corpus or a smaller --min_count, or look whether a dictionary is the right way round")
     path = os.path.join(folder, "tokenizer.tiktoken")
     if config.tokenizer == "train" and not os.path.exists(path):
         sample = (text for language in config.written for text in documents(config, language, f"vocabulary {language}")

@@ -46,6 +46,11 @@ class Translation(NamedTuple):
 
 # ---- dictionaries ----
 
+def pair_of(line: str) -> list[str]:
+    """The two parts of a line; of what is no pair, one or more than two."""
+    return [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
+
+
 def read(pattern: str) -> Entries:
     """
     The entries in the files that a name or glob pattern stands for. Raises UserError, naming file and line, for more
@@ -55,7 +60,7 @@ def read(pattern: str) -> Entries:
     bad_lines, first_bad = 0, ""
     for path in matching(pattern):
         for number, line in read_lines(path):
-            pair = [part.strip() for part in line.strip().split("\t" if "\t" in line else None)]
+            pair = pair_of(line)
             # Pairs of the same word twice are mostly names.
             if len(pair) == 2 and pair[0] != pair[1]:
                 entries.setdefault(pair[0].replace(CURLY, "'"), {})[pair[1]] = None
@@ -168,26 +173,18 @@ def translations(surface: str, language: str, entries: dict[str, list[Translatio
 def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, entries: Entries,
              common: dict[str, list[Translation]]) -> dict:
     """
-    The share of the pivot's running words (with a letter in them) that have an entry; how many of the dictionary's
-    pairs were left out: for more `common` ones, for want of their word in `rows`, and for length; and how many were
-    not, though the text never has their translation.
+    The share of the pivot's running words (with a letter in them) that have an entry; how many `short` rows the table
+    has, and how many longer ones were left out; how many of the dictionary's pairs were left out for more `common`
+    ones, and how many were not, though the text never has their translation.
     """
-    pairs = [(word.lower(), pair) for word, found in common.items() for pair in found]
-
-    def pairs_in(table: list[Row]) -> int:
-        # All forms of a word and of its translation are one pair.
-        there = {(surface.removeprefix(" ").replace(CURLY, "'").lower(), translation.removeprefix(" "))
-                 for surface, target, translation in table if target == language}
-        return sum(any((word, form) in there for form in pair.forms) for word, pair in pairs)
-
     running = Counter({surface: count for surface, count in counts.items() if any(map(str.isalpha, surface))})
     with_entry = {surface for surface, target, _ in short if target == language}
     result = {"running_words": sum(running[surface] for surface in with_entry) / max(1, running.total())}
     # A table made by hand has no dictionary behind it.
     if entries:
-        made, in_table = pairs_in(rows), pairs_in(short)
-        result |= {"pairs_in_the_table": in_table, "longer_pairs_left_out": made - in_table,
+        made, in_table = (sum(target == language for _, target, _ in table) for table in (rows, short))
+        pairs = [pair for found in common.values() for pair in found]
+        result |= {"rows_in_the_table": in_table, "longer_rows_left_out": made - in_table,
                    "rarer_pairs_left_out": sum(map(len, entries.values())) - len(pairs),
-                   "pairs_of_no_entry": len(pairs) - made,
-                   "pairs_never_in_the_text": sum(not pair.seen for _, pair in pairs)}
+                   "pairs_never_in_the_text": sum(not pair.seen for pair in pairs)}
     return result

@@ -8,7 +8,7 @@ import tiktoken
 
 from corpus.table import Table
 from corpus.tokenizer import load_tokenizer
-from runtime import config as configs
+from runtime.config import from_plain
 from runtime.errors import UserError
 from runtime.files import read_json
 
@@ -38,7 +38,7 @@ class Folder:
         # The smallest type that every id fits in.
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         # Of the settings only those of the folder count; the default mix may name a language that is not here.
-        self.settings = configs.from_plain(meta["settings"] | {"mix": {self.pivot: 1.0}}, path)
+        self.settings = from_plain(meta["settings"] | {"mix": {self.pivot: 1.0}}, path)
 
     def path(self, name: str) -> str:
         """The path of one of the folder's files. Raises UserError unless it has the size that meta.json says."""

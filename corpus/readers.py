@@ -85,15 +85,10 @@ def _read_jsonl(path: str) -> Iterator[str]:
 def _read_parquet(path: str) -> Iterator[str]:
     try:
         with importlib.import_module("pyarrow.parquet").ParquetFile(path) as file:
-            types = {field.name: str(field.type) for field in file.schema_arrow}
-            # Columns of categories are dictionaries of strings.
-            kind = types.get("text", "").removeprefix("dictionary<values=").split(",")[0]
-            if kind not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
-                raise TypeError(f'expected a column "text" of strings, found {types}')
             for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                for text in batch.column(0).to_pylist():
+                for text in batch.column("text").to_pylist():
                     # Some programs that write parquet do not say that their bytes are text.
-                    yield normalise(text.decode() if isinstance(text, bytes) else text or "")
+                    yield normalise(text.decode() if isinstance(text, bytes) else "" if text is None else text)
     except Exception as e:
         raise unreadable(path, e) from e
 
@@ -104,9 +99,8 @@ READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl"
 
 def matching(pattern: str) -> list[str]:
     """The paths that a name or glob pattern stands for, sorted. Raises UserError when there is none."""
-    # A path of this very name comes before a pattern, and brackets in names before those of patterns.
-    paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern.replace("[", "[[]"), recursive=True)
-    paths = paths or glob.glob(pattern, recursive=True)
+    # A path of this very name comes before a pattern.
+    paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
     if not paths:
         raise UserError(f"no file is named {pattern!r}, and none matches it as a pattern")
     return sorted(paths)
@@ -126,10 +120,7 @@ def _inside(root: str) -> Iterator[str]:
             continue
         seen.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        for path in (os.path.join(folder, name) for name in names if name[0] != "."):
-            # A link to a folder that is not there may stand for half the text.
-            os.stat(path)
-            yield path
+        yield from (os.path.join(folder, name) for name in names if name[0] != ".")
 
 
 def _files(source: str) -> tuple[list[str], list[str]]:
@@ -172,5 +163,4 @@ def fingerprint(source: str, workers: int = 0) -> dict[str, str]:
     texts, others = _files(source)
     if others:
         print(f"{source}: left out {len(others)} files that are none of {', '.join(READERS)}, as {others[0]}")
-    # All of a file up to 64 MiB, and samples of a larger one.
     return {path: file_digest(path) for path in texts}

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tiktoken
@@ -58,15 +58,13 @@ class Table:
         return replace(self, frequency=self.frequency[:K], groups=self.groups[:K * len(self.languages) + 1])
 
     def save(self, path: str) -> None:
-        np.savez(path, languages=np.array(self.languages), frequency=self.frequency, groups=self.groups,
-                 offsets=self.offsets, tokens=self.tokens)
+        np.savez(path, **vars(self))
 
     @staticmethod
     def load(path: str) -> "Table":
         """The table that `save` left at `path`."""
         with np.load(path, allow_pickle=False) as arrays:
-            loaded = {field.name: arrays[field.name] for field in fields(Table)}
-        return Table(**loaded | {"languages": tuple(loaded["languages"].tolist())})
+            return Table(**{**arrays, "languages": tuple(arrays["languages"].tolist())})
 
 
 def make_table(words: list[list[list[np.ndarray]]], frequency: list[int], languages: tuple[str, ...]) -> Table:

@@ -14,7 +14,6 @@ from nltk.tokenize import NLTKWordTokenizer
 
 from corpus.languages import LETTERS
 from corpus.table import ranges
-from runtime.errors import UserError
 
 # Words are NLTK's (paper, appendix A), found one chunk at a time, so that no sentence splitter has to be downloaded and
 # each distinct chunk is cut once. Every character falls in exactly one chunk.
@@ -88,18 +87,11 @@ def count_surfaces(chunks: Counter) -> Counter:
 
 
 def seen_words(surfaces: Counter, min_count: int) -> Counter:
-    """
-    How often each word stands in the text, all its surface forms together, for words seen more than `min_count` times.
-    Raises UserError when there is none.
-    """
+    """How often each word seen more than `min_count` times stands in the text, all its surface forms together."""
     counts: Counter = Counter()
     for surface, count in surfaces.items():
         counts[surface.removeprefix(" ")] += count
-    words = Counter({word: count for word, count in counts.items() if count > min_count})
-    if not words:
-        raise UserError(f"no word of the corpus is seen more than min_count={min_count} times (the most frequent: "
-                        f"{counts.most_common(1)}); use a larger corpus or a smaller --min_count")
-    return words
+    return Counter({word: count for word, count in counts.items() if count > min_count})
 
 
 def aligned_surfaces(surfaces: Counter, min_count: int) -> list[str]:

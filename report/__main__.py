@@ -9,7 +9,7 @@ from pathlib import Path
 from report.figures import draw
 from report.results import dynamics_in, runs_in
 from report.tables import report_tables
-from runtime.errors import UserError, run
+from runtime.errors import UserError, run_main
 from runtime.files import write_json, write_text
 
 
@@ -27,4 +27,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

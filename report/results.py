@@ -135,8 +135,9 @@ COLUMNS: dict[str, Callable[[dict], dict[str, Measured]]] = {
     "NLI": lambda run: {l: percent(statistics.mean(m["accuracies"]), m["n"])
                         for l, m in (run["nli"]["languages"] if "nli" in run else {}).items()},
     # Only En-Clone has every combination: the same text in other ids.
-    "side": lambda run: {side: Measured(ppl, f"{ppl:.1f}") for sides in run.get("sides", {}).values() if len(sides) > 2
-                         for side, ppl in sides.items() if all(has_read(run, l) for l in side.split(">"))},
+    "side": lambda run: {f"{context}>{word}": Measured(ppl, f"{ppl:.1f}") for context, m in run["lm"].items()
+                         for word, ppl in m.get("predicting", {}).items()
+                         if len(m["predicting"]) > 1 and has_read(run, context) and has_read(run, word)},
     "part": lambda run: {part: percent(m["accuracy"], m["n"])
                          for parts in run.get("clka_parts", {}).values() for part, m in parts.items()},
     "mixed": lambda run: {l: percent(m["share"], m["n"]) for l, m in run.get("mixed", {}).items()},

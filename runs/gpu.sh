@@ -106,7 +106,7 @@ speed() {
     if [ "$device" = cuda ]; then
         # GPT-2's vocabulary would have to be downloaded; the cost is that of the number of ids.
         # Of 8 rows a pass the plain loop's logits fit beside it.
-        knobs=(--vocab_size=50257 --budget='{"en": "5M"}' --dtype=bf16 --micro_batch_size=8)
+        knobs=(--vocab_size=50257 --budget='{"en": 5e6}' --dtype=bf16 --micro_batch_size=8)
         first=config/paper.py sizes=(config/size/400m.py config/size/1.3b.py)
     else
         first=config/bench.py
@@ -179,7 +179,7 @@ def main(arguments):
             print(f"{method}: {seconds} seconds with evaluation" + ", and stage 1" * (method == "prealign"))
 
 
-errors.run(main)
+errors.run_main(main)
 END
 }
 

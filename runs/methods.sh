@@ -33,7 +33,7 @@ scales() {  # scales [EXPERIMENT]: the scales that there are
 
 knob() {  # knob NAME ARGUMENT ...: its value where a command has these arguments
     python -c 'from runtime import config, errors
-errors.run(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
+errors.run_main(lambda arguments: print(getattr(config.load(arguments[1:]), arguments[0])))' "$@"
 }
 
 configs "${EXPERIMENT:-}"

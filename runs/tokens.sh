@@ -11,7 +11,7 @@ def main(arguments):
     c = config.load(arguments[1:])
     share = round(int(arguments[0]) * c.vocab_size / (c.max_steps * c.batch_size * c.block_size), 5)
     print({c.pivot: round(1 - share, 5), "clone": share})
-errors.run(main)' "$@"
+errors.run_main(main)' "$@"
 }
 
 share() {  # share TOKENS: both methods with that mix

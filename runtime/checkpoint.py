@@ -7,19 +7,18 @@ from typing import Any
 import torch
 
 from model import GPT
-from runtime import config as configs
-from runtime.config import Config
+from runtime.config import FIELDS, Config, from_plain
 from runtime.errors import UserError, is_out_of_memory
 from runtime.files import replacing
 from runtime.gpt2 import load_gpt2
 
 # What every checkpoint holds.
-FIELDS = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
+STATE = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
 # Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
 FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
         "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
-        *(k for k in configs.FIELDS if k.startswith(("eval_", "sample_", "nli_", "llm_"))))
-FIXED = tuple(k for k in configs.FIELDS if k not in FREE)
+        *(k for k in FIELDS if k.startswith(("eval_", "sample_", "nli_", "llm_"))))
+FIXED = tuple(k for k in FIELDS if k not in FREE)
 
 
 def make_model(config: Config, vocab_size: int) -> GPT:
@@ -50,7 +49,7 @@ def load_checkpoint(path: str, finished: bool = False) -> dict:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
         # Runs no code from the file.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(state, dict) or not FIELDS <= set(state):
+        if not isinstance(state, dict) or not STATE <= set(state):
             raise ValueError("not of this version of the project")
     except FileNotFoundError as e:
         raise UserError(f"there is no checkpoint {path}; run prealign.py or train.py first, with the same "
@@ -88,7 +87,7 @@ def load_trained(run_dir: str, data: Any, device: torch.device | str = "cpu", sn
     # A snapshot is of a step on the way, and its run may have stopped since.
     path = os.path.join(run_dir, snapshot or "checkpoint.pt")
     state = load_checkpoint(path, finished=not snapshot)
-    config = configs.from_plain(state["config"], path)
+    config = from_plain(state["config"], path)
     check_matches(state, path, config, data, ())
     model = make_model(config, data.vocab_size)
     model.load_state_dict(state["model"])

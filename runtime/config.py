@@ -10,7 +10,6 @@ Config files are Python assignments (`learning_rate = 1e-3`), read in the order 
 import ast
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -33,7 +32,7 @@ class Config:
     source: str = "builtin"             # "builtin", or a file, folder or pattern, as "texts/{language}"
     pivot: str = "en"                   # the language most of the data is in
     targets: tuple[str, ...] = ("clone",)  # languages to transfer to; "clone" is En-Clone (ids + V)
-    budget: dict[str, float] = field(default_factory=dict)  # training tokens, {"en": "10B"}; not named: all
+    budget: dict[str, float] = field(default_factory=dict)  # training tokens, {"en": 10e9}; not named: all
     dictionary: str = ""                # of targets but En-Clone, as "dictionaries/en-{language}.txt"
     dictionary_translations: int = 5    # of a word at most, the most common ones in the target's text (0: all)
     translation_tokens: int = 0         # longer translations are left out of the table (0: none is)
@@ -87,7 +86,7 @@ class Config:
     align_coverage: float = 1.0         # share of the table's entries that is used, the most frequent ones (Table 5)
 
     # running
-    device: str = "auto"                # "auto", "cpu", "cuda" or "cuda:N"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": a GPU if there is one
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # "auto": bf16 where the hardware has it, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; "auto": on CUDA
     log_interval: int = 20              # steps
@@ -103,7 +102,6 @@ class Config:
     eval_words: int = 2000              # table entries whose similarity is measured
     sample_count: int = 200             # continuations sampled to see whether languages mix (Table 4)
     sample_tokens: int = 32             # tokens of each
-    sample_temperature: float = 1.0
     prompt: str = ""                    # eval.py sample goes on from this text
 
     # zero-shot transfer (eval.py xnli)
@@ -167,7 +165,7 @@ FIELDS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
 # All numbers are finite and not negative. These are not 0 either,
 POSITIVE = """vocab_size batch_size micro_batch_size block_size n_layer n_head n_embd init_std embedding_init_std
     max_steps learning_rate align_entries align_tau align_coverage log_interval checkpoint_interval eval_batch_size
-    eval_words sample_count sample_tokens sample_temperature fact_periods nli_builtin nli_epochs nli_batch_size
+    eval_words sample_count sample_tokens fact_periods nli_builtin nli_epochs nli_batch_size
     nli_learning_rate nli_seeds llm_requests""".split()
 # and these are not above 1.
 SHARES = "codeswitch_ratio warmup_ratio min_learning_rate_ratio align_coverage val_fraction beta1 beta2".split()
@@ -185,9 +183,6 @@ def _convert(kind: Any, value: Any) -> Any:
     # Shares, or numbers of tokens, by language.
     elif get_origin(kind) is dict and isinstance(value, dict):
         return {_convert(str, key): _convert(float, number) for key, number in value.items()}
-    # "10B" tokens.
-    elif kind is float and isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)([kMB])", value)):
-        return float(match[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[match[2]]
     elif kind is float and type(value) is int:
         return float(value)
     # No bool is an int here; a Literal has its choices as arguments.
@@ -199,8 +194,7 @@ def _convert(kind: Any, value: Any) -> Any:
 def _typed(key: str, value: Any, where: str) -> Any:
     """`value` as the type of knob `key`. Raises UserError that names the type expected and the value found."""
     if key not in FIELDS:
-        close, = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0)
-        raise UserError(f"{where}: there is no knob named {key!r}; did you mean {close}? --help lists all")
+        raise UserError(f"{where}: there is no knob named {key!r}; --help lists all")
     try:
         return _convert(FIELDS[key], value)
     except (TypeError, OverflowError) as e:
@@ -302,4 +296,5 @@ def load(arguments: list[str], usage: str = "") -> Config:
 
 def from_plain(plain: dict[str, Any], where: str) -> Config:
     """The config of what `Config.plain` gave, or of a part of it. Raises UserError naming `where` it was read."""
-    return _checked(Config(**{key: _typed(key, value, where) for key, value in plain.items()}))
+    # What an earlier version wrote may have knobs that are gone.
+    return _checked(Config(**{key: _typed(key, value, where) for key, value in plain.items() if key in FIELDS}))

@@ -31,7 +31,7 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run_main(main: Callable[[list[str]], None]) -> None:
     """Calls `main(arguments)`. A UserError ends it with one line and exit code 1, Ctrl-C with 130, SIGTERM with 143."""
     # A scheduler's SIGTERM unwinds like Ctrl-C, so that files half written are removed.
     def stop(number: int, _: object) -> None:

@@ -4,9 +4,7 @@ import contextlib
 import ctypes
 import functools
 import os
-import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,18 +48,13 @@ def bf16_pays(device: torch.device) -> bool:
 
 def open_device(config: Config, local_rank: int = 0) -> torch.device:
     """config.device, or for "auto" this process's GPU if there is one, else the CPU (with keep_freed_memory)."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found {config.device!r}")
-    device, there = torch.device(f"cuda:{local_rank}" if name == "cuda" else name), torch.cuda.device_count()
-    if device.type == "cuda" and device.index >= there:
-        raise UserError(f"device={config.device}: this torch sees {there} CUDA devices; use --device=cpu, another "
-                        "number, or as many --nproc_per_node as there are")
-    if device.type == "cpu":
+    if config.device == "cpu" or config.device == "auto" and not torch.cuda.is_available():
         keep_freed_memory()
-    return device
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"device={config.device}: this torch sees {torch.cuda.device_count()} CUDA devices; use "
+                        "--device=cpu, or as many --nproc_per_node as there are")
+    return torch.device("cuda", local_rank)
 
 
 def keep_freed_memory() -> None:
@@ -77,8 +70,6 @@ def keep_freed_memory() -> None:
 def start(config: Config) -> Hardware:
     """Device and precision, and the process group when torchrun started this process."""
     world, rank, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
-    if world > 1 and ":" in config.device:
-        raise UserError(f"device={config.device}: with several processes use --device=cuda; each takes its own GPU")
     device = open_device(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -90,15 +81,6 @@ def start(config: Config) -> Hardware:
     auto = torch.bfloat16 if bf16_pays(device) else torch.float32
     dtype = {"auto": auto, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.dtype]
     return Hardware(device, dtype, rank, max(1, world), control)
-
-
-def check_same_everywhere(hardware: Hardware, seen: Any, *folders: str) -> None:
-    """Raises UserError when the processes have not `seen` the same in the folders that they must share."""
-    everywhere: list[Any] = [None] * hardware.world
-    if hardware.distributed:
-        dist.all_gather_object(everywhere, seen, group=hardware.control)
-        if len(set(everywhere)) > 1:
-            raise UserError(f"the processes see different files in {' or '.join(folders)}; all nodes must share them")
 
 
 def synchronize(device: torch.device) -> None:
@@ -127,7 +109,7 @@ def matmul_rate(hardware: Hardware) -> float:
     return 2 * n**3 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
-def compiled(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
+def compile_model(model: GPT, config: Config, hardware: Hardware) -> torch.nn.Module:
     """torch.compile(model) where config.compile says so and it works; else a message, and the model itself."""
     if config.compile == "off" or (config.compile == "auto" and hardware.device.type != "cuda"):
         return model

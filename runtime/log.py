@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from model import GPT
 from runtime.config import Config
-from runtime.errors import UserError
 from runtime.files import kept, write_json, write_text
 from runtime.hardware import Hardware, matmul_rate
 
@@ -40,7 +39,13 @@ class Log:
                 whole = [line for line in f if line.endswith("\n")]
             write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
         self.file = open(path, "a", encoding="utf-8")
-        self.wandb = open_wandb(config) if config.wandb else None
+        self.wandb: Any = None
+        if config.wandb:
+            import wandb
+            # A resumed run goes on in its own one there.
+            name = kept(os.path.join(config.run_dir, "wandb.json"), lambda: secrets.token_hex(8))
+            self.wandb = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir,
+                                    config=config.plain(), resume="allow", id=name)
         self.bar = tqdm(total=last_step, initial=step, unit="step", desc=config.method, disable=None)
         self.step, self.time, self.last_step = step, time.perf_counter(), last_step
 
@@ -73,18 +78,3 @@ class Log:
     def close(self) -> None:
         self.bar.close()
         self.file.close()
-
-
-def open_wandb(config: Config) -> Any:
-    """The run at Weights & Biases. Raises UserError when there can be none."""
-    try:
-        import wandb
-
-        # A resumed run goes on in its own one there.
-        name = kept(os.path.join(config.run_dir, "wandb.json"), lambda: secrets.token_hex(8))
-        return wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir,
-                          config=config.plain(), resume="allow", id=name)
-    # No package, no key, no network: each has an exception of its own.
-    except Exception as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"--wandb: {reason}; pip install wandb and wandb login, or train without it") from e

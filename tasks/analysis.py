@@ -30,7 +30,7 @@ PROMPT_TOKENS = 16
 
 @torch.no_grad()
 def sample(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
-    """sample_tokens more tokens (R, sample_tokens) for each prompt (R, T), drawn from softmax(logits / temperature)."""
+    """sample_tokens more tokens (R, sample_tokens) for each prompt (R, T), drawn from softmax(logits)."""
     device, rows = model.wte.weight.device, []
     # A generator of its own: the same config draws the same texts.
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -38,8 +38,8 @@ def sample(model: GPT, prompts: np.ndarray, config: Config) -> np.ndarray:
     for ids in tqdm(batches, desc="sampling", disable=None):
         for _ in range(config.sample_tokens):
             logits = F.linear(model(ids[:, -model.block_size:])[:, -1], model.lm_head.weight)  # (B, vocab_size)
-            p = (logits.float() / config.sample_temperature).softmax(-1)
-            ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator)], dim=1)
+            drawn = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)  # (B, 1)
+            ids = torch.cat([ids, drawn], dim=1)
         rows.append(ids[:, prompts.shape[1]:])
     return torch.cat(rows).cpu().numpy()
 

@@ -53,7 +53,7 @@ def formats() -> dict[str, Format]:
     from backports import zstd
     model = GPT(50, 8, 1, 1, 16)
     torch.save(gpt2.gpt2_weights(model), weights := io.BytesIO())
-    torch.save(dict.fromkeys(checkpoint.FIELDS, 0) | {"model": model.state_dict()}, state := io.BytesIO())
+    torch.save(dict.fromkeys(checkpoint.STATE, 0) | {"model": model.state_dict()}, state := io.BytesIO())
     shape = json.dumps(gpt2.gpt2_config(model)).encode()
 
     def texts(path: str) -> list:

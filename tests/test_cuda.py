@@ -32,7 +32,7 @@ from prealign import Alignment
 from runtime import errors
 from runtime.checkpoint import make_model
 from runtime.config import Config
-from runtime.hardware import compiled, start
+from runtime.hardware import compile_model, start
 from test_train import assert_same_state, killed_after, losses_of, stage2, state_of
 
 DEVICE = os.environ.get("PREALIGN_TEST_DEVICE", "cuda")
@@ -112,7 +112,7 @@ def test_compiled_gradients_are_the_eager_ones(small, monkeypatch, capsys, tie):
     data, hardware = Folder(config.data_dir), start(config)
     torch.manual_seed(0)
     model = make_model(config, data.vocab_size).to(hardware.device)
-    network = compiled(model, config, hardware)
+    network = compile_model(model, config, hardware)
     printed = capsys.readouterr().out
     if not ON_GPU and "does not work here" in printed:
         pytest.skip("no compiler here")
@@ -185,7 +185,7 @@ def test_out_of_memory_names_the_knob_and_spares_the_run(small, monkeypatch, cap
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
             patch.setattr(place, name, too_much)
             patch.setattr(sys, "argv", ["train.py", *overrides(small, compile="on" if name == "compile" else "off")])
-            errors.run(training.main)
+            errors.run_main(training.main)
         message = stopped.value.code
         assert message.startswith("error: out of memory; ") and "--micro_batch_size" in message, name
         assert "\n" not in message and "does not work here" not in capsys.readouterr().out, name

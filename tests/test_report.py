@@ -107,12 +107,11 @@ def test_methods_stand_against_joint_training_of_the_same_seed():
 
 
 def test_where_loss_and_knowledge_are_lost_is_told_of_languages_with_ids_of_their_own():
-    sides = {"clone": {"en>en": 20, "en>clone": 90.44, "clone>en": 400, "clone>clone": 39},
-             "de": {"en>en": 20, "de>de": 5}}
+    sides = {"en": {"en": 20, "clone": 90.44}, "clone": {"en": 400, "clone": 39}, "de": {"de": 5}}
+    lm = {context: {"ppl": 9, "bpb": 1, "predicting": predicting} for context, predicting in sides.items()}
     parts = {"clone": {"en,en,en": {"accuracy": 1, "n": 10}, "en,en,clone": {"accuracy": 0.3, "n": 10},
                        "clone,en,en": {"accuracy": 0, "n": 10}}}
-    runs = [make_run("joint") | {"sides": sides, "clka_parts": parts},
-            make_run("only_target", only="clone") | {"sides": sides}]
+    runs = [make_run("joint") | {"lm": lm, "clka_parts": parts}, make_run("only_target", only="clone") | {"lm": lm}]
     assert [[*row.values()][2:] for row in rows_of(runs, "## Where the loss")] == [
         ["20.0", "90.4", "400.0", "39.0"], ["-", "-", "-", "39.0"]]
     assert rows_of(runs, "## Where knowledge") == [{
@@ -191,7 +190,11 @@ def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys, monkeypatch):
     for tokens, gap in ((60, 30), (20, 10)):
         for seed in (1, 2):
             runs = [make_run("joint", seed, 20, 120, 0.25), make_run("prealign", seed, 20, 120 - seed * gap, 0.5)]
-            write(tmp_path / str(tokens), [run | {"tokens": tokens, "sides": {"clone": sides}} for run in runs])
+            for run in runs:
+                run["tokens"] = tokens
+                run["lm"]["en"]["predicting"], run["lm"]["clone"]["predicting"] = (
+                    {word: sides[f"{context}>{word}"] for word in ("en", "clone")} for context in ("en", "clone"))
+            write(tmp_path / str(tokens), runs)
     sweep.main([str(tmp_path)])
     ((_, *rows),) = tables_of(capsys.readouterr().out)
     assert [row[:3] for row in rows] == [[m, n, "2"] for m in ("joint", "prealign") for n in ("20", "60")]

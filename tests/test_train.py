@@ -270,8 +270,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(small
     spoil_steps(monkeypatch, {7})
     with pytest.raises(UserError) as error:
         stage2(small, log_interval=20, checkpoint_interval=6)
-    windows = Sampler(Folder(small.data_dir), small).windows_of_step(7)
-    for part in ("step 7", ", ".join(f"{name} {window}" for name, window in windows), small.run_dir, "learning_rate"):
+    for part in ("step 7", small.run_dir, "learning_rate"):
         assert part in str(error.value)
     assert state_of(small)["step"] == 6
     # Of a gradient that is finite come weights that are not.

@@ -21,10 +21,9 @@ import torch
 from corpus.folder import Folder
 from data import Sampler
 from prealign import Alignment
-from runtime import config as configs
-from runtime import errors
 from runtime.checkpoint import make_model
-from runtime.config import Config
+from runtime.config import Config, load
+from runtime.errors import run_main
 from runtime.hardware import Hardware, matmul_rate, start, synchronize, to_device
 from runtime.parallel import prefetch
 from train import set_up, take_step
@@ -122,7 +121,7 @@ def speed(batch: Callable, take: Callable, config: Config, hardware: Hardware) -
 
 
 def main(arguments: list[str]) -> None:
-    config = configs.load(arguments, __doc__)
+    config = load(arguments, __doc__)
     config = replace(config, batch_size=min(config.batch_size, SLICE * config.micro_batch_size))
     hardware, data = start(config), Folder(config.data_dir)
     on_gpu, rate = hardware.device.type == "cuda", matmul_rate(hardware)
@@ -160,4 +159,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

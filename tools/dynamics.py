@@ -12,17 +12,16 @@ from tqdm import tqdm
 
 from corpus.folder import Folder
 from eval import clka, load_run, similarity
-from runtime import config as configs
-from runtime import errors
 from runtime.checkpoint import load_trained
-from runtime.errors import UserError
+from runtime.config import load
+from runtime.errors import UserError, run_main
 from runtime.files import is_newer, write_json
 from runtime.hardware import open_device
 from tasks.facts import make_facts
 
 
 def main(arguments: list[str]) -> None:
-    config = configs.load(arguments, __doc__)
+    config = load(arguments, __doc__)
     data, path = Folder(config.data_dir), os.path.join(config.run_dir, "dynamics.json")
     # The last weights are not measured here: this raises UserError when the run is not finished, or another.
     load_run(config, data)
@@ -52,4 +51,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

@@ -18,9 +18,8 @@ from corpus.folder import Folder
 from eval import load_run
 from model import GPT
 from report.tables import report_tables
-from runtime import config as configs
-from runtime import errors
-from runtime.config import Config
+from runtime.config import Config, load
+from runtime.errors import run_main
 from runtime.files import is_newer, read_json, write_json, write_text
 from runtime.gpt2 import gpt2_config, gpt2_weights
 
@@ -85,8 +84,8 @@ def export(config: Config) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    print(export(configs.load(arguments, __doc__)))
+    print(export(load(arguments, __doc__)))
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

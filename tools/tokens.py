@@ -17,9 +17,8 @@ from data import Sampler
 from report.figures import curves, log_scale, section
 from report.results import distinct, runs_in, spread, value
 from report.tables import gap_closed, table
-from runtime import config as configs
-from runtime import errors
-from runtime.errors import UserError
+from runtime.config import from_plain
+from runtime.errors import UserError, run_main
 from runtime.files import write_text
 
 # What the two figures show: a column of runs -> its panel (row, column).
@@ -33,7 +32,7 @@ Point = tuple[str, int, dict[str, float | None]]
 
 def tokens_per_id(run: dict) -> int:
     """How many En-Clone tokens a run has read for each id of the vocabulary."""
-    config = configs.from_plain(run["config"], "eval.json")
+    config = from_plain(run["config"], "eval.json")
     folder = Folder(config.data_dir)
     if folder.fingerprint != run["data"]:
         raise UserError(f"{config.data_dir} is not the data that {config.run_dir} was trained on; train it again")
@@ -87,4 +86,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

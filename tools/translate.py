@@ -15,19 +15,17 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
-from urllib.parse import urlsplit
 
 import langcodes
 from tqdm import tqdm
 
 from corpus.build import count_training
+from corpus.dictionary import pair_of
 from corpus.languages import is_known, lowercase
 from corpus.readers import read_lines
 from corpus.words import count_chunks, count_surfaces, seen_words
-from runtime import config as configs
-from runtime import errors
-from runtime.config import Config
-from runtime.errors import UserError
+from runtime.config import Config, load
+from runtime.errors import UserError, run_main
 from runtime.files import exclusive
 
 # Words of a request: those without a usable answer are asked for again, fewer at a time.
@@ -84,13 +82,9 @@ def connect(config: Config) -> Any:
     key = os.environ.get(config.llm_key, "").strip()
     if not key:
         raise UserError(f"set the environment variable {config.llm_key} to the endpoint's key, or to any word")
-    url = config.llm_url.strip(" /").removesuffix("/chat/completions")
     try:
-        # No proxy knows what listens on this machine, and a redirect would take the key elsewhere.
-        local = re.fullmatch(r"localhost|127\.[\d.]+|0\.0\.0\.0|::1?", urlsplit(url).hostname or "")
-        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
         # Some hosts turn the package's own User-Agent away.
-        return openai.OpenAI(api_key=key, base_url=url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1, http_client=http,
+        return openai.OpenAI(api_key=key, base_url=config.llm_url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1,
                              default_headers={"User-Agent": "prealign"})
     # An address that is none, or a proxy that cannot be used: each has an exception of its own.
     except Exception as e:
@@ -100,26 +94,19 @@ def connect(config: Config) -> Any:
 def ask(client: Any, text: str, model: str) -> tuple[int, str]:
     """The status of a request (0: none, or an error in spite of it) and the answer, or why there is none."""
     import openai
-    url, body, messages = str(client.base_url), "", [{"role": "user", "content": text}]
+    body, messages = "", [{"role": "user", "content": text}]
     try:
         body = client.chat.completions.with_raw_response.create(model=model, messages=messages).http_response.text
         content = json.loads(body)["choices"][0]["message"]["content"] or "empty, as where thinking takes all"
         # Some send parts, of which thinking is one without "text".
         return 200, content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     except openai.APIStatusError as e:
-        status, reason = e.status_code, e.response.text + e.response.headers.get("location", "")
+        return e.status_code, e.response.text
     except openai.OpenAIError as e:
-        status, reason = 0, str(e.__cause__ or e)
+        return 0, str(e.__cause__ or e)
+    # A page or an error in spite of a 200.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        status, reason = 0 if '"error"' in body else 200, body or str(e)
-    # A base URL may lack its /v1: what is there instead says so, or answers with a page or an error in spite of a 200.
-    if "/v1" not in url and (status in (404, 405) or (body and '"choices"' not in body)):
-        other = client.copy(base_url=url.rstrip("/") + "/v1")
-        answer = ask(other, text, model)
-        if answer[0] not in (404, 405):
-            client.base_url = other.base_url
-            return answer
-    return status, reason
+        return 0 if '"error"' in body else 200, body or str(e)
 
 
 def translate(words: list[str], known: set[str], language: str, client: Any, config: Config) -> None:
@@ -161,7 +148,7 @@ def translate(words: list[str], known: set[str], language: str, client: Any, con
 
 
 def main(arguments: list[str]) -> None:
-    config = configs.load(arguments, __doc__)
+    config = load(arguments, __doc__)
     if not config.written[1:] or "{language}" not in config.dictionary or any(c in config.dictionary for c in "*?["):
         raise UserError("translate.py writes the file that `dictionary` names for every target but En-Clone: expected "
                         f"{{language}} in it and no pattern; found {config.dictionary!r} and {config.targets}")
@@ -169,9 +156,8 @@ def main(arguments: list[str]) -> None:
     for language in config.written[1:]:
         path = config.dictionary_of(language)
         with exclusive(path):
-            # A pair has a tab between its words, or a space.
-            pairs = (line.split("\t" if "\t" in line else None) for _, line in read_lines(path) if line.strip())
-            known = {pair[0].strip() for pair in pairs} if os.path.exists(path) else set()
+            lines = read_lines(path) if os.path.exists(path) else ()
+            known = {pair_of(line)[0] for _, line in lines if line.strip()}
             if client:
                 translate(words, known, language, client, config)
         left = [word for word in words if word not in known]
@@ -180,4 +166,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_main(main)

@@ -11,7 +11,7 @@ out_dir = "out/table6_small"
 source = "texts/{language}"
 dictionary = "dictionaries/en-{language}.txt"
 targets = ("de", "zh", "ru", "ar")
-budget = {"en": "250M", "de": "6M", "zh": "6M", "ru": "6M", "ar": "6M"}
+budget = {"en": 250e6, "de": 6e6, "zh": 6e6, "ru": 6e6, "ar": 6e6}
 vocab_size = 32000
 
 mix = {"en": 0.92, "de": 0.02, "zh": 0.02, "ru": 0.02, "ar": 0.02}
