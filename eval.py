@@ -31,7 +31,7 @@ from corpus.languages import code_of
 from corpus.tokenizer import encode, token_byte_lengths
 from model import ANY_SHAPE, GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report.results import TOKEN_KINDS, wilson
+from report.results import TOKEN_KINDS
 from report.tables import report_tables
 from runtime.checkpoint import FIXED, check_matches, load_trained
 from runtime.config import Config, load
@@ -94,7 +94,7 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
     n_bytes = int(token_byte_lengths(folder.encoding)[tokens[1:] % folder.V].sum())
     predicting = {each: math.exp(x.mean()) for each, x in zip(same_text, own_nats)}
     result = {"ppl": math.exp(nats.mean()), "bpb": nats.sum() / math.log(2) / n_bytes,
-              "ppl_in_language": predicting[language], "tokens": len(nats), "predicting": predicting}
+              "tokens": len(nats), "predicting": predicting}
     if kinds is not None:
         of_kind = {name: nats[kinds[1:] == kind] for kind, name in enumerate(TOKEN_KINDS)}
         result["kinds"] = {k: {"ppl": math.exp(x.mean()), "tokens": len(x)} for k, x in of_kind.items() if len(x)}
@@ -128,7 +128,7 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], parts: tuple[str, str
         scores[batch] = -linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])[1].sum(1).cpu()
     # The true one of a fact's four comes first. A tie counts as wrong.
     right = int((scores.view(-1, 4)[:, :1] > scores.view(-1, 4)[:, 1:]).all(1).sum())
-    return {"accuracy": right / len(facts), "n": len(facts), "chance": 0.25, "interval": wilson(right, len(facts))}
+    return {"accuracy": right / len(facts), "n": len(facts)}
 
 
 def clka(model: GPT, folder: Folder, facts: list[Fact], config: Config) -> dict[str, dict]:
@@ -273,13 +273,12 @@ def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
         pivot, target = word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)  # each (L + 2, n, C)
         if not pivot.shape[1]:
             continue
-        # `words`: encoded alone, as stage 1 sees them. `random`: with the translation of another word, for scale.
-        aligned = F.cosine_similarity(pivot, target, dim=-1).mean(1)
-        unrelated = F.cosine_similarity(pivot, target.roll(1, dims=1), dim=-1).mean(1)
+        # `words`: encoded alone, as stage 1 sees them.
+        words = F.cosine_similarity(pivot, target, dim=-1).mean(1).tolist()
         # `text`: position by position, where the target is a clone of the pivot's text.
-        text = running_text(model, folder, language, config) if language == "clone" else [None] * len(aligned)
-        rows += [{"language": language, "layer": name, "words": a.item(), "random": u.item(), "text": t}
-                 for name, a, u, t in zip(layers_of(config), aligned, unrelated, text)]
+        text = running_text(model, folder, language, config) if language == "clone" else [None] * len(words)
+        rows += [{"language": language, "layer": name, "words": w, "text": t}
+                 for name, w, t in zip(layers_of(config), words, text)]
     return rows
 
 

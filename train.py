@@ -181,18 +181,16 @@ def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
     data = Folder(config.data_dir)
     check_fits(config, hardware, data)
     model = make_model(config, data.vocab_size)
-    step, state = first_step, None
-    path = os.path.join(config.run_dir, "checkpoint.pt")
+    state, path = None, os.path.join(config.run_dir, "checkpoint.pt")
     if os.path.exists(path):
         state = load_checkpoint(path)
         check_matches(state, path, config, data, FIXED)
+        if state["step"] == last_step:
+            return None
         model.load_state_dict(state["model"])
-        step = state["step"]
-    if state is not None and step == last_step:
-        return None
     origin = state or initial_state(model, config, data)
     training = set_up(config, hardware, data, model, objective)
-    training.step = step
+    training.step = state["step"] if state else first_step
     if origin:
         training.tokens = origin["tokens"]
     # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.

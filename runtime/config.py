@@ -118,7 +118,6 @@ class Config:
     llm_url: str = "https://api.openai.com/v1"  # of an OpenAI-compatible endpoint
     llm_model: str = "gpt-4o-mini"
     llm_key: str = "OPENAI_API_KEY"     # the environment variable that holds the key
-    llm_requests: int = 8               # at a time
     dry_run: bool = False               # translate.py says what it would do and asks for nothing
 
     @property
@@ -166,7 +165,7 @@ FIELDS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
 POSITIVE = """vocab_size batch_size micro_batch_size block_size n_layer n_head n_embd init_std embedding_init_std
     max_steps learning_rate align_entries align_tau align_coverage log_interval checkpoint_interval eval_batch_size
     eval_words sample_count sample_tokens fact_periods nli_builtin nli_epochs nli_batch_size
-    nli_learning_rate nli_seeds llm_requests""".split()
+    nli_learning_rate nli_seeds""".split()
 # and these are not above 1.
 SHARES = "codeswitch_ratio warmup_ratio min_learning_rate_ratio align_coverage val_fraction beta1 beta2".split()
 # What Python raises for text that is no literal, or one too deep or too large to read.

@@ -17,7 +17,7 @@ from corpus.languages import LETTERS, in_script, lowercase, script_of
 from corpus.readers import documents, normalise
 from corpus.tokenizer import encode, token_byte_lengths
 from model import GPT
-from report.results import TOKEN_KINDS, wilson
+from report.results import TOKEN_KINDS
 from runtime.config import Config
 from tasks.facts import Fact, statement
 
@@ -91,8 +91,7 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     rows = sample(model, text[starts[:, None] + np.arange(length)], config)
     result = {}
     for language in folder.languages[1:]:
-        mixed = sum(map(is_in(language, folder), rows))
-        result[language] = {"share": mixed / len(rows), "n": len(rows), "interval": wilson(mixed, len(rows))}
+        result[language] = {"share": sum(map(is_in(language, folder), rows)) / len(rows), "n": len(rows)}
     return result
 
 

@@ -160,11 +160,11 @@ def test_bins_are_the_text_with_the_alignment_of_every_document_and_its_clone(ti
 def test_a_document_that_stands_twice_is_not_in_both_splits(tiny, tmp_path, val_fraction, capsys):
     source = tmp_path / "twice.txt"
     source.write_text(make_text(5) + "\n\n" + make_text(5))
-    folder = prepared(tiny, tmp_path, source=str(source), val_fraction=val_fraction, max_steps=8)
+    folder = prepared(tiny, tmp_path, source=str(source), val_fraction=val_fraction)
     train, val = (texts_of(folder, split) for split in ("train", "val"))
     assert train and val and set(train).isdisjoint(val)
     assert Counter(train + val) == Counter(readers.documents(str(source)))
-    # One of five, where none was asked for; and more facts than half of stage 2's rows can state.
+    # One of five, where none was asked for.
     out = capsys.readouterr().out
     assert val_fraction or "is held out, though" in out
 

@@ -105,8 +105,7 @@ def test_perplexity_and_bits_per_byte_token_by_token(tiny, data, language, numbe
     # En-Clone has as many bytes as the English text that it is a copy of.
     english = data.tokens("en", "val")[1:number].tolist()
     n_bytes = sum(len(data.encoding.decode_single_token_bytes(t)) for t in english if t != data.end_of_text)
-    expected = {"ppl": math.exp(nats / (number - 1)), "bpb": nats / math.log(2) / n_bytes,
-                "ppl_in_language": math.exp(sides[language] / (number - 1)), "tokens": number - 1}
+    expected = {"ppl": math.exp(nats / (number - 1)), "bpb": nats / math.log(2) / n_bytes, "tokens": number - 1}
     assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-4)
     assert got["predicting"] == pytest.approx({e: math.exp(x / (number - 1)) for e, x in sides.items()}, rel=1e-4)
     # The kinds of token add up to the whole.
@@ -138,8 +137,7 @@ def test_statements_are_scored_as_whole_sentences(tiny, data, parts):
     # Sentences of other lengths beside them, and padding, change nothing.
     for batch_size in (5, 200):
         got = clka_in(model, data, facts, parts, replace(config, eval_batch_size=batch_size))
-        assert (got["accuracy"], got["n"], got["chance"]) == (sum(known) / 24, 24, 0.25)
-        assert got["interval"][0] < got["accuracy"] < got["interval"][1]
+        assert (got["accuracy"], got["n"]) == (sum(known) / 24, 24)
 
 
 def test_a_tie_is_wrong_and_a_statement_longer_than_the_model_reads_an_error(tiny, data):
@@ -171,8 +169,6 @@ def test_similarity_of_words_entry_by_entry(tiny, tie):
             row = got[4 * (l - 1) + layer]
             assert row["words"] == pytest.approx(np.mean([cosine(a[layer], b[layer]) for a, b in sides]), abs=1e-5)
             assert row["text"] is None
-            others = [cosine(a[layer], b[layer]) for (a, _), (_, b) in itertools.permutations(sides, 2)]
-            assert min(others) - 1e-5 <= row["random"] <= max(others) + 1e-5
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def make_run(method: str, seed: int = 1, en: float = 20, clone: float = 40, accu
         "method": method, "seed": seed, "tokens": 12_345_678, "config": config,
         "lm": {l: {"ppl": ppl, "bpb": 1.25} for l, ppl in (("en", en), ("clone", clone))},
         "text": {}, "mixed": {}, "similarity": similarity(0.5, 0.4), "held_out": {},
-        "clka": {pair: {"accuracy": accuracy, "n": 100, "chance": 0.25} for pair in ("en->en", "en->clone")}}
+        "clka": {pair: {"accuracy": accuracy, "n": 100} for pair in ("en->en", "en->clone")}}
 
 
 def similarity(words: float, text: float) -> list[dict]:

@@ -110,10 +110,10 @@ def config(tmp_path, endpoint, monkeypatch) -> Config:
     monkeypatch.setenv("TEST_KEY", KEY + "\r\n")
     # Names come from an optional package.
     monkeypatch.setattr(translate, "english_name", str.upper)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(translate, "REQUESTS", 1)
     (tmp_path / "en.txt").write_text(make_text(30), encoding="utf-8")
     return Config(source=str(tmp_path / "{language}.txt"), targets=("de", "clone"), min_count=3, workers=1,
-                  dictionary=str(tmp_path / "made" / "en-{language}.tsv"), llm_key="TEST_KEY", llm_requests=1,
+                  dictionary=str(tmp_path / "made" / "en-{language}.tsv"), llm_key="TEST_KEY",
                   llm_url="http://127.0.0.1:9/v1")
 
 
@@ -139,9 +139,9 @@ def test_a_model_reads_names_of_languages_and_not_codes():
     assert [translate.english_name(name) for name in ("deu", "myown")] == ["German", "myown"]
 
 
-def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint):
+def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint, monkeypatch):
     """And the same command then asks for nothing."""
-    config = replace(config, llm_requests=3)
+    monkeypatch.setattr(translate, "REQUESTS", 3)
     words = translate.words_to_ask(config)
     assert ask_all(config) == expected(words) and endpoint.words == Counter(words) and len(words) > 50
     assert len(endpoint.requests) == -(-len(words) // 20)
@@ -174,10 +174,11 @@ def test_an_endpoint_that_stays_away_is_given_up_and_its_answers_are_kept(config
     assert ask_all(config) == expected(words)
 
 
-def test_what_is_answered_while_other_requests_are_refused_is_kept(config, endpoint):
+def test_what_is_answered_while_other_requests_are_refused_is_kept(config, endpoint, monkeypatch):
+    monkeypatch.setattr(translate, "REQUESTS", 4)
     endpoint.misbehave = lambda number, words: (401, "bad key", {}) if number > 1 else time.sleep(0.5)
     with pytest.raises(UserError, match="bad key"):
-        ask_all(config, llm_requests=4)
+        ask_all(config)
     assert read(config.dictionary_of("de")) == expected(endpoint.requests[0])
 
 

@@ -30,8 +30,8 @@ from runtime.files import exclusive
 
 # Words of a request: those without a usable answer are asked for again, fewer at a time.
 SIZES = (20, 5, 1)
-# Attempts of a request, seconds of each, and how many requests in a row may bring nothing.
-ATTEMPTS, TIMEOUT, FAILURES = 7, 300, 3
+# Requests at a time, attempts of each, seconds of an attempt, and how many in a row may bring nothing.
+REQUESTS, ATTEMPTS, TIMEOUT, FAILURES = 8, 7, 300, 3
 # Translations of a word, and characters of each, at most.
 MOST, LONGEST = 5, 80
 # "word": ["translation", ...], as JSON has it.
@@ -124,7 +124,7 @@ def translate(words: list[str], known: set[str], language: str, client: Any, con
 
     for size in SIZES:
         left, failures = [word for word in words if word not in known], 0
-        pool = ThreadPoolExecutor(config.llm_requests)
+        pool = ThreadPoolExecutor(REQUESTS)
         requests = [pool.submit(request, left[i:i + size]) for i in range(0, len(left), size)]
         try:
             for future in tqdm(as_completed(requests), f"{language}, {size} at a time", len(requests), disable=None):
