@@ -9,8 +9,7 @@ every layer, rows of the same entry are pulled together and all others apart (Eq
 loop, and the language-model loss beside it (Eq. 4), are train.py's.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +32,7 @@ MULTIPLE = 128
 PIECE = 2**13
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(NamedTuple):
     """A batch of words as rows, padded to the longest."""
 
     ids: np.ndarray     # (R, W) int64

@@ -26,9 +26,6 @@ SHARES = {"gap closed": ("%", "gap closed"), "CLKA en->clone": ("%", "CLKA, en â
 SIDES = {f"side {context}>{word}": (f"perplexity\ncontext: {context}", f"predicted: {word}")
          for context in ("en", "clone") for word in ("en", "clone")}
 
-# Method, En-Clone's tokens for each id, and what was measured of one run, by column.
-Point = tuple[str, int, dict[str, float | None]]
-
 
 def tokens_per_id(run: dict) -> int:
     """How many En-Clone tokens a run has read for each id of the vocabulary."""
@@ -42,8 +39,8 @@ def tokens_per_id(run: dict) -> int:
     return round(rows * config.block_size / folder.V)
 
 
-def points_in(out_dir: str) -> list[Point]:
-    """Every run of every folder in out_dir, joint training first, by tokens for each id."""
+def points_in(out_dir: str) -> list[tuple[str, int, dict[str, float | None]]]:
+    """Method, tokens for each id, and numbers by column, of every run of every folder in out_dir, joint first."""
     folders = {Path(path).parents[2] for path in glob.glob(os.path.join(glob.escape(out_dir), "*/*/seed*/eval.json"))}
     found = []
     for folder in folders:
