@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from corpus import builtin
 from runtime.errors import UserError
-from runtime.files import unreadable
 from runtime.hashing import file_digest
 
 # Invisible characters that would hide the word beside them: soft hyphens, spaces without width, marks of direction and
@@ -53,6 +52,13 @@ def _open_zst(file: BinaryIO) -> Any:
 UNPACK: dict[str, Callable[[BinaryIO], Any]] = {"": iter, ".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
+def _unreadable(path: str, e: Exception) -> UserError:
+    why = " ".join(str(getattr(e, "strerror", None) or e).split())
+    advice = ("pip install pyarrow (for .parquet) or backports.zstd (for .zst)" if isinstance(e, ImportError)
+              else "check that it is complete and yours to open")
+    return UserError(f"{path}: cannot be read ({why}); {advice}")
+
+
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
     """The lines of a file, which may be packed, with their numbers from 1."""
     number, unpack = 1, UNPACK.get(os.path.splitext(path)[1].lower(), iter)
@@ -64,7 +70,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
                 yield number, normalise(line.decode())
     # Each kind of packing has errors of its own for a file that is cut short or damaged.
     except Exception as e:
-        raise unreadable(f"{path}:{number}", e) from e
+        raise _unreadable(f"{path}:{number}", e) from e
 
 
 def _read_txt(path: str) -> Iterator[str]:
@@ -90,7 +96,7 @@ def _read_parquet(path: str) -> Iterator[str]:
                     # Some programs that write parquet do not say that their bytes are text.
                     yield normalise(text.decode() if isinstance(text, bytes) else "" if text is None else text)
     except Exception as e:
-        raise unreadable(path, e) from e
+        raise _unreadable(path, e) from e
 
 
 READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl", _read_jsonl), (".json", _read_jsonl))
@@ -125,10 +131,7 @@ def _inside(root: str) -> Iterator[str]:
 
 def _files(source: str) -> tuple[list[str], list[str]]:
     """The files of text that `source` stands for, sorted, and what stands beside them."""
-    try:
-        paths = [*_inside(source)] if os.path.isdir(source) else matching(source)
-    except OSError as e:
-        raise unreadable(e.filename, e) from e
+    paths = [*_inside(source)] if os.path.isdir(source) else matching(source)
     texts = [path for path in paths if path.lower().endswith(tuple(READERS)) and not os.path.isdir(path)]
     if not texts:
         raise UserError(f'{source}: expected "builtin" or files named *{", *".join(READERS)}; found none')

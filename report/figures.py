@@ -14,8 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogFormatter  # noqa: E402
 
-# What the function of a figure returns of runs and records of dynamics: the figure, its title and its caption,
-# or None where there is nothing to draw.
+# What the function of a figure returns: the figure, its title and its caption, or None where there is nothing to draw.
 Drawn = tuple[plt.Figure, str, str] | None
 
 
@@ -57,7 +56,7 @@ def log_scale(axis: plt.Axes) -> None:
     axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
 
 
-def figure_loss(runs: list[dict], dynamics: list[dict]) -> Drawn:
+def figure_loss(runs: list[dict]) -> Drawn:
     points = [("held-out loss, nats per token", language, run["method"], step, loss)
               for run in runs for step, losses in run["held_out"].items()
               for language, loss in losses.items() if has_read(run, language)]
@@ -67,7 +66,7 @@ def figure_loss(runs: list[dict], dynamics: list[dict]) -> Drawn:
         "A run with stage 1 begins at its end.")
 
 
-def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
+def figure_4(dynamics: list[dict]) -> Drawn:
     # What was asked, in one language, of facts stated so often in another, with its record's method and step.
     asked = [record | asked for record in dynamics for asked in record["clka"]]
     asked.sort(key=lambda a: a["frequency"])
@@ -85,7 +84,7 @@ def figure_4(runs: list[dict], dynamics: list[dict]) -> Drawn:
         f"language in which they are asked, of {asked[0]['n']} facts per seed; dotted: chance.")
 
 
-def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
+def figure_5(dynamics: list[dict]) -> Drawn:
     names = {"words": "words alone", "text": "running text"}
     points = [(f"cosine, {language}\n{names[kind]}", line["method"], layer, line["step"], cosine)
               for line in dynamics for language, kind, layer, cosine in cosines_in(line)]
@@ -96,7 +95,7 @@ def figure_5(runs: list[dict], dynamics: list[dict]) -> Drawn:
         "held-out text and its clone. A run with stage 1 begins at its end. The runs are those of figure 4.")
 
 
-def figure_6(runs: list[dict], dynamics: list[dict]) -> Drawn:
+def figure_6(runs: list[dict]) -> Drawn:
     methods = {m: group for m, group in by_method(runs).items() if m in ("joint", "prealign") or "coverage" in m}
     if not any("coverage" in method for method in methods):
         return None
@@ -126,6 +125,6 @@ def section(folder: Path, name: str, figure: plt.Figure, title: str, caption: st
 
 def draw(folder: Path, runs: list[dict], dynamics: list[dict]) -> str:
     """A section for every figure that there is something to draw for."""
-    figures = {"loss": figure_loss, "figure4": figure_4, "figure5": figure_5, "figure6": figure_6}
-    made = {name: make(runs, dynamics) for name, make in figures.items()}
-    return "".join(section(folder, name, *drawn) for name, drawn in made.items() if drawn)
+    figures = {"loss": figure_loss(runs), "figure4": figure_4(dynamics), "figure5": figure_5(dynamics),
+               "figure6": figure_6(runs)}
+    return "".join(section(folder, name, *drawn) for name, drawn in figures.items() if drawn)

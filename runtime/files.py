@@ -11,13 +11,6 @@ import filelock
 from runtime.errors import UserError
 
 
-def unreadable(path: str, e: Exception) -> UserError:
-    why = " ".join(str(getattr(e, "strerror", None) or e).split())
-    advice = ("pip install pyarrow (for .parquet) or backports.zstd (for .zst)" if isinstance(e, ImportError)
-              else "check that it is complete and yours to open")
-    return UserError(f"{path}: cannot be read ({why}); {advice}")
-
-
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
     """A file to write to. It is moved to `path` when all is written: there is a whole file, or the one before."""

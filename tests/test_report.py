@@ -166,7 +166,7 @@ def lines_of(axis) -> dict[str, list[list[float]]]:
 def test_figure_4_shows_the_mean_accuracies_over_seeds():
     lines = [*make_dynamics("joint", [0, 0.125, 0.25]), *make_dynamics("prealign", [0, 0.25, 0.5]),
              *make_dynamics("prealign", [0, 0.75, 1.0], 2)]
-    figure, _, caption = figures.figure_4([], lines)
+    figure, _, caption = figures.figure_4(lines)
     english, clone = figure.axes
     assert (english.get_title(), clone.get_title()) == ("en → en", "en → clone")
     assert lines_of(clone) == {"joint": [[20, 12.5], [30, 25]], "prealign": [[20, 50], [30, 75]]}
@@ -179,7 +179,7 @@ def test_held_out_loss_during_training_is_read_from_the_log(tmp_path):
     for method in ("joint", "only_target"):
         lines = [{"step": 10}, *({"step": s, "held_out": {"en": s / 10, "clone": s / 5}} for s in (20, 40))]
         (tmp_path / method / "seed1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    english, clone = figures.figure_loss(results.runs_in(str(tmp_path)), [])[0].axes
+    english, clone = figures.figure_loss(results.runs_in(str(tmp_path)))[0].axes
     assert lines_of(english) == {"joint": [[20, 2], [40, 4]]}
     assert lines_of(clone) == {"joint": [[20, 4], [40, 8]], "only_target": [[20, 4], [40, 8]]}
 
@@ -207,7 +207,7 @@ def test_similarity_of_words_and_of_text_in_a_table_and_in_figure_5():
     (row,) = rows_of([make_run("joint")], "## Cosine of clone with the pivot, held-out text")
     layers = [*LAYERS[:2], "final hidden state"]
     assert row == {"method": "joint", "seed": "1"} | dict.fromkeys(layers, "0.400")
-    words, text = (lines_of(axis) for axis in figures.figure_5([], make_dynamics("joint", [0, 0, 0]))[0].axes)
+    words, text = (lines_of(axis) for axis in figures.figure_5(make_dynamics("joint", [0, 0, 0]))[0].axes)
     assert list(words) == [*LAYERS] and text == dict.fromkeys(layers, [[10, 0], [20, 0.05], [30, 0.1]])
 
 
@@ -217,7 +217,7 @@ def test_perplexity_by_kind_of_token_in_a_table_and_in_figure_6():
         run["lm"]["clone"]["kinds"] = {k: {"ppl": ppl} for k, ppl in zip(results.TOKEN_KINDS, (first, 3, 3, 3, 3, 3))}
     rows = rows_of(runs, "## Perplexity by kind of token, clone")
     assert [row["words 0-25%"] for row in rows] == ["2.0", "6.0", "3.0", "3.0"]
-    (axis,) = figures.figure_6(runs, [])[0].axes
+    (axis,) = figures.figure_6(runs)[0].axes
     assert axis.get_title() == "clone" and list(lines_of(axis)) == ["coverage25", "prealign"]
     assert [y for _, y in lines_of(axis)["coverage25"]] == [4, 3, 3, 3, 3, 3]
 
