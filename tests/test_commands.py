@@ -88,14 +88,6 @@ def test_scripts_prepare_and_align_before_they_train(project, script):
     assert len(prepared) == 3 or "all.sh" not in script
 
 
-def test_what_a_script_cannot_do_is_one_line(project):
-    for command, error in (("table1.sh huge", "there is no config/huge.py; the first argument is a scale: "),
-                           ("table6.sh gpu", "there is no config/table6/gpu.py; the first argument is a scale: "),
-                           ("table1.sh demo --max_step=3", "--max_step: there is no knob named 'max_step'")):
-        result = run(f"bash runs/{command}")
-        assert result.returncode == 1 and result.stderr.startswith(f"error: {error}") and result.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_shows_is_there(project, document):
     text = (ROOT / document).read_text(encoding="utf-8")
