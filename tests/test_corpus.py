@@ -37,7 +37,7 @@ from corpus.words import CHUNK, aligned_surfaces, count_chunks, count_surfaces, 
 from data import prepare
 from runtime.config import Config
 from runtime.errors import UserError
-from tasks.analysis import is_in
+
 
 def json_lines(*texts: str | None) -> str:
     return "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts)
@@ -71,16 +71,14 @@ def test_what_is_no_text_goes(text, expected):
 
 
 def test_files_are_read_in_order_of_their_names_and_linked_folders_once(tmp_path, capsys):
-    names = ["10.txt", "9.txt", "a.jsonl", "b/1.TXT", "b/2.txt.xz", "c/d/0.txt.gz"]
-    for name in (*names[::-1], ".hidden.txt", ".git/x.txt"):
+    names = ["10.txt", "9.txt", "a.jsonl", "b/1.TXT", "b/2.txt.xz", "c/d/0.txt.gz", "other/a[1].txt"]
+    for name in (*names[::-1], ".hidden.txt", ".git/x.txt", "README.md"):
         write(tmp_path / "text" / name, json_lines(name) if "jsonl" in name else name)
-    write(tmp_path / "text/README.md", "no")
-    write(tmp_path / "text/other/a[1].txt", "brackets")
-    text, names = str(tmp_path / "text"), [*names, "brackets"]
+    text = str(tmp_path / "text")
     assert list(documents(text)) == list(documents(f"{text}/")) == names
-    assert list(documents(f"{text}/**/*0.txt*")) == ["10.txt", "c/d/0.txt.gz"]
     # A path of that name comes before a pattern.
-    assert list(documents(f"{text}/other/a[1].txt")) == ["brackets"]
+    assert list(documents(f"{text}/other/a[1].txt")) == names[-1:]
+    assert list(documents(f"{text}/**/*0.txt*")) == ["10.txt", "c/d/0.txt.gz"]
     assert list(documents(f"{text}/[b]/*.TXT")) == ["b/1.TXT"]
     write(tmp_path / "far/z.txt", "far")
     for link, folder in (("p", "far"), ("q", "far"), ("text/r", "far"), ("text/c/s", "text")):
@@ -184,6 +182,9 @@ DOCUMENTATION = """Return the ``parts`` of a path *that* the
 
     See https://example.com/ for a list of the values.
 
+    Header:
+        The line under it is a paragraph of its own.
+
     >>> f(1)
     This is the output of an example.
 
@@ -193,6 +194,7 @@ DOCUMENTATION = """Return the ``parts`` of a path *that* the
 PROSE = """Return the parts of a path that the caller has asked os.path.join for.
 The first of the items is wrapped to two lines.
 The second of them has a number.
+The line under it is a paragraph of its own.
 This is something that the reader should know, even where it is longer than a line."""
 
 
@@ -214,11 +216,9 @@ def test_harvest_of_packages(tmp_path):
 def test_the_built_in_text_is_prose(monkeypatch):
     """Of a package; of all together it is 6 MB."""
     folder = importlib.util.find_spec("networkx").submodule_search_locations[0]
-    paragraphs = [paragraph for text in builtin.harvest([folder], workers=1) for paragraph in text.split("\n")]
-    assert sum(map(len, paragraphs)) > 300_000 and len(set(paragraphs)) == len(paragraphs)
-    words = re.findall(r"[a-z]+", " ".join(paragraphs).lower())
-    assert 0.05 < words.count("the") / len(words) < 0.12
-    assert not any(re.search(r">>>|::|``|:param|^\s|\s$|  ", paragraph) for paragraph in paragraphs)
+    text = "\n".join(builtin.harvest([folder], workers=1))
+    assert len(text) > 300_000 and 0.05 < text.count(" the ") / len(text.split()) < 0.12
+    assert not re.search(r">>>|::|``|:param|^\s|\s$|  ", text, re.MULTILINE)
     monkeypatch.setattr(builtin, "PACKAGES", ("no_such_package",))
     assert "no_such_package" in error(builtin.documents, 1)
 
@@ -324,13 +324,12 @@ def test_a_vocabulary_is_in_the_format_of_tiktoken_and_encodes_as_its_trainer_do
 
 @pytest.mark.parametrize("code, names, spaces, letters", [
     ("zh", "zh zho chi cmn ZH zh-Hans zh_CN zh-Hant zh_TW", False, "水"), ("ja", "ja jpn ja_JP", False, "水みミ"),
-    ("th", "th tha", False, "น้ำ"), ("my", "my mya bur", False, "ရေ"), ("ko", "ko kor", True, "물"),
-    ("de", "de deu ger de_AT", True, "ß"), ("he", "he heb iw", True, "מ"), ("hi", "hi hin", True, "पानी")])
+    ("th", "th tha", False, "น้ำ"), ("my", "my bur", False, "ရေ"), ("de", "de ger", True, "ß")])
 def test_a_language_has_many_names_and_one_script(code, names, spaces, letters):
     for name in names.split():
         assert languages.is_known(name) and languages.code_of(name) == code and languages.has_spaces(name) == spaces
         assert regex.fullmatch(f"{languages.in_script(name)}+", letters)
-        assert not regex.search(languages.in_script(name), "1, a" if code != "de" else "1, я")
+        assert not regex.search(languages.in_script(name), "1, я")
     assert languages.has_spaces("zh-Latn") and languages.script_of("sr_Latn") == "Latn"
     # An unknown one has spaces and stands for itself.
     assert not languages.is_known("my own") and languages.has_spaces("my own")
@@ -344,11 +343,6 @@ def test_a_language_has_many_names_and_one_script(code, names, spaces, letters):
     ("bn", "পানি", "পানি", "পানি"), ("fr", "l'été", "L'été", "L'ÉTÉ"), ("de", "", "", "")])
 def test_capitals_are_those_of_the_language(language, word, title, upper):
     assert (languages.titlecase(word, language), languages.uppercase(word, language)) == (title, upper)
-
-
-def test_small_letters_are_those_of_the_language():
-    found = [languages.lowercase("İYİ ISI ΆΣ", language) for language in ("tr", "en", "el")]
-    assert found == ["iyi ısı άς", "i̇yi̇ isi άς", "i̇yi̇ isi άς"]
 
 
 # ---- dictionaries ----
@@ -499,12 +493,10 @@ def test_every_language_has_its_bins_and_the_forms_of_its_text_and_all_share_a_v
     in_arrays = [(k + 1, data.encoding.decode(data.table.word(w).tolist())) for k in range(len(data.table))
                  for language in range(1, 11) for w in data.table.words(k, language)]
     assert in_arrays == [(k, translation) for k, _, _, translation in table_of(world)]
-    for language, (_, text, expected) in SCRIPTS.items():
+    for language, (_, _, expected) in SCRIPTS.items():
         table = {surface: translation for _, surface, target, translation in table_of(world) if target == language}
         forms = [table[surface] for surface in (" Good", " water", " WATER", " House")]
         assert ",".join(forms) == normalise(expected)
-        mixed = [is_in(language, data)(encode(data.encoding, f"It is {some}.")) for some in (text[:40], "water")]
-        assert mixed == [True, False]
     # The words marked in the pivot's text are those of the table.
     marked = data.encoding.decode(data.tokens("en", "train")[data.align("train") != 0].tolist())
     assert set(marked.lower().split()) == {"good", "water", "house"}

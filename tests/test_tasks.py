@@ -286,18 +286,17 @@ def test_kinds_of_tokens_are_those_of_the_table_and_of_their_text(folder):
         assert kind == (next(i for i, end in enumerate(quarters) if abs(a) <= end) if a else 4 if word else 5)
 
 
-class Speaker(torch.nn.Module):
-    """Whatever it reads, it says the next of its tokens."""
+class Speaker:
+    """A model: whatever it reads, it says the next of its tokens."""
+
+    block_size = 8
 
     def __init__(self, vocab_size: int, says: list[int]):
-        super().__init__()
-        self.wte = torch.nn.Embedding(vocab_size, vocab_size)
-        self.lm_head = torch.nn.Linear(vocab_size, vocab_size, bias=False)
-        torch.nn.init.eye_(self.lm_head.weight)
-        self.says, self.block_size = itertools.cycle(says), 8
+        self.wte = self.lm_head = SimpleNamespace(weight=torch.eye(vocab_size))
+        self.says = itertools.cycle(says)
 
-    def forward(self, ids):
-        hidden = torch.zeros(*ids.shape, self.wte.num_embeddings)
+    def __call__(self, ids):
+        hidden = torch.zeros(*ids.shape, len(self.wte.weight))
         hidden[:, -1, next(self.says)] = 100.0
         return hidden
 
@@ -306,7 +305,7 @@ def test_samples_are_drawn_from_the_softmax_of_the_last_logits(tiny):
     config = replace(tiny, sample_tokens=5, eval_batch_size=4000)
     assert sample(Speaker(6, [3, 1, 4]), np.zeros((2, 3)), config).tolist() == [[3, 1, 4, 3, 1]] * 2
     speaker, logits = Speaker(4, [0]), torch.tensor([0.0, 1.0, 2.0, -1.0])
-    speaker.forward = lambda ids: logits.expand(*ids.shape, 4)
+    speaker.lm_head = SimpleNamespace(weight=logits[:, None] / 100 * speaker.wte.weight[0])
     drawn = sample(speaker, np.zeros((4000, 5)), replace(config, sample_tokens=1))[:, 0]
     p, shares = logits.softmax(0).numpy(), np.bincount(drawn, minlength=4) / 4000
     assert (np.abs(shares - p) < 5 * np.sqrt(p * (1 - p) / 4000) + 1e-3).all()

@@ -35,7 +35,6 @@ from runtime.checkpoint import initial_state, load_checkpoint, load_trained, mak
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
-from runtime.hardware import Hardware
 from tasks.facts import make_facts
 from test_runtime import Code
 from tools import bench, dynamics, export, tokens, translate
@@ -254,25 +253,17 @@ def test_answers_are_read_strictly(answer, found):
 
 # ---- Hugging Face ----
 
-@pytest.fixture
-def run(tiny, tmp_path):
-    def make(**changes) -> Config:
-        config = replace(tiny, out_dir=str(tmp_path), **dict(max_steps=24, stage1_steps=2, init_std=0.3) | changes)
-        training.main(overrides(config))
-        return config
-
-    return make
-
-
 @pytest.mark.parametrize("tie", [True, False])
-def test_hugging_face_computes_the_same_from_an_export(run, tie, monkeypatch):
+def test_hugging_face_computes_the_same_from_an_export(tiny, tmp_path, tie, monkeypatch):
     transformers = pytest.importorskip("transformers")
-    config = run(tie_embeddings=tie, eval_words=20, sample_count=2)
+    config = replace(tiny, out_dir=str(tmp_path), max_steps=12, stage1_steps=2, init_std=0.3, tie_embeddings=tie,
+                     eval_words=20, sample_count=2)
+    training.main(overrides(config))
     ppl = evaluate(config)["lm"]["clone"]["ppl"]
     export.main(overrides(config))
     folder = Path(config.run_dir, "huggingface")
     card = Path(folder, "README.md")
-    assert '"max_steps": 24' in card.read_text() and f"{ppl:.1f}" in card.read_text().partition("## Perplexity")[2]
+    assert '"max_steps": 12' in card.read_text() and f"{ppl:.1f}" in card.read_text().partition("## Perplexity")[2]
     # Older than the checkpoint: of a model that was here before.
     os.utime(Path(config.run_dir, "eval.json"), (0, 0))
     (folder / "of_an_earlier_export").write_text("")
@@ -365,13 +356,13 @@ def test_a_hugging_face_folder_of_another_kind_is_refused(tiny, tmp_path, monkey
 
 # ---- learning dynamics ----
 
-def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(run, tiny, tmp_path):
-    changes = dict(data_dir=str(tmp_path / "data"), fact_count=32, fact_frequencies=(1, 2), fact_periods=2,
-                   fact_languages=("en", "clone"), max_steps=44, stage1_steps=4, snapshot_interval=12, block_size=40)
-    prepare(replace(tiny, **changes))
-    config = run(**changes)
-    with pytest.raises(UserError, match="another seed|there is no checkpoint"):
-        dynamics.main(overrides(config, seed=2))
+def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(tiny, tmp_path):
+    config = replace(tiny, data_dir=str(tmp_path / "data"), out_dir=str(tmp_path), fact_count=32, fact_periods=2,
+                     fact_frequencies=(1, 2), fact_languages=("en", "clone"), max_steps=44, snapshot_interval=12,
+                     block_size=40)
+    prepare(config)
+    training.main(overrides(config))
+    assert "there is no checkpoint" in error(dynamics.main, overrides(config, seed=2))
     dynamics.main(overrides(config))
     records = json.loads(Path(config.run_dir, "dynamics.json").read_text())
     # Periods end at steps 24 and 44.
@@ -387,53 +378,41 @@ def test_dynamics_measures_each_snapshot_and_the_facts_of_the_period_before_it(r
 
 def test_tokens_for_each_id_are_those_of_the_rows_that_training_reads(tiny):
     data = Folder(tiny.data_dir)
-    sampler = Sampler(data, tiny)
-    read = [sampler.batch(np.arange(step * tiny.batch_size, (step + 1) * tiny.batch_size)).stream.tolist()
-            for step in range(tiny.max_steps)]
-    clone = sum(sampler.streams[stream] == "clone" for row in read for stream in row)
+    stream = Sampler(data, tiny).batch(np.arange(tiny.max_steps * tiny.batch_size)).stream
     run = {"config": tiny.plain(), "data": data.fingerprint}
-    assert tokens.tokens_per_id(run) == round(clone * tiny.block_size / data.V) > 0
-    with pytest.raises(UserError, match="is not the data that"):
-        tokens.tokens_per_id(run | {"data": "another"})
+    assert tokens.tokens_per_id(run) == round((stream == 1).sum().item() * tiny.block_size / data.V) > 0
+    assert "is not the data that" in error(tokens.tokens_per_id, run | {"data": "another"})
 
 
 # ---- speed ----
-
-CPU = Hardware(torch.device("cpu"), torch.float32, 0, 1, None)
-ROWS = ["step", "step, codeswitching", "step of stage 1", "GPT2LMHeadModel"]
-
 
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_row_is_measured_and_written(tiny, tmp_path, monkeypatch):
+def test_every_row_is_measured_and_of_the_steps_that_it_names(tiny, tmp_path, monkeypatch):
     """A step of eight micro-batches is cut to four."""
     pytest.importorskip("transformers")
+    made, speed = [], bench.speed
+    monkeypatch.setattr(bench, "speed", lambda batch, *others: made.append(batch(7)) or speed(batch, *others))
     monkeypatch.setattr(bench, "SECONDS", 0.05)
     monkeypatch.setattr(bench, "matmul_rate", lambda hardware: 1e9)
     config = replace(tiny, out_dir=str(tmp_path), max_steps=400, batch_size=16, micro_batch_size=2)
     bench.main(overrides(config))
+    config = replace(config, batch_size=8)
     machine, *rows = lines_of(tmp_path / "bench.jsonl")
-    assert machine["matmul_gflops"] == 1 and machine["config"] == replace(config, batch_size=8).plain()
-    assert [row["row"] for row in rows] == ROWS
-    flops = make_model(config, Folder(config.data_dir).vocab_size).flops_per_token()
+    assert machine["matmul_gflops"] == 1 and machine["config"] == config.plain()
+    assert [row["row"] for row in rows] == ["step", "step, codeswitching", "step of stage 1", "GPT2LMHeadModel"]
+    data = Folder(config.data_dir)
+    flops = make_model(config, data.vocab_size).flops_per_token()
     assert all(row["mfu"] == pytest.approx(row["tokens_per_s"] * flops / 1e9) for row in rows)
-
-
-def test_the_rows_are_of_the_steps_that_they_name(tiny):
-    data = Folder(tiny.data_dir)
-    plain = Sampler(data, tiny).batch(np.arange(7 * 8, 8 * 8))
+    plain, (*ours, (inputs, labels)) = Sampler(data, config).batch(np.arange(7 * 8, 8 * 8)), made
+    assert [torch.equal(batch.inputs, plain.inputs) for batch, _ in ours] == [True, False, True]
+    assert [words is not None for _, words in ours] == [False, False, True]
     # GPT2LMHeadModel compares logits[:, :-1] with labels[:, 1:].
-    pytest.importorskip("transformers")
-    (_, batch, _), = bench.theirs(tiny, CPU, data)
-    inputs, labels = batch(7)
     expected = plain.targets[:, :-1]
-    assert torch.equal(inputs, plain.inputs)
-    assert torch.equal(labels[:, 1:], torch.where(expected < 0, -100, expected)) and (labels[:, 0] == -100).all()
-    same, aligns = zip(*((torch.equal(made.inputs, plain.inputs), words is not None)
-                         for made, words in (batch(7) for _, batch, _ in bench.ours(tiny, CPU, data))))
-    assert same == (True, False, True) and aligns == (False, False, True)
+    assert torch.equal(inputs, plain.inputs) and (labels[:, 0] == -100).all()
+    assert torch.equal(labels[:, 1:], torch.where(expected < 0, -100, expected))
 
 
 # ---- runs/gpu.sh on the CPU at toy size ----
