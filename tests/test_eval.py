@@ -30,7 +30,7 @@ from runtime.errors import UserError
 from runtime.hardware import start
 from tasks.analysis import continuations, parallel_passages, precision_at_1, text_tokens
 from tasks.facts import Fact, make_facts
-from tasks.nli import LABELS, Pair
+from tasks.nli import Pair
 from test_prealign import TABLE, slow_representation
 
 PAIRS = [Pair("Lo ba der.", "Ba lo.", 0), Pair("In ta.", "Ta in ost, ken.", 1), Pair("So al u", "ba", 2),
@@ -277,9 +277,9 @@ def test_xnli_of_a_run(tiny, out_dir, tmp_path, capsys):
         evaluation.main(["xnli", *overrides(config)])
         assert said in capsys.readouterr().out
     result = json.loads(Path(config.run_dir, "xnli.json").read_text())
-    assert (result["pairs"], result["labels"], len(result["dev"])) == (60, list(LABELS), 2)
-    assert {language: (len(numbers["accuracies"]), numbers["n"]) for language, numbers in
-            result["languages"].items()} == {"en": (2, 6), "clone": (2, 6)}
+    assert (result["pairs"], len(result["dev"])) == (60, 2)
+    for language in LANGUAGES:
+        assert (result["languages"][language]["n"], len(result["languages"][language]["accuracies"])) == (6, 2)
 
 
 # ---- a run ----
@@ -333,7 +333,7 @@ def test_continuations_of_a_prompt(tiny, data, out_dir, capsys):
     config = replace(tiny, out_dir=str(out_dir), max_steps=12, prompt="Lo ba", sample_count=3, sample_tokens=4)
     evaluation.main(["sample", *overrides(config)])
     model, _ = load_trained(config.run_dir, data)
-    expected = [f"Lo ba|{text}" for text in continuations(model, data, config)]
-    assert capsys.readouterr().out[:-2].split("\n\n") == expected and len(expected) == 3
+    texts = continuations(model, data, config)
+    assert capsys.readouterr().out == "".join(f"Lo ba|{text}\n\n" for text in texts) and len(texts) == 3
     composed, decomposed = (continuations(model, data, replace(config, prompt=p)) for p in ("Ló", "Lo\u0301"))
-    assert composed == decomposed != continuations(model, data, config)
+    assert composed == decomposed != texts

@@ -34,10 +34,9 @@ def test_files_in_the_order_given_then_arguments(tmp_path):
 
 @pytest.mark.parametrize("argument, value", [
     ("--eval_tokens=200_000", 200_000), ("--learning_rate=2", 2.0), ("--tie_embeddings=False", False),
-    ("--tie_embeddings=true", True), ("--method=12", "12"), ("--source=a=b", "a=b"), ("--fact_frequencies=1,2", (1, 2)),
-    ("--fact_frequencies=3", (3,)), ("--targets=clone,de", ("clone", "de")), ("--targets=('clone',)", ("clone",)),
-    ("--mix={'en': 1, 'clone': 0.5}", {"en": 1.0, "clone": 0.5}), ('--budget={"en": 10e9,}', {"en": 1e10}),
-    ("--codeswitch_ratio=1", 1.0), ("--align_when=last", "last")])
+    ("--tie_embeddings=true", True), ("--method=12", "12"), ("--source=a=b", "a=b"), ("--fact_frequencies=3", (3,)),
+    ("--fact_frequencies=1,2", (1, 2)), ("--targets=clone,de", ("clone", "de")), ("--targets=('clone',)", ("clone",)),
+    ("--mix={'en': 1, 'clone': 0.5}", {"en": 1.0, "clone": 0.5}), ("--align_when=last", "last")])
 def test_an_argument_has_the_type_of_its_knob(argument, value):
     found = getattr(load([argument]), argument[2:].partition("=")[0])
     assert found == value and type(found) is type(value)
@@ -57,9 +56,8 @@ def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
 
 @pytest.mark.parametrize("code, line", [
     ("\nseed = __import__('os').mkdir({marker!r}) or 3", 2), ("data_dir = f'{{open({marker!r}, \"w\")}}'", 1),
-    ("for seed in [1]:\n    open({marker!r}, 'w')", 1), ("seed = n_layer = 3", 1), ("seed += 1", 1),
-    ("# why\nblok_size = 8", 2), ("seed = 1\nlearning rate = 3", 2), ("seed = 1\0", 1), ("method = 3", 1),
-    ("seed = " + 5000 * "[", 1)])
+    ("for seed in [1]:\n    open({marker!r}, 'w')", 1), ("seed = n_layer = 3", 1), ("# why\nblok_size = 8", 2),
+    ("seed = 1\nlearning rate = 3", 2), ("seed = 1\0", 1), ("seed = " + 5000 * "[", 1), ("method = 3", 1)])
 def test_what_is_no_plain_assignment_is_refused_with_its_line_and_never_run(tmp_path, code, line):
     path, marker = tmp_path / "c.py", tmp_path / "it ran"
     path.write_text(code.format(marker=str(marker)))
@@ -150,24 +148,21 @@ def test_without_a_compiler_the_model_is_used_as_it_is(tiny, monkeypatch, capsys
 
 
 # ---- the log ----
-def write_log(config: Config, first: int, last: int) -> list[dict]:
-    log = Log(config, CPU, make_model(config, 100), False, first, last)
-    for step in range(first + 1, last + 1):
-        log.line(step, 0.1, {"loss": 2.0, "loss_en": 1.0}, {"en": 1.5} if step == 3 else {})
-    log.close()
-    return [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
-
-
 def test_run_json_and_metrics(tiny, tmp_path):
     """Lines of steps that come again are dropped, and so is half a line."""
-    config = replace(tiny, out_dir=str(tmp_path))
-    write_log(config, 0, 4)
-    with open(Path(config.run_dir, "metrics.jsonl"), "a") as f:
-        f.write('{"step": 5, "tok')
-    lines = write_log(config, 2, 6)
+    config, model = replace(tiny, out_dir=str(tmp_path)), make_model(tiny, 100)
+    path = Path(config.run_dir, "metrics.jsonl")
+    for first, last in ((0, 4), (2, 6)):
+        log = Log(config, CPU, model, False, first, last)
+        for step in range(first + 1, last + 1):
+            log.line(step, 0.1, {"loss": 2.0, "loss_en": 1.0}, {"en": 1.5} if step == 3 else {})
+        log.close()
+        text = path.read_text()
+        path.write_text(text + '{"step": 5, "tok')
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     expected = {"step": 3, "tokens": 3 * 8 * 32, "lr": 0.1, "loss": 2.0, "loss_en": 1.0, "held_out": {"en": 1.5}}
     assert expected.items() <= lines[2].items() and lines[2]["tokens_per_s"] > 0 and lines[2]["mfu"] > 0
     about = json.loads(Path(config.run_dir, "run.json").read_text())
     assert about["config"] == config.plain() and about["versions"]["torch"] == torch.__version__
-    assert about["parameters"] == sum(p.numel() for p in make_model(config, 100).parameters())
+    assert about["parameters"] == sum(p.numel() for p in model.parameters())

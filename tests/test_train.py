@@ -167,11 +167,10 @@ def test_held_out_losses_and_snapshots_are_of_their_step_and_change_nothing(smal
         assert state["step"] == step and held_out[step][language] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("bf16", 0.02), ("fp16", 0.005)])
-def test_half_precision_trains_like_full_precision(small, dtype, tolerance):
-    full, half = (stage2(small, name, dtype=name, align_when="all") for name in ("fp32", dtype))
+def test_half_precision_trains_like_full_precision(small):
+    full, half = (stage2(small, dtype, dtype=dtype, align_when="all") for dtype in ("fp32", "fp16"))
     for mine, exact in zip(metrics_of(half), metrics_of(full), strict=True):
-        assert mine["loss"] == pytest.approx(exact["loss"], rel=tolerance)
+        assert mine["loss"] == pytest.approx(exact["loss"], rel=0.005)
 
 
 # ---- two stages are one run ----
