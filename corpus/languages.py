@@ -1,4 +1,4 @@
-"""What depends on the language: its one code, its script, spaces between words, and its capitals."""
+"""What depends on the language: its one code, its script, spaces between words, and capitals by its own rules."""
 
 import functools
 import unicodedata
@@ -8,6 +8,7 @@ import regex
 
 # Letters and the marks that many scripts combine with them, for the regex package.
 LETTERS = r"[\p{L}\p{M}]"
+# What a reader sees as the first letter: with its marks.
 FIRST = regex.compile(r"\X?")
 # Scripts whose text has no spaces between words, by ISO 15924.
 UNSPACED = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Talu")
@@ -55,7 +56,7 @@ def has_spaces(name: str) -> bool:
     return script_of(name) not in UNSPACED
 
 
-# ---- capitals: Python's, which are Unicode's, but for two letters i and for Greek ----
+# ---- capitals: Python's, which are Unicode's, and the rules that Unicode has for a few languages ----
 
 def lowercase(word: str, language: str) -> str:
     if code_of(language) in DOTTED:
@@ -63,20 +64,28 @@ def lowercase(word: str, language: str) -> str:
     return unicodedata.normalize("NFC", word.lower())
 
 
-def _dotted(word: str, language: str) -> str:
-    # A dot above a small i, which wrong hands leave there, is a part of it.
-    return word.replace("i\u0307", "i").replace("i", "İ") if code_of(language) in DOTTED else word
-
-
-def uppercase(word: str, language: str) -> str:
-    # Greek words in capitals have no accents.
-    if code_of(language) == "el":
-        word = unicodedata.normalize("NFD", word).replace("\u0301", "")
-    return unicodedata.normalize("NFC", _dotted(word, language).upper())
-
-
 def titlecase(word: str, language: str) -> str:
     """The word with a capital at its beginning."""
-    # What a reader sees as the first letter: with its marks.
-    first = FIRST.match(word)[0]
-    return unicodedata.normalize("NFC", _dotted(first, language).title() + word[len(first):])
+    code, first = code_of(language), FIRST.match(word)[0]
+    if code == "nl" and word.startswith("ij"):
+        return "IJ" + word[2:]
+    # Greek keeps the accent of a single capital; Georgian has capitals, but for whole words only, which title() knows.
+    capital = first.title() if code == "el" else uppercase(first, language, title=True)
+    return unicodedata.normalize("NFC", capital + word[len(first):])
+
+
+def uppercase(word: str, language: str, title: bool = False) -> str:
+    """The word in capitals, or with `title` in those of a beginning."""
+    code = code_of(language)
+    if code in DOTTED:
+        word = word.replace("i\u0307", "i").replace("i", "İ")
+    elif code == "hy":
+        word = word.replace("և", "եվ")
+    # The dot that i and j keep under an accent is for small letters.
+    elif code == "lt":
+        word = regex.sub("(?<=[ij]\u0328?)\u0307", "", unicodedata.normalize("NFD", word))
+    # Capitals have no accents, but a diaeresis where the accent told two vowels apart; "or" keeps its own.
+    elif code == "el" and word != "ή":
+        word = regex.sub("(?<=[αεηιουω])\u0301([ιυ])(?!\u0308)", "\\1\u0308", unicodedata.normalize("NFD", word))
+        word = regex.sub(r"(?<=\p{Greek}\p{M}*)[\u0300\u0301\u0313\u0314\u0342]", "", word)
+    return unicodedata.normalize("NFC", word.title() if title else word.upper())

@@ -105,8 +105,9 @@ READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl"
 
 def matching(pattern: str) -> list[str]:
     """The paths that a name or glob pattern stands for, sorted. Raises UserError when there is none."""
-    # A path of this very name comes before a pattern.
-    paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    # A path of this very name comes before a pattern, and brackets in names before those of patterns.
+    paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern.replace("[", "[[]"), recursive=True)
+    paths = paths or glob.glob(pattern, recursive=True)
     if not paths:
         raise UserError(f"no file is named {pattern!r}, and none matches it as a pattern")
     return sorted(paths)
@@ -126,7 +127,11 @@ def _inside(root: str) -> Iterator[str]:
             continue
         seen.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        yield from (os.path.join(folder, name) for name in names if name[0] != ".")
+        for path in (os.path.join(folder, name) for name in names if name[0] != "."):
+            # It may have stood for a folder with half the text.
+            if not os.path.exists(path):
+                raise UserError(f"{path}: what this link stands for is not there")
+            yield path
 
 
 def _files(source: str) -> tuple[list[str], list[str]]:

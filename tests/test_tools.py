@@ -51,6 +51,7 @@ class Endpoint:
     def __init__(self):
         self.requests: list[list[str]] = []
         self.misbehave = lambda number, words: None
+        self.elsewhere = 404, "no such page", {}
         self.lock = threading.Lock()
 
     @property
@@ -63,7 +64,7 @@ class Endpoint:
         if "OpenAI" in request.headers["User-Agent"]:
             return 403, "error code: 1010", {}
         if request.url.path != "/v1/chat/completions":
-            return 404, "no such page", {}
+            return self.elsewhere
         assert request.headers["Authorization"] == f"Bearer {KEY}"
         words = json.loads(json.loads(request.content)["messages"][-1]["content"].rsplit("\n", 1)[1])
         with self.lock:
@@ -99,16 +100,18 @@ def endpoint(monkeypatch) -> Endpoint:
             raise httpx.ReadError(text)
         return httpx.Response(status, text=text, headers=headers)
 
-    client = openai.DefaultHttpxClient(transport=httpx.MockTransport(handle))
-    monkeypatch.setattr(openai, "OpenAI", functools.partial(openai.OpenAI, http_client=client))
+    client = functools.partial(openai.DefaultHttpxClient, transport=httpx.MockTransport(handle))
+    monkeypatch.setattr(openai, "DefaultHttpxClient", client)
     return endpoint
 
 
 @pytest.fixture
 def config(tmp_path, endpoint, monkeypatch) -> Config:
     monkeypatch.setenv("TEST_KEY", KEY + "\r\n")
-    # Names come from an optional package.
+    # Names come from an optional package, and this proxy is not there.
     monkeypatch.setattr(translate, "english_name", str.upper)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setattr(translate, "REQUESTS", 1)
     (tmp_path / "en.txt").write_text(make_text(30), encoding="utf-8")
     return Config(source=str(tmp_path / "{language}.txt"), targets=("de", "clone"), min_count=3, workers=1,
@@ -138,9 +141,15 @@ def test_a_model_reads_names_of_languages_and_not_codes():
     assert [translate.english_name(name) for name in ("deu", "myown")] == ["German", "myown"]
 
 
-def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint, monkeypatch):
-    """And the same command then asks for nothing."""
+@pytest.mark.parametrize("suffix, elsewhere", [
+    ("/v1", None), ("/v1/chat/completions/", None), (" ", (404, "no such page", {})), ("", (200, "<html>", {})),
+    ("/", (200, '{"error": "unexpected endpoint"}', {}))])
+def test_every_word_is_asked_for_once_and_data_can_read_the_dictionary(config, endpoint, monkeypatch, suffix,
+                                                                       elsewhere):
+    """With the base URL in any of its forms; and the same command then asks for nothing."""
     monkeypatch.setattr(translate, "REQUESTS", 3)
+    endpoint.elsewhere = elsewhere
+    config = replace(config, llm_url=config.llm_url.removesuffix("/v1") + suffix)
     words = translate.words_to_ask(config)
     assert ask_all(config) == expected(words) and endpoint.words == Counter(words) and len(words) > 50
     assert len(endpoint.requests) == -(-len(words) // 20)
@@ -161,7 +170,7 @@ def test_trouble_that_passes_costs_nothing(config, endpoint, reply):
 @pytest.mark.parametrize("reply, reason", [
     ((503, '{"error": "no room"}', SOON), "503: .*no room"), ((401, f"bad key {KEY}", {}), r"401: bad key \*\*\*"),
     ((200, '{"error": {"message": "no credits left"}}', {}), "no credits left"),
-    ((0, "closed", {}), "closed")])
+    ((302, "", {"Location": "http://localhost/"}), "302"), ((0, "closed", {}), "closed")])
 def test_an_endpoint_that_stays_away_is_given_up_and_its_answers_are_kept(config, endpoint, reply, reason, monkeypatch):
     monkeypatch.setattr(translate, "ATTEMPTS", 1)
     endpoint.misbehave = lambda number, words: reply if number > 1 else None

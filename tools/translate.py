@@ -15,6 +15,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
+from urllib.parse import urlsplit
 
 import langcodes
 from tqdm import tqdm
@@ -82,9 +83,13 @@ def connect(config: Config) -> Any:
     key = os.environ.get(config.llm_key, "").strip()
     if not key:
         raise UserError(f"set the environment variable {config.llm_key} to the endpoint's key, or to any word")
+    url = config.llm_url.strip(" /").removesuffix("/chat/completions")
     try:
+        # No proxy knows what listens on this machine, and a redirect would take the key elsewhere.
+        local = re.fullmatch(r"localhost|127\.[\d.]+|0\.0\.0\.0|::1?", urlsplit(url).hostname or "")
+        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
         # Some hosts turn the package's own User-Agent away.
-        return openai.OpenAI(api_key=key, base_url=config.llm_url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1,
+        return openai.OpenAI(api_key=key, base_url=url, timeout=TIMEOUT, max_retries=ATTEMPTS - 1, http_client=http,
                              default_headers={"User-Agent": "prealign"})
     # An address that is none, or a proxy that cannot be used: each has an exception of its own.
     except Exception as e:
@@ -94,19 +99,26 @@ def connect(config: Config) -> Any:
 def ask(client: Any, text: str, model: str) -> tuple[int, str]:
     """The status of a request (0: none, or an error in spite of it) and the answer, or why there is none."""
     import openai
-    body, messages = "", [{"role": "user", "content": text}]
+    url, body, messages = str(client.base_url), "", [{"role": "user", "content": text}]
     try:
         body = client.chat.completions.with_raw_response.create(model=model, messages=messages).http_response.text
         content = json.loads(body)["choices"][0]["message"]["content"] or "empty, as where thinking takes all"
         # Some send parts, of which thinking is one without "text".
         return 200, content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     except openai.APIStatusError as e:
-        return e.status_code, e.response.text
+        status, reason = e.status_code, e.response.text + e.response.headers.get("location", "")
     except openai.OpenAIError as e:
-        return 0, str(e.__cause__ or e)
-    # A page or an error in spite of a 200.
+        status, reason = 0, str(e.__cause__ or e)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        return 0 if '"error"' in body else 200, body or str(e)
+        status, reason = 0 if '"error"' in body else 200, body or str(e)
+    # A base URL may lack its /v1: what is there instead says so, or answers with a page or an error in spite of a 200.
+    if "/v1" not in url and (status in (404, 405) or (body and '"choices"' not in body)):
+        other = client.copy(base_url=url.rstrip("/") + "/v1")
+        answer = ask(other, text, model)
+        if answer[0] not in (404, 405):
+            client.base_url = other.base_url
+            return answer
+    return status, reason
 
 
 def translate(words: list[str], known: set[str], language: str, client: Any, config: Config) -> None:
