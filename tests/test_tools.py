@@ -343,6 +343,8 @@ def test_a_run_begins_with_the_weights_of_a_hugging_face_folder(tiny, tmp_path, 
     assert torch.equal(model(ids), theirs(ids))
     assert torch.equal(model.lm_head.weight[:data.V], theirs.lm_head.weight[:data.V])
     assert torch.equal(model.wte.weight[data.V:], before) and (model.lm_head.weight is model.wte.weight) == tie
+    # An export of ours has En-Clone's rows too, however many they are.
+    gpt2.load_gpt2(GPT(2200, 8, 2, 2, 16), hf_folder(tmp_path / "export", GPT(2200, 8, 2, 2, 16)), 1100)
 
 
 @pytest.mark.parametrize("config, damage, message", [
