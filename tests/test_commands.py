@@ -52,13 +52,10 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True)
-
-
 def calls(command: str) -> list[tuple[str, Config]]:
     """The programs of ours that a command calls, with the config that each makes of its arguments."""
-    result, called = run(command), []
+    result = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True)
+    called = []
     assert result.returncode == 0, (command, result.stderr)
     for words in map(shlex.split, re.findall("^(?:python|torchrun) .*", result.stdout, re.M)):
         found = [i for i, word in enumerate(words) if word.endswith(".py") or words[i - 1] == "-m"]

@@ -54,12 +54,11 @@ def small(tiny, tmp_path) -> Config:
                    max_steps=16, stage1_steps=8)
 
 
-def ready(config: Config, seed: int = 0) -> training.Training:
-    """A run of the config before its first step."""
+def ready(config: Config) -> training.Training:
+    """A run of the config, which aligns, before its first step."""
     data = Folder(config.data_dir)
-    torch.manual_seed(seed)
-    objective = Alignment if config.align_when != "none" else None
-    return training.set_up(config, start(config), data, make_model(config, data.vocab_size), objective)
+    torch.manual_seed(0)
+    return training.set_up(config, start(config), data, make_model(config, data.vocab_size), Alignment)
 
 
 def step_of(state: training.Training, step: int) -> None:
