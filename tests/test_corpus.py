@@ -184,6 +184,8 @@ DOCUMENTATION = """Return the ``parts`` of a path *that* the
 
     Header:
         The line under it is a paragraph of its own.
+    Another:
+        So is the one under this header.
 
     >>> f(1)
     This is the output of an example.
@@ -195,6 +197,7 @@ PROSE = """Return the parts of a path that the caller has asked os.path.join for
 The first of the items is wrapped to two lines.
 The second of them has a number.
 The line under it is a paragraph of its own.
+So is the one under this header.
 This is something that the reader should know, even where it is longer than a line."""
 
 
