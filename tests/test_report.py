@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from conftest import run_command
+from conftest import run_command, write
 from report import __main__ as report
 from report import figures, results, tables
 from runtime.errors import UserError
@@ -41,13 +41,11 @@ def make_dynamics(method: str, accuracies: list[float], seed: int = 1) -> list[d
             for i, accuracy in enumerate(accuracies)]
 
 
-def write(folder: Path, values: list, name: str = "eval.json") -> None:
+def write_runs(folder: Path, values: list, name: str = "eval.json") -> None:
     """A file for each of these runs; or of a run's records, one file."""
     for value in values:
         run = value[0] if isinstance(value, list) else value
-        path = folder / run["method"] / f"seed{run['seed']}" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
+        write(folder / run["method"] / f"seed{run['seed']}" / name, json.dumps(value))
 
 
 def tables_of(markdown: str, title: str = "") -> list[list[list[str]]]:
@@ -186,7 +184,7 @@ def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys, monkeypatch):
                 run["tokens"] = tokens
                 run["lm"]["en"]["predicting"], run["lm"]["clone"]["predicting"] = (
                     {word: sides[f"{context}>{word}"] for word in ("en", "clone")} for context in ("en", "clone"))
-            write(tmp_path / str(tokens), runs)
+            write_runs(tmp_path / str(tokens), runs)
     sweep.main([str(tmp_path)])
     ((_, *rows),) = tables_of(capsys.readouterr().out)
     assert [row[:3] for row in rows] == [[m, n, "2"] for m in ("joint", "prealign") for n in ("20", "60")]
@@ -209,9 +207,9 @@ def test_perplexity_by_kind_of_token_in_a_table_and_in_figure_6():
 def test_the_command_writes_tables_notes_and_figures_and_loads_no_torch(tmp_path):
     # A folder's name is no pattern.
     folder = tmp_path / "tau[0-1] *"
-    write(folder, [make_run("joint"), make_run("prealign")])
-    write(folder / "dynamics", [make_dynamics("joint", [0, 0.5])], "dynamics.json")
-    write(folder, [make_dynamics("prealign", [0, 0.5])], "dynamics.json")
+    write_runs(folder, [make_run("joint"), make_run("prealign")])
+    write_runs(folder / "dynamics", [make_dynamics("joint", [0, 0.5])], "dynamics.json")
+    write_runs(folder, [make_dynamics("prealign", [0, 0.5])], "dynamics.json")
     (folder / "notes.md").write_text("What we think of it.\n")
     (folder / "joint" / "seed1" / "metrics.jsonl").write_text('{"step": 5}\n{"step": 10, "held_out": {"en": 2.5}}\n')
     code = "import sys; from report.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
@@ -229,8 +227,8 @@ def test_the_command_writes_tables_notes_and_figures_and_loads_no_torch(tmp_path
 
 
 def test_results_older_than_their_run_are_left_out(tmp_path, capsys):
-    write(tmp_path, runs := [make_run("joint", 1), make_run("joint", 2)])
-    write(tmp_path, runs, "xnli.json")
+    write_runs(tmp_path, runs := [make_run("joint", 1), make_run("joint", 2)])
+    write_runs(tmp_path, runs, "xnli.json")
     for name in ("seed1/xnli.json", "seed2/eval.json"):
         os.utime(tmp_path / "joint" / name, (0, 0))
         (tmp_path / "joint" / name).with_name("checkpoint.pt").touch()
@@ -244,7 +242,7 @@ def test_results_older_than_their_run_are_left_out(tmp_path, capsys):
 def test_no_run_or_a_file_cut_short_is_one_line_that_names_it(tmp_path, name):
     with pytest.raises(UserError, match="no evaluated run in .*expected METHOD/seedN/eval.json"):
         report.main([str(tmp_path)])
-    write(tmp_path, [make_run("joint")])
+    write_runs(tmp_path, [make_run("joint")])
     (tmp_path / "joint" / "seed1" / name).write_text('{"method": "jo')
     with pytest.raises(UserError, match=f"joint/seed1/{name}: .*delete it and"):
         report.main([str(tmp_path)])
