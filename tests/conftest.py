@@ -23,9 +23,6 @@ with contextlib.suppress(ImportError):
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import eval as evaluation  # noqa: E402
-import prealign  # noqa: E402
-import train  # noqa: E402
 from data import prepare  # noqa: E402
 from runtime import log  # noqa: E402
 from runtime.config import Config  # noqa: E402
@@ -122,15 +119,3 @@ class LargestTensor(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.nbytes = max([self.nbytes, *(x.nbytes for x in tree_leaves(result) if isinstance(x, torch.Tensor))])
         return result
-
-
-@pytest.fixture(scope="session")
-def out_dir(tiny, tmp_path_factory) -> Path:
-    """Three finished and evaluated runs: joint with two seeds, PreAlign with one."""
-    config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("runs")), max_steps=12)
-    aligned = replace(config, method="prealign", init_from="align", codeswitch_ratio=0.3)
-    prealign.main(overrides(aligned))
-    for run in (config, replace(config, seed=2), aligned):
-        train.main(overrides(run))
-        evaluation.main(overrides(run))
-    return Path(config.out_dir)

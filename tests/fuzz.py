@@ -3,12 +3,11 @@ Damaged files: whatever is in a file that a user brings, it is read or refused i
 
     python tests/fuzz.py        # 2,000 damaged copies of a file of each format
 
-Ends with the traceback of the first reader that raises anything but a UserError of one line, or takes more than ten
-seconds; its file is kept. A checkpoint, which has checksums, must also say what the undamaged one says.
+Ends with the traceback of the first reader that raises anything but a UserError of one line; its file is kept. A
+checkpoint, which has checksums, must also say what the undamaged one says.
 """
 
 import contextlib
-import faulthandler
 import gzip
 import io
 import json
@@ -99,8 +98,6 @@ def fuzz(form: Format, name: str, folder: str, count: int, seed: int = 0) -> Cou
     undamaged = read(path)
     for case in tqdm(range(count), desc=name, disable=None):
         Path(path).write_bytes(damaged(whole, random.Random(f"{seed} {name} {case}")))
-        # A reader that hangs ends all, and shows where.
-        faulthandler.dump_traceback_later(10, exit=True)
         try:
             with contextlib.redirect_stdout(None):
                 result = read(path)
@@ -109,8 +106,6 @@ def fuzz(form: Format, name: str, folder: str, count: int, seed: int = 0) -> Cou
         except UserError as e:
             assert "\n" not in str(e), e
             outcomes["refused"] += 1
-        finally:
-            faulthandler.cancel_dump_traceback_later()
     return outcomes
 
 

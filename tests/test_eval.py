@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import eval as evaluation
+import train as training
 from conftest import overrides
 from corpus.folder import Folder
 from corpus.tokenizer import encode
@@ -41,6 +42,15 @@ LANGUAGES = ("en", "clone")
 @pytest.fixture(scope="module")
 def data(tiny) -> Folder:
     return Folder(tiny.data_dir)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny, tmp_path_factory) -> Config:
+    """A finished and evaluated run."""
+    config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("runs")), max_steps=12, seed=2)
+    training.main(overrides(config))
+    evaluation.main(overrides(config))
+    return config
 
 
 def untrained(config: Config, data: Folder, seed: int = 0) -> GPT:
@@ -270,9 +280,8 @@ def test_the_epoch_that_did_best_on_dev_is_kept_and_every_method_learns_the_same
     assert len(seen) == 6
 
 
-def test_xnli_of_a_run(tiny, out_dir, tmp_path, capsys):
-    shutil.copytree(out_dir / "joint", tmp_path / "joint")
-    config = replace(tiny, out_dir=str(tmp_path), max_steps=12, nli_builtin=20, nli_epochs=1, nli_seeds=2)
+def test_xnli_of_a_run(evaluated, capsys):
+    config = replace(evaluated, nli_builtin=20, nli_epochs=1, nli_seeds=2)
     for said in ("NLI clone", "is up to date"):
         evaluation.main(["xnli", *overrides(config)])
         assert said in capsys.readouterr().out
@@ -283,9 +292,8 @@ def test_xnli_of_a_run(tiny, out_dir, tmp_path, capsys):
 
 
 # ---- a run ----
-def test_evaluation_of_a_run(tiny, data, out_dir):
-    config = replace(tiny, out_dir=str(out_dir), max_steps=12, method="joint", seed=2)
-    result = json.loads((out_dir / "joint" / "seed2" / "eval.json").read_text())
+def test_evaluation_of_a_run(data, evaluated):
+    config, result = evaluated, json.loads(Path(evaluated.run_dir, "eval.json").read_text())
     assert result["config"] == config.plain()
     assert (result["method"], result["seed"], result["tokens"]) == ("joint", 2, 12 * 8 * 32)
     model, _ = load_trained(config.run_dir, data)
@@ -302,9 +310,9 @@ def test_evaluation_of_a_run(tiny, data, out_dir):
     assert Counter(titles) == {"Perplexity by kind": 2, "Where": 2, "Cosine": 2, "Retrieval": 2, "Knowledge": 1}
 
 
-def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knobs(tiny, out_dir, tmp_path):
-    config = replace(tiny, out_dir=str(tmp_path), max_steps=12, method="joint")
-    shutil.copytree(out_dir / "joint", tmp_path / "joint")
+def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knobs(evaluated, tmp_path):
+    config = replace(evaluated, out_dir=str(tmp_path / "copy"))
+    shutil.copytree(evaluated.out_dir, config.out_dir)
     made: list[int] = []
 
     def times_measured(**changes) -> int:
@@ -329,8 +337,8 @@ def test_other_text_is_read_until_there_is_enough(tiny, data, tmp_path):
         assert text_tokens(data, language, replace(config, eval_tokens=6)).tolist() == expected[:6]
 
 
-def test_continuations_of_a_prompt(tiny, data, out_dir, capsys):
-    config = replace(tiny, out_dir=str(out_dir), max_steps=12, prompt="Lo ba", sample_count=3, sample_tokens=4)
+def test_continuations_of_a_prompt(data, evaluated, capsys):
+    config = replace(evaluated, prompt="Lo ba", sample_count=3, sample_tokens=4)
     evaluation.main(["sample", *overrides(config)])
     model, _ = load_trained(config.run_dir, data)
     texts = continuations(model, data, config)
