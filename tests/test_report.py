@@ -176,20 +176,19 @@ def test_figure_4_shows_the_mean_accuracies_over_seeds():
 
 def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "tokens_per_id", lambda run: run["tokens"])
-    sides = {"en>en": 20, "en>clone": 50, "clone>en": 60, "clone>clone": 40}
-    for tokens, gap in ((60, 30), (20, 10)):
+    predicting = {"en": {"en": 20, "clone": 50}, "clone": {"en": 60, "clone": 40}}
+    for tokens, closed in ((60, 0.3), (20, 0.1)):
+        # Seed 1 closes this share of a gap of 100, and seed 2 twice as much of a gap of 200.
         for seed in (1, 2):
-            runs = [make_run("joint", seed, 20, 120, 0.25), make_run("prealign", seed, 20, 120 - seed * gap, 0.5)]
-            for run in runs:
-                run["tokens"] = tokens
-                run["lm"]["en"]["predicting"], run["lm"]["clone"]["predicting"] = (
-                    {word: sides[f"{context}>{word}"] for word in ("en", "clone")} for context in ("en", "clone"))
-            write_runs(tmp_path / str(tokens), runs)
+            for method, left in (("joint", 1), ("prealign", 1 - seed * closed)):
+                run = make_run(method, seed, 20, 20 + seed * 100 * left, 0.5)
+                for context in predicting:
+                    run["lm"][context]["predicting"] = predicting[context]
+                write_runs(tmp_path / str(tokens), [run | {"tokens": tokens}])
     sweep.main([str(tmp_path)])
     ((_, *rows),) = tables_of(capsys.readouterr().out)
     assert [row[:3] for row in rows] == [[m, n, "2"] for m in ("joint", "prealign") for n in ("20", "60")]
-    # Of a gap of 100, seed 1 closes 10 and seed 2 closes 20.
-    assert rows[2][3:] == ["15.0 ± 7.1", "50.0 ± 0.0", *(f"{y}.0 ± 0.0" for y in sides.values())]
+    assert rows[2][3:] == ["15.0 ± 7.1", *(f"{y}.0 ± 0.0" for y in (50, 20, 50, 60, 40))]
     assert "(figures/tokens.png)" in (tmp_path / "report.md").read_text()
 
 
