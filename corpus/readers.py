@@ -96,7 +96,7 @@ def _read_parquet(path: str) -> Iterator[str]:
                     # Some programs that write parquet do not say that their bytes are text.
                     yield normalise(text.decode() if isinstance(text, bytes) else "" if text is None else text)
     except Exception as e:
-        raise _unreadable(path, e) from e
+        raise _unreadable(f'{path} (of strings in a column "text")', e) from e
 
 
 READERS = {kind + packed: read for kind, read in ((".txt", _read_txt), (".jsonl", _read_jsonl), (".json", _read_jsonl))

@@ -86,7 +86,7 @@ class Config:
     align_coverage: float = 1.0         # share of the table's entries that is used, the most frequent ones (Table 5)
 
     # running
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": a GPU if there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": a GPU, if any; CUDA_VISIBLE_DEVICES says which
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # "auto": bf16 where the hardware has it, else fp32
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; "auto": on CUDA
     log_interval: int = 20              # steps
@@ -268,6 +268,7 @@ def _checked(c: Config) -> Config:
          "expected scratch, align, golden or hf:FOLDER"),
         ("mix", min(c.mix.values(), default=-1) >= 0 < sum(c.mix.values()), "expected weights, not all of them 0"),
         ("only mix", not c.only or c.mix.get(c.only, 0) > 0, "only must be a language that mix weighs"),
+        ("eval_tokens", c.eval_tokens != 1, "the first token is not predicted: expected 2 or more, or 0 for all"),
         ("eval_text", not c.eval_text or "{language}" in c.eval_text or len(c.written) == 1, "without {language}"),
     ]
     for keys, is_kept, message in rules:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from model import GPT
 from runtime.config import Config
+from runtime.errors import UserError
 from runtime.files import kept, write_json, write_text
 from runtime.hardware import Hardware, matmul_rate
 
@@ -44,8 +45,12 @@ class Log:
             import wandb
             # A resumed run goes on in its own one there.
             name = kept(os.path.join(config.run_dir, "wandb.json"), lambda: secrets.token_hex(8))
-            self.wandb = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", dir=config.run_dir,
-                                    config=config.plain(), resume="allow", id=name)
+            try:
+                self.wandb = wandb.init(project=config.wandb, name=f"{config.method}-seed{config.seed}", id=name,
+                                        dir=config.run_dir, config=config.plain(), resume="allow")
+            # No key, or no network.
+            except wandb.errors.Error as e:
+                raise UserError(f"--wandb={config.wandb}: {e}; wandb login, or train without it") from e
         self.bar = tqdm(total=last_step, initial=step, unit="step", desc=config.method, disable=None)
         self.step, self.time, self.last_step = step, time.perf_counter(), last_step
 

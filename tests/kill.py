@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 METHOD = str(ROOT / "config/method/prealign.py")
 VERBS = {"data.py": [], "prealign.py": [], "train.py": [METHOD], "eval.py": [METHOD]}
-DIFFER = {"metrics.jsonl": ("tokens_per_s", "mfu"), "eval.json": ("config", "date")}
+DIFFER = {"metrics.jsonl": ("tokens_per_s", "mfu"), "eval.json": ("config",)}
 
 
 def start(verb: str, arguments: list[str]) -> subprocess.Popen:

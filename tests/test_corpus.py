@@ -153,7 +153,7 @@ def test_parquet_with_all_types_of_strings(tmp_path):
         assert list(documents(str(tmp_path))) == ["one\n still one", "caf\u00e9"]
     for columns in ({"text": [1, 2]}, {"content": ["a"]}, {"text": [["a"]]}):
         parquet(path, **columns)
-        assert str(path) in read_error(tmp_path)
+        assert str(path) in read_error(tmp_path) and 'column "text"' in read_error(tmp_path)
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):

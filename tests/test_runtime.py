@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_an_argument_has_the_type_of_its_knob(argument, value):
     "--dtype=fp8", "--batch_size=0", "--batch_size=-1", "--n_embd=130", "--codeswitch_ratio=1.01", "--only=fr",
     "--learning_rate=1e999", "--learning_rate=1" + 400 * "0", "--targets=en", "--targets=../x", "--mix={'fr': 1}",
     "--mix={'en': 2, 'clone': -1}", "--mix={'en': 0}", "--method=a/b", "--max_steps=9", "--init_from=joint",
-    "--align_when=last --stage1_steps=0"])
+    "--align_when=last --stage1_steps=0", "--eval_tokens=1"])
 def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
     assert argument[2:].partition("=")[0] in error(load, re.split(" (?=--)", argument))
 
@@ -166,3 +168,17 @@ def test_run_json_and_metrics(tiny, tmp_path):
     about = json.loads(Path(config.run_dir, "run.json").read_text())
     assert about["config"] == config.plain() and about["versions"]["torch"] == torch.__version__
     assert about["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_resumed_run_goes_on_in_its_own_one_at_wandb(tiny, tmp_path, monkeypatch):
+    # The package need not be installed.
+    wandb = MagicMock(**{"errors.Error": ConnectionError})
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config, model = replace(tiny, out_dir=str(tmp_path), wandb="mine"), make_model(tiny, 100)
+    for step in (1, 2):
+        Log(config, CPU, model, False, step - 1, step).line(step, 0.1, {"loss": 2.0}, {})
+        assert wandb.init.return_value.log.call_args.kwargs == {"step": step}
+    first, again = (call.kwargs for call in wandb.init.call_args_list)
+    assert first["project"] == "mine" and first["id"] == again["id"]
+    wandb.init.side_effect = ConnectionError("no key")
+    assert "no key" in error(Log, config, CPU, model, False, 2, 3)
