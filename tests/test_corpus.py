@@ -3,10 +3,8 @@ From text to an alignment table: readers and their errors, the prose of document
 languages, dictionaries, and the whole preparation for ten languages of ten scripts at once.
 """
 
-import importlib.util
 import itertools
 import json
-import os
 import random
 import re
 import sys
@@ -48,7 +46,6 @@ def read_error(source) -> str:
 
 
 # ---- files ----
-
 @pytest.mark.parametrize("packed", PACK)
 def test_all_formats_make_the_same_documents(tmp_path, packed):
     """Blank lines, spaces at the ends of lines, line ends of all kinds, invisible and decomposed letters go."""
@@ -97,29 +94,6 @@ def test_files_are_streamed_and_other_encodings_refused(tmp_path):
         list(reader)
 
 
-def parquet(path: Path, **columns: list) -> bytes:
-    """A parquet file of these columns, and its bytes."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-    parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("kind", [".txt.gz", ".txt.xz", ".txt.zst", ".parquet"])
-def test_a_broken_file_is_named(tmp_path, kind):
-    """It is cut short, damaged, or of another kind."""
-    path, packed, text = tmp_path / f"a{kind}", os.path.splitext(kind)[1], os.urandom(50_000).hex()
-    if kind == ".parquet":
-        data = parquet(path, text=[text])
-        # Its description, which ends it: pages of text have no checksum.
-        first = len(data) - 200
-    else:
-        data, first = PACK[packed](text.encode()) if packed in PACK else pytest.skip("needs backports.zstd"), 9000
-    damaged = data[:first] + bytes(b ^ 255 for b in data[first:first + 190]) + data[first + 190:]
-    for content in (data[:-2000], damaged, b"text\n"):
-        assert read_error(write(path, content)).startswith(str(path))
-
-
 @pytest.mark.parametrize("name, content, where", [
     *(("a.jsonl", json_lines("fine") + f"\n{line}\n", ":3: ") for line in (
         '{"text": "cut', '["text"]', "1", "{}", '{"text": 1}', "[" * 100_000)),
@@ -142,29 +116,23 @@ def test_zst_in_several_frames_and_with_a_large_window(tmp_path):
     assert list(documents(write(tmp_path / "a.txt.zst", b"".join(frames)))) == ["one", "two\nmore of two", "three"]
 
 
-def test_parquet_with_all_types_of_strings(tmp_path):
-    path = tmp_path / "en_part_00000.parquet"
-    pyarrow = pytest.importorskip("pyarrow")
+def test_parquet_with_all_types_of_strings(tmp_path, monkeypatch):
+    path, pyarrow = tmp_path / "en_part_00000.parquet", pytest.importorskip("pyarrow")
+    from pyarrow import parquet
     categories = pyarrow.dictionary(pyarrow.uint32(), pyarrow.large_string())
     for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), categories):
         texts = pyarrow.array(["one\n\n still one ", None, "cafe\u0301"])
         texts = texts.dictionary_encode().cast(kind) if kind == categories else texts.cast(kind)
-        parquet(path, text=texts, id=[1, 2, 3])
+        parquet.write_table(pyarrow.table({"text": texts, "id": [1, 2, 3]}), path, row_group_size=2)
         assert list(documents(str(tmp_path))) == ["one\n still one", "caf\u00e9"]
     for columns in ({"text": [1, 2]}, {"content": ["a"]}, {"text": [["a"]]}):
-        parquet(path, **columns)
+        parquet.write_table(pyarrow.table(columns), path)
         assert str(path) in read_error(tmp_path) and 'column "text"' in read_error(tmp_path)
-
-
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    for name, package in (("a.parquet", "pyarrow.parquet"), ("a.txt.zst", "backports.zstd")):
-        path = write(tmp_path / name, b"something")
-        monkeypatch.setitem(sys.modules, package, None)
-        assert path in read_error(path) and "pip install" in read_error(path)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert str(path) in read_error(tmp_path) and "pip install" in read_error(tmp_path)
 
 
 # ---- the prose of documentation ----
-
 DOCUMENTATION = """Return the ``parts`` of a path *that* the
     caller has asked :func:`~os.path.join` for.
 
@@ -201,7 +169,7 @@ So is the one under this header.
 This is something that the reader should know, even where it is longer than a line."""
 
 
-def test_harvest_of_packages(tmp_path):
+def test_harvest_of_packages(tmp_path, monkeypatch):
     """A document for each file, in order, and each paragraph once; tests and broken files do not count."""
     call = b'add_docstr(f, r"""f(x) -> y\n\nThe documentation of a function is passed to a call.""")\n'
     long = b'"""%s"""\n' % " ".join(["This is a long paragraph of a module, which makes it long enough."] * 4).encode()
@@ -214,20 +182,11 @@ def test_harvest_of_packages(tmp_path):
     found = builtin.harvest([folder], workers=1)
     assert found == [PROSE + "\nThe documentation of a function is passed to a call.", long.decode().strip('\n"')]
     assert builtin.harvest([folder, folder], workers=2) == found
-
-
-def test_the_built_in_text_is_prose(monkeypatch):
-    """Of a package; of all together it is 6 MB."""
-    folder = importlib.util.find_spec("networkx").submodule_search_locations[0]
-    text = "\n".join(builtin.harvest([folder], workers=1))
-    assert len(text) > 300_000 and 0.05 < text.count(" the ") / len(text.split()) < 0.12
-    assert not re.search(r">>>|::|``|:param|^\s|\s$|  ", text, re.MULTILINE)
     monkeypatch.setattr(builtin, "PACKAGES", ("no_such_package",))
     assert "no_such_package" in error(builtin.documents, 1)
 
 
 # ---- words ----
-
 # Letters of one to four bytes, digits, every quotation mark, punctuation, and whitespace of all kinds.
 ALPHABET = [*"abn't12 .,-?!()$%", *"éßжñ中文😀", *"\"'`“”‘’«»„", *" \n\t\r\v\f\x1c\x85\xa0\u2003\u2028\u3000"]
 GAPS = [" ", "  ", "   ", "\t", " \t ", "\n", "\n\n ", " \n"]
@@ -310,7 +269,6 @@ def test_words_seen_more_often_than_min_count_enter_the_table():
 
 
 # ---- the vocabulary ----
-
 def test_a_vocabulary_is_in_the_format_of_tiktoken_and_encodes_as_its_trainer_does(tmp_path, monkeypatch):
     # Else tiktoken keeps a copy by path.
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
@@ -324,7 +282,6 @@ def test_a_vocabulary_is_in_the_format_of_tiktoken_and_encodes_as_its_trainer_do
 
 
 # ---- languages ----
-
 @pytest.mark.parametrize("code, names, spaces, letters", [
     ("zh", "zh zho chi cmn ZH zh-Hans zh_CN zh-Hant zh_TW", False, "水"), ("ja", "ja jpn ja_JP", False, "水みミ"),
     ("th", "th tha", False, "น้ำ"), ("my", "my bur", False, "ရေ"), ("de", "de ger", True, "ß")])
@@ -351,7 +308,6 @@ def test_capitals_are_those_of_the_language(language, word, title, upper):
 
 
 # ---- dictionaries ----
-
 def test_muse_files_with_spaces_and_tables_with_tabs(tmp_path, capsys):
     write(tmp_path / "1.txt", "house haus\nhouse\thause\nhouse haus\n\nsea salt\tMeersalz\ntaxi taxi\n")
     # Composed, with a straight apostrophe, without invisible characters, as text is read.
@@ -441,7 +397,6 @@ def test_a_line_that_is_none_of_a_table_is_named(tmp_path, line):
 
 
 # ---- English and ten languages of ten scripts, prepared ----
-
 # The words "good", "water" and "house" of a dictionary, a text, and how " Good", " water", " WATER" and " House" are
 # then translated: in forms that the text has. Capitals begin sentences in some, and Chinese and Thai have no spaces.
 SCRIPTS = {
@@ -456,10 +411,6 @@ SCRIPTS = {
     "zh_CN": ("好 水 房子", "房子里有好水。", "好,水,水,房子"),
     "ja": ("良い 水 家", "家に良い水があります。", "良い,水,水,家"),
 }
-
-
-def text_of(config: Config, language: str) -> str:
-    return normalise(Path(config.source_of(language)).read_text(encoding="utf-8"))
 
 
 def table_of(config: Config) -> list[tuple[int, str, str, str]]:
@@ -494,7 +445,7 @@ def test_every_language_has_its_bins_and_the_forms_of_its_text_and_all_share_a_v
     for language in data.languages:
         tokens = np.concatenate([data.tokens(language, split) for split in ("val", "train")]).tolist()
         texts = data.encoding.decode(tokens).split("<|endoftext|>")[:-1]
-        assert sorted(texts) == sorted(text_of(world, language).split("\n\n"))
+        assert sorted(texts) == sorted(documents(world.source_of(language)))
     in_arrays = [(k + 1, data.encoding.decode(data.table.word(w).tolist())) for k in range(len(data.table))
                  for language in range(1, 11) for w in data.table.words(k, language)]
     assert in_arrays == [(k, translation) for k, _, _, translation in table_of(world)]
@@ -524,7 +475,7 @@ def test_an_edited_table_takes_the_place_of_dictionaries(world, tmp_path, capsys
         assert [len(Folder(config.data_dir).table.words(0, language)) for language in (1, 10)] == expected
 
 
-def test_budget_share_and_length_reach_bins_vocabulary_and_table(world, tmp_path, capsys):
+def test_budget_share_and_length_reach_bins_vocabulary_and_table(world, tmp_path):
     """Only translations of one token are left, and the entries that have any, in the same order."""
     changed = replace(world, budget={"de": 300.0}, tokenizer_share={"el": 0.0}, translation_tokens=1,
                       data_dir=str(tmp_path / "data"))
@@ -534,8 +485,7 @@ def test_budget_share_and_length_reach_bins_vocabulary_and_table(world, tmp_path
     of_greek = [sum(regex.search(rb"[\xce\xcf].[\xce\xcf]", token) is not None
                     for token in data.encoding.token_byte_values()) for data in (before, after)]
     assert of_greek[0] > 5 and of_greek[1] == 0
-    share = after.meta["coverage"]["de"]["running_words"]
-    assert share > 0.05 and f"{100 * share:.0f}% of en's running words have an entry" in capsys.readouterr().out
+    assert after.meta["coverage"]["de"]["running_words"] > 0.05
     assert rows == [row[1:] for row in table_of(world) if len(encode(after.encoding, row[3])) == 1] != []
     assert len(rows) < len(table_of(world)) and len(after.table) == len({surface for surface, _, _ in rows})
     # En-Clone's words are kept whole.

@@ -109,13 +109,6 @@ def test_what_is_not_as_published_or_not_there_is_one_line(download):
         assert result.returncode == 1 and result.stderr.startswith("error: expected ") and not made()
 
 
-@pytest.mark.skipif(not shutil.which("hf", path=Path(sys.executable).parent), reason="no hf")
-def test_the_program_of_the_hub_has_the_options():
-    result = subprocess.run(["hf", "download", "--help"], capture_output=True, text=True,
-                            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
-    assert all(option in result.stdout for option in ("--repo-type", "--local-dir", "--dry-run"))
-
-
 def test_chinese_becomes_one_script(download):
     pytest.importorskip("opencc")
     write(Path("texts/zh/a.txt"), "\u8a9e\u8a00\n\n\u8bed\u8a00")

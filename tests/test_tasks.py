@@ -83,8 +83,6 @@ def test_no_two_names_are_a_letter_apart_and_small_sets_of_facts_share_no_part_o
     # As many as there are parts of names.
     few = [fact.subject.split() for fact in facts_of(200, seed=7)]
     assert len({given for given, _ in few}) == len({family for _, family in few}) == 200
-    many = facts_of(20_000, (1, 2, 4, 8), seed=8)
-    assert len({f.subject for f in many}) == 20_000 and len({f.relation["name"] for f in many}) == len(RELATIONS)
 
 
 def test_a_statement_differs_from_its_distractors_in_the_object_alone():
@@ -242,14 +240,11 @@ def test_splits_share_no_sentence_and_every_hypothesis_has_each_label_once(split
 def sees(pair: Pair) -> dict[str, object]:
     """What each of some shortcuts sees of a pair, by name."""
     (quantifier, *premise), (asked, *hypothesis) = words_of(pair.premise), words_of(pair.hypothesis)
-    both, overlap = (quantifier, asked), [a == b for a, b in zip(premise, hypothesis)]
-    spelled = [set(re.findall(r"\w+", sentence.lower())) for sentence in (pair.premise, pair.hypothesis)]
-    return {"the premise": (quantifier, *premise[:2]), "the hypothesis": (asked, *hypothesis), "quantifiers": both,
+    both, same = (quantifier, asked), [a == b for a, b in zip(premise, hypothesis)]
+    return {"the premise": (quantifier, *premise[:2]), "the hypothesis": (asked, *hypothesis),
             "form of the premise": (quantifier, [word in SUBJECTS or word in OBJECTS for word in premise]),
-            "voices": (*both, pair.premise.startswith("The "), pair.hypothesis.startswith("The ")),
-            "negations": [word in ("no", "not every") for word in both], "overlap": (*both, sum(overlap)),
-            "overlap of all words": (*both, len(set.intersection(*spelled))), "same verb": (*both, overlap[1]),
-            "which words are the same": (*both, *overlap)}
+            "quantifiers and voices": (*both, pair.premise.startswith("The "), pair.hypothesis.startswith("The ")),
+            "overlap": (*both, sum(same)), "same verb": (*both, same[1]), "which words are the same": (*both, *same)}
 
 
 def test_only_the_shortcut_that_is_part_of_the_task_tells_the_label(splits):
