@@ -89,10 +89,8 @@ def mixed_script(model: GPT, folder: Folder, config: Config) -> dict:
     # From places all over the text.
     starts = np.linspace(0, len(text) - length, config.sample_count).astype(np.int64)
     rows = sample(model, text[starts[:, None] + np.arange(length)], config)
-    result = {}
-    for language in folder.languages[1:]:
-        result[language] = {"share": sum(map(is_in(language, folder), rows)) / len(rows), "n": len(rows)}
-    return result
+    return {language: {"share": sum(map(is_in(language, folder), rows)) / len(rows), "n": len(rows)}
+            for language in folder.languages[1:]}
 
 
 def other_documents(folder: Folder, language: str, config: Config) -> Iterator[str]:
