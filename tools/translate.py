@@ -173,8 +173,8 @@ def main(arguments: list[str]) -> None:
             if client:
                 translate(words, known, language, client, config)
         left = [word for word in words if word not in known]
-        print(f"{path}: {len(words) - len(left):,} of {len(words):,} words; left to ask for: "
-              f"{len(left):,} {', '.join(left[:20])}")
+        print(f"{path}: {len(words) - len(left):,} of {len(words):,} words seen more than min_count={config.min_count} "
+              f"times; left to ask for: {len(left):,} {', '.join(left[:20])}")
 
 
 if __name__ == "__main__":
