@@ -25,8 +25,7 @@ from runtime import config as configs
 from runtime.errors import UserError
 from tasks import nli
 
-PIECES = [b"", b"\n", b"\t", b"\0", b'"', b"{", b"}", b"[]", b"null", b"-1", b"NaN", b"1e999", 20 * b"9", b"\xff\xfe",
-          b"\xed\xa0\x80", b"\r\n\r\n", 9999 * b"["]
+PIECES = [b"\n", b"\t", b"\0", b'"', b"{", b"null", b"NaN", b"1e999", 20 * b"9", b"\xff", b"\xed\xa0\x80", 9999 * b"["]
 TEXTS = make_text().split("\n\n")
 JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
 MODEL = GPT(50, 8, 1, 1, 16)
