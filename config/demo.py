@@ -3,9 +3,10 @@ English to En-Clone on a laptop: a quarter of an hour on two cores, no GPU, no d
 
 Scaled down from the paper: 0.9M parameters (without embeddings) for 150M, 11.3M tokens for 10.1B. What changes with the
 scale, and why:
-  vocab_size, mix     10% of En-Clone among 1,024 ids is 1,000 target tokens for each id, half of the paper's 2,000 (1%
-                      among 50,000). Input-only codeswitching never predicts En-Clone: its output embeddings are learned
-                      from target text alone, and with 24 tokens for each id half of the gap to English stays open.
+  vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 1,000 target tokens for each id, half of the
+                      paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone: its output
+                      embeddings are learned from target text alone, and with 24 tokens for each id half of the gap to
+                      English stays open.
   n_layer             2, so that there is time for 11M tokens: English's loss after stage 1 needs them to come down.
   tie_embeddings      off: as one matrix, words that are alike are also predicted alike, in whichever language. English
                       and the language of continuations pay for that.
@@ -13,7 +14,7 @@ scale, and why:
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
   fact_frequencies    every fact so often that it is learned early: facts that are stated less often are shared less.
-  codeswitch_ratio    3% of the words, not 5%: more costs English, and En-Clone gains nothing by it.
+  codeswitch_ratio    3% of the words, not 5%: more costs English, and En-Clone gains nothing by it (measured: 15%).
   beta2               a long memory for the gradients of rare tokens.
 """
 

@@ -1,9 +1,9 @@
 """
 English to En-Clone by the paper's ratios, in an hour for each method on two cores. It has not been run to its end yet.
 
-Reads English text from texts/en/; 24M tokens (75 MB) make four epochs. What differs from config/demo.py, and why:
-  vocab_size, mix, max_steps  90M tokens are 43 for each parameter of the blocks and the output embedding (the paper has
-                67 for each of 150M); 4% of En-Clone among 2,048 ids is 1,760 target tokens for each id (2,000).
+Reads English text from texts/en/; 24M tokens (75 MB) are read 3.6 times. What differs from config/demo.py, and why:
+  vocab_size, mix, max_steps  90M tokens are 68 for each parameter of the blocks (67 in the paper); 4% of En-Clone among
+                2,048 ids is some 1,750 target tokens for each id (2,000 in the paper).
   n_layer, batch_size  what two cores read in an hour.
   min_count     20, as in the paper.
   stage1_steps, align_entries  every entry about six times, as in the demo, in less than 3% of the steps.
