@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fill wheels/ with what runs/gpu.sh may lack on a machine without a network: nltk, rustbpe, and what they need.
+# Fill wheels/ with what a machine with PyTorch and no network may lack: requirements.txt without torch, numpy,
+# matplotlib and pytest, and what they need.
 #     bash runs/wheels.sh [PYTHON_VERSION [PLATFORM ...]]        # for CPython 3.12 on x86_64 Linux, unless named
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,6 +10,8 @@ if [ $# -eq 0 ]; then
     # pip compares these names to the letter: what runs with glibc 2.17 is no manylinux_2_28 to it.
     set -- manylinux2014_x86_64 manylinux_2_{5..34}_x86_64
 fi
+# shellcheck disable=SC2046
 "${PYTHON:-python3}" -m pip download --quiet --only-binary=:all: --dest=wheels --python-version="$version" \
-    --implementation=cp --abi="cp${version/./}" "${@/#/--platform=}" --constraint=requirements.txt nltk rustbpe
+    --implementation=cp --abi="cp${version/./}" "${@/#/--platform=}" \
+    $(grep -vE '^(#|torch|numpy|matplotlib|pytest|networkx|sympy)' requirements.txt)
 ls -l wheels
