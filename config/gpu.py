@@ -1,11 +1,10 @@
 """
-English to En-Clone on one GPU, Tables 1 and 3 in minutes (bash runs/gpu.sh reproduce): 28 to 65 seconds of an H100 for
-each method, evaluation included (results/gpu). The regime is config/demo.py's. What differs from it, and why:
+English to En-Clone on one GPU: Tables 1, 3 and 4 in minutes (bash runs/gpu.sh reproduce), 28 to 65 seconds of an H100
+for each method, evaluation included (results/gpu). The regime is config/demo.py's. What differs from it, and why:
   n_layer, n_embd     7.1M parameters without embeddings. 384 is three tiles of a GPU's matrix product.
-  max_steps, batch_size  2,400 steps of 32,768 tokens, 79M tokens. With half as many tokens a step the GPU waits for the
-                  CPU, which takes some 12 ms to start the kernels of a step.
-  block_size          256: attention is a fifteenth of the operations, and what novels tell of a page is enough here.
-  vocab_size, mix     4% of En-Clone among 4,096 ids is 740 target tokens for each id.
+  max_steps, batch_size  2,400 steps of 32,768 tokens, 79M tokens. A step of half as many takes as long (docs/speed.md).
+  block_size          256: attention is a fourteenth of the operations, and a page of a novel is context enough.
+  vocab_size, mix     4% of En-Clone, facts aside, among 4,096 ids is 730 target tokens for each id.
   fact_count, fact_frequencies  3.7M tokens, 4.7% of all; each stated twice as often as in the demo.
   min_count           20, as in the paper: in 66 MB of text that makes 25,000 entries.
   stage1_steps, align_entries  every entry about eight times.

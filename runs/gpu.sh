@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # On a machine with one NVIDIA GPU and no network, with the Python that is there:
 #     bash runs/gpu.sh check        # the tests of what a GPU changes, 150 seconds at most
-#     bash runs/gpu.sh speed        # tools/bench.py at the paper's sizes, beside transformers' GPT-2; 400 seconds
-#     bash runs/gpu.sh reproduce    # Tables 1, 3 and 4 with config/gpu.py, the first methods first; 480 seconds
-# It needs texts/en/ (some 70 MB of English, as it is or .xz), and where a requirement is not installed wheels/, as
-# runs/wheels.sh fills it. --limit=SECONDS is when it ends, --out=FOLDER ($OUT, or out/gpu/PART) what it fills: PART.log
+#     bash runs/gpu.sh speed        # tools/bench.py at the paper's sizes and transformers' GPT-2, 400 seconds at most
+#     bash runs/gpu.sh reproduce    # Tables 1, 3 and 4 with config/gpu.py, the first methods first, 480 seconds at most
+# It needs texts/en/ (some 70 MB of English, as it is or .xz), and where a requirement is not installed wheels/, which
+# runs/wheels.sh fills. --limit=SECONDS is when it ends, --out=FOLDER ($OUT, or out/gpu/PART) what it fills: PART.log
 # and a file of JSON lines, line by line; reproduce leaves its report there too. What there was when the time ended is
 # kept, and reproduce goes on from it. --device=cpu does it all at toy size, on the README.
 set -euo pipefail
@@ -41,7 +41,7 @@ missing() {  # which of these modules Python does not find
 print(*(m for m in sys.argv[1:] if f(m) is None))' "$@"
 }
 
-install() {  # what of requirements.txt and of nltk's needs is missing, into a folder of our own
+install() {  # what is missing of requirements.txt, and of what nltk needs, into a folder of our own
     local packages absent
     packages=$PWD/out/gpu/packages-$("$PYTHON" -c 'import sys; print(*sys.version_info[:2], sep=".")')
     export PYTHONPATH=$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}

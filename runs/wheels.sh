@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fill wheels/ with what a machine with PyTorch and no network may lack: requirements.txt without torch, numpy,
-# matplotlib and pytest, and what they need.
+# Fill wheels/ with what a machine with PyTorch and no network may lack: requirements.txt and what it needs, without
+# torch (and networkx and sympy, which come with it), numpy, matplotlib and pytest.
 #     bash runs/wheels.sh [PYTHON_VERSION [PLATFORM ...]]        # for CPython 3.12 on x86_64 Linux, unless named
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
