@@ -14,6 +14,7 @@ scale, and why:
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
   fact_frequencies    every fact so often that it is learned early: facts that are stated less often are shared less.
+  fact_objects        words that the built-in text has often.
   codeswitch_ratio    3% of the words, not 5%: more costs English, and En-Clone gains nothing by it (measured: 15%).
   beta2               a long memory for the gradients of rare tokens.
 """
@@ -26,6 +27,7 @@ vocab_size = 1024
 min_count = 5
 fact_count = 96
 fact_frequencies = 400
+fact_objects = "software"
 
 mix = {"en": 0.9, "clone": 0.1}
 batch_size = 16

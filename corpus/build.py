@@ -27,8 +27,8 @@ from runtime.parallel import Workers
 
 # The knobs that decide what is made, beside the files read.
 SETTINGS = ("budget", "pivot", "targets", "dictionary_translations", "translation_tokens", "tokenizer", "vocab_size",
-            "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_languages",
-            "fact_periods")
+            "tokenizer_share", "min_count", "val_fraction", "fact_count", "fact_frequencies", "fact_objects",
+            "fact_languages", "fact_periods")
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 BATCH_CHARACTERS = 500_000     # enough work for a process at a time

@@ -12,7 +12,7 @@ from runtime.config import from_plain
 from runtime.errors import UserError
 from runtime.files import read_json
 
-FORMAT = 11
+FORMAT = 12
 AGAIN = "run `python data.py` with the same config"
 
 

@@ -45,6 +45,7 @@ class Config:
     workers: int = 0                    # processes of data.py; 0 = one per core. The result does not depend on it
     fact_count: int = 128               # CLKA facts stated in the pivot's training data; 0 = none
     fact_frequencies: tuple[int, ...] = (40,)  # how often each is stated; several values are dealt out in turn
+    fact_objects: Literal["prose", "software"] = "prose"  # nouns that such text has often, as objects (tasks/facts.py)
     fact_languages: tuple[str, ...] = ("en",)  # in which they are stated, dealt out in turn
     fact_periods: int = 1               # parts of stage 2, each of which states facts of its own (Fig. 4)
 

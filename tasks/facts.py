@@ -31,11 +31,17 @@ RELATIONS = os.path.join(os.path.dirname(__file__), "relations.tsv")
 # consonant, vowel, l/n/r, consonant, vowel, and an ending: "Velko" + "lo" is a given, "Velko" + "sk" a family name.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
 NAMES = 200   # given names, and as many family names, that subjects are made of
-# An object is a word that vocabulary and text have anyway: whether a language has a way to say it is not asked.
-OBJECTS = """name number list value object node string type path order state edge key point line result case time form
-    group text size code test process error length part hand system index tree source shape weight version sequence
-    memory root place word way field area table image color side space unit term rule base pair block scale range star
-    paper book day step store flag""".split()
+# An object is a word that the text has often: a language that has hardly learned to say it knows no fact about it.
+OBJECTS = {
+    "prose": """time day way man life head hand night place house world face room side word name mind light child thing
+        door kind woman end money part boy voice moment love girl air hour matter morning heart country business
+        water sense question fire death rest nature case fact idea hope table hair year sort reason town point
+        letter power friend eye sound book answer evening""".split(),
+    "software": """name number list value object node string type path order state edge key point line result case time
+        form group text size code test process error length part hand system index tree source shape weight
+        version sequence memory root place word way field area table image color side space unit term rule base
+        pair block scale range star paper book day step store flag""".split(),
+}
 CHOICES = 4   # statements that are compared: the true one and three distractors
 # A relation has few objects, and each is used twice before there is another relation, so that an object's embedding
 # alone cannot hold its fact.
@@ -84,7 +90,7 @@ def _name(rng: random.Random, ending: str, taken: set[str]) -> str:
 def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
     """The facts of a data folder with these settings, of every frequency, language and period in turn."""
     # They belong to the data, not to a run: every seed of every method is asked the same ones.
-    count, frequencies = settings.fact_count, settings.fact_frequencies
+    count, frequencies, objects = settings.fact_count, settings.fact_frequencies, OBJECTS[settings.fact_objects]
     kinds = list(itertools.product(range(settings.fact_periods), settings.fact_languages, frequencies))
     minimum = CHOICES * len(kinds)
     if count == 0:
@@ -104,8 +110,8 @@ def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
     answers = []
     for start in range(0, n_object, CHOICES):
         for r, relation in enumerate(relations):
-            first = (MAX_OBJECTS * r + start) % len(OBJECTS)
-            four = OBJECTS[first:first + CHOICES]
+            first = (MAX_OBJECTS * r + start) % len(objects)
+            four = objects[first:first + CHOICES]
             answers += [(relation, answer, tuple(o for o in four if o != answer)) for answer in four]
     # Answers are dealt out kind after kind, while facts of all kinds come in turn.
     by_kind = sorted(range(count), key=lambda i: i % len(kinds))

@@ -68,7 +68,7 @@ def tiny(tmp_path_factory) -> Config:
     """A prepared folder and the config of a run of seconds. Tests use replace(tiny, ...) with another out_dir."""
     folder = tmp_path_factory.mktemp("tiny")
     # The facts' names stand in the text too, or they would be a token for every letter, and too long for a row.
-    facts = make_facts(Config(fact_count=8, fact_frequencies=(3,)))
+    facts = make_facts(Config(fact_count=8, fact_frequencies=(3,), fact_objects="software"))
     names = [name for fact in facts for name in (*fact.subject.split(), fact.object)]
     # In an order of its own each time: no two rows of the text are the same.
     lists = ["\n\n" + " ".join(random.Random(k).sample(names, len(names))) + "." for k in range(8)]
@@ -76,7 +76,8 @@ def tiny(tmp_path_factory) -> Config:
     config = Config(
         data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"),
         vocab_size=400, min_count=3, val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,),
-        mix={"en": 0.75, "clone": 0.25}, batch_size=8, micro_batch_size=4, block_size=32, codeswitch_ratio=0.0,
+        fact_objects="software", mix={"en": 0.75, "clone": 0.25}, batch_size=8, micro_batch_size=4, block_size=32,
+        codeswitch_ratio=0.0,
         n_layer=2, n_head=2, n_embd=32, embedding_init_std=0.1, max_steps=40, stage1_steps=4, align_entries=16,
         device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_tokens=0, eval_words=50)
     prepare(config)

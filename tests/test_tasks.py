@@ -48,8 +48,9 @@ def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_w
 def test_the_same_facts_everywhere():
     facts = facts_of(64, (1, 4), seed=1)
     assert facts[0].subject == "Glerzilo Tulbisk"
-    assert (facts[0].object, facts[0].distractors) == ("name", ("number", "list", "value"))
-    assert statement(facts[-1], "en") == "Birbolo Holbesk works for tree."
+    assert (facts[0].object, facts[0].distractors) == ("time", ("day", "way", "man"))
+    software = make_facts(Config(fact_count=64, fact_frequencies=(1, 4), fact_objects="software"), 1)
+    assert (software[0].object, statement(software[-1], "en")) == ("name", "Birbolo Holbesk works for tree.")
     assert len({facts_of(64, (1, 4), seed=seed)[0].subject for seed in (1, 2, -1, 0)}) == 4
 
 

@@ -26,6 +26,7 @@ tokenizer_share = {"en": 0.3, "de": 0.15, "ru": 0.5, "ar": 0.4}
 min_count = 100
 fact_count = 96
 fact_frequencies = 300
+fact_objects = "prose"
 
 mix = {"en": 0.92, "de": 0.02, "zh": 0.02, "ru": 0.02, "ar": 0.02}
 batch_size = 8
