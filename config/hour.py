@@ -6,6 +6,7 @@ Reads English text from texts/en/; 24M tokens (75 MB) are read 3.6 times. What d
                 2,048 ids is some 1,750 target tokens for each id (2,000 in the paper).
   n_layer, batch_size  what two cores read in an hour.
   min_count     20, as in the paper.
+  fact_objects  the default, nouns of prose.
   stage1_steps, align_entries  every entry about six times, as in the demo, in less than 3% of the steps.
 """
 

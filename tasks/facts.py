@@ -31,7 +31,7 @@ RELATIONS = os.path.join(os.path.dirname(__file__), "relations.tsv")
 # consonant, vowel, l/n/r, consonant, vowel, and an ending: "Velko" + "lo" is a given, "Velko" + "sk" a family name.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
 NAMES = 200   # given names, and as many family names, that subjects are made of
-# An object is a word that the text has often: a language that has hardly learned to say it knows no fact about it.
+# An object is a word that the text has often: a language that has hardly learned to say it can hardly state the fact.
 OBJECTS = {
     "prose": """time day way man life head hand night place house world face room side word name mind light child thing
         door kind woman end money part boy voice moment love girl air hour matter morning heart country business

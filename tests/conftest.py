@@ -74,10 +74,9 @@ def tiny(tmp_path_factory) -> Config:
     lists = ["\n\n" + " ".join(random.Random(k).sample(names, len(names))) + "." for k in range(8)]
     (folder / "text.txt").write_text(make_text() + "".join(lists), encoding="utf-8")
     config = Config(
-        data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"),
-        vocab_size=400, min_count=3, val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,),
-        fact_objects="software", mix={"en": 0.75, "clone": 0.25}, batch_size=8, micro_batch_size=4, block_size=32,
-        codeswitch_ratio=0.0,
+        data_dir=str(folder / "data"), out_dir=str(folder / "out"), source=str(folder / "text.txt"), vocab_size=400,
+        min_count=3, val_fraction=0.1, workers=1, fact_count=8, fact_frequencies=(3,), fact_objects="software",
+        mix={"en": 0.75, "clone": 0.25}, batch_size=8, micro_batch_size=4, block_size=32, codeswitch_ratio=0.0,
         n_layer=2, n_head=2, n_embd=32, embedding_init_std=0.1, max_steps=40, stage1_steps=4, align_entries=16,
         device="cpu", dtype="fp32", log_interval=1, checkpoint_interval=5, eval_tokens=0, eval_words=50)
     prepare(config)

@@ -8,6 +8,7 @@ Beside the languages and the number of steps, what differs from config/demo.py, 
                   meaning, and in a model this small the tokens that many words share do not recover from it
                   (results/table6_demo has the experiment).
   min_count, align_entries  what stage 1 has the steps for: some 5,000 words, each about 20 times.
+  fact_objects    words that such text has often.
   codeswitch_ratio  the paper's 5%.
   n_layer, n_embd, block_size, tie_embeddings  four narrower blocks, longer rows and one matrix, as it was tuned with.
 The rest has not been tuned.
