@@ -1,5 +1,5 @@
 """
-English to En-Clone by the paper's ratios, in an hour for each method on two cores.
+English to En-Clone by the paper's ratios, in an hour for each method on two cores (results/hour).
 
 Reads English text from texts/en/; 24M tokens (75 MB) are read 3.6 times. What differs from config/demo.py, and why:
   vocab_size, mix, max_steps  90M tokens are 68 for each parameter of the blocks (67 in the paper); 5% of En-Clone among
