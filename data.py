@@ -64,11 +64,14 @@ class Encoder:
 _encoder: Encoder  # of a worker process
 
 
+def encoder_of(folder: Folder) -> Encoder:
+    table, decode = folder.table, folder.encoding.decode
+    return Encoder(folder.encoding, [decode(table.word(table.words(k, 0)[0]).tolist()) for k in range(len(table))])
+
+
 def start_worker(data_dir: str) -> None:
     global _encoder
-    folder = Folder(data_dir)
-    table, decode = folder.table, folder.encoding.decode
-    _encoder = Encoder(folder.encoding, [decode(table.word(table.words(k, 0)[0]).tolist()) for k in range(len(table))])
+    _encoder = encoder_of(Folder(data_dir))
 
 
 def encode_documents(texts: list[str], aligned: bool, held_out: float) -> list[tuple]:
@@ -138,7 +141,7 @@ def prepare(config: Config) -> None:
         for split in ("train", "val"):
             meta["splits"][split] = {each: counts[text_language(each, pivot)][split] for each in folder.languages}
         if stated:
-            meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder)}
+            meta["splits"]["facts"] = {pivot: knowledge.write_bin(stated, folder, encoder_of(folder))}
         build.write_meta(partial, meta)
 
 
@@ -253,10 +256,12 @@ class Sampler:
         mix = {language: weight for language, weight in config.mix.items() if weight > 0}
         self.weights = [weight / sum(mix.values()) for weight in mix.values()]
         self.bins = {language: folder.tokens(language, "train") for language in mix}
-        self.align = folder.align("train")
-        # Facts are stated in stage 2 only. They are not codeswitched: nothing of a fact is seen in another language.
+        self.align = {folder.pivot: folder.align("train")}  # of what is codeswitched
+        # Facts are stated in stage 2 only. By default nothing of a fact is seen in another language.
         if "facts" in folder.splits and folder.pivot in mix and config.max_steps > config.stage1_steps:
             self.bins["facts"] = folder.tokens(folder.pivot, "facts")
+            if config.codeswitch_facts:
+                self.align["facts"] = folder.align("facts")
         self.streams = tuple(self.bins)  # the languages of mix, then facts
         self.windows = {name: (len(tokens) - 1) // config.block_size for name, tokens in self.bins.items()}
         for name, windows in self.windows.items():
@@ -306,7 +311,7 @@ class Sampler:
         inputs, targets = np.empty((2, len(rows), T), dtype=np.int64)
         for s, name in enumerate(self.streams):
             here = np.flatnonzero(stream == s)
-            switching = name == self.folder.pivot and config.codeswitch_ratio > 0
+            switching = name in self.align and config.codeswitch_ratio > 0
             # Tokens to fill up with where translations are shorter than their words.
             slack = T // 8 if switching else 0
             at = window[here, None] * T + np.arange(T + 1 + slack)  # (rows of the stream, T + 1 + slack)
@@ -315,7 +320,7 @@ class Sampler:
             row = labels = tokens = self.bins[name][at].astype(np.int64)
             self.folder.check_ids(tokens, name)
             if switching:
-                align = self.align[at]
+                align = self.align[name][at]
                 # The table may be cut to its most frequent entries.
                 align = np.where(np.abs(align) <= len(self.table), align, 0)
                 picked = pick_words(align, self.table, config.codeswitch_ratio, rows[here], config.seed)

@@ -116,7 +116,8 @@ def clka_in(model: GPT, folder: Folder, facts: list[Fact], parts: tuple[str, str
     """The share of facts whose true statement is more likely, as a whole, than the three with another object."""
     # Subject, sentence and object are in the languages `parts`: where they differ, it tells which of them is not known.
     # The paper leaves open how distractors are drawn: here in fours with the same four choices, so that a model that
-    # ignores the subject is right in one of four. It leaves open whether facts are codeswitched: here they are not.
+    # ignores the subject is right in one of four. It leaves open whether facts are codeswitched: here they are not,
+    # unless codeswitch_facts says so.
     rows = [row for fact in facts for row in statement_rows(folder, fact, parts)]
     if (longest := max(map(len, rows)) - 1) > config.block_size:
         raise UserError(f"CLKA: expected statements of at most block_size={config.block_size} tokens, found one of "

@@ -12,7 +12,7 @@ from runtime.config import from_plain
 from runtime.errors import UserError
 from runtime.files import read_json
 
-FORMAT = 12
+FORMAT = 13
 AGAIN = "run `python data.py` with the same config"
 
 
@@ -70,7 +70,7 @@ class Folder:
         return np.memmap(self.path(f"{language}_{split}.bin"), self.dtype, mode="r")
 
     def align(self, split: str) -> np.ndarray:
-        """Alignment ids (n,) int32 of the pivot's train or val text, memory-mapped."""
+        """Alignment ids (n,) int32 of a split of the pivot's text, memory-mapped."""
         return np.memmap(self.path(f"{self.pivot}_{split}.align.bin"), np.dtype("<i4"), mode="r")
 
     @functools.cached_property

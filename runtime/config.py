@@ -56,6 +56,7 @@ class Config:
     micro_batch_size: int = 16          # rows per forward pass and process; the rest is gradient accumulation
     block_size: int = 256               # tokens per row
     codeswitch_ratio: float = 0.05      # share of the pivot's aligned words replaced by a translation
+    codeswitch_facts: bool = False      # in statements of facts too: CLKA then is of facts partly read in the target
     codeswitch_target: Literal["input-only", "vanilla", "original"] = "input-only"  # Eq. 6, Eq. 5, the replaced word
 
     # model

@@ -11,14 +11,13 @@ import functools
 import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from corpus.folder import Folder, text_language
 from corpus.languages import code_of
-from corpus.tokenizer import encode
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import replacing
@@ -138,16 +137,23 @@ def in_training_order(facts: Sequence[Fact]) -> list[Fact]:
     return [fact for _, fact in sorted(times, key=lambda pair: pair[0])]
 
 
-def write_bin(stated: list[Fact], folder: Folder) -> dict:
-    """The counts for meta.json of PIVOT_facts.bin, which it writes: statements as documents, in the order stated."""
-    ids = []
-    for fact in stated:
-        text = statement(fact, text_language(fact.language, folder.pivot))
-        ids.append(folder.to_language(np.append(encode(folder.encoding, text), folder.end_of_text), fact.language))
-    with replacing(os.path.join(folder.dir, f"{folder.pivot}_facts.bin")) as f:
-        np.concatenate(ids).astype(folder.dtype).tofile(f)
+def write_bin(stated: list[Fact], folder: Folder, encoder: Callable[[str], tuple[np.ndarray, np.ndarray]]) -> dict:
+    """
+    The counts for meta.json of PIVOT_facts.bin, which it writes with its alignment ids: statements as documents, in the
+    order stated. `encoder` makes token ids of a text, and their alignment ids if it is the pivot's: (n,) each.
+    """
+    ids, align = {}, {}
+    for fact in dict.fromkeys(stated):
+        tokens, entries = encoder(statement(fact, text_language(fact.language, folder.pivot)))
+        ids[fact] = folder.to_language(np.append(tokens, folder.end_of_text), fact.language).astype(folder.dtype)
+        # Facts stated in another language are no text of the pivot: nothing of them is codeswitched.
+        align[fact] = np.append(entries * (fact.language == folder.pivot), 0).astype("<i4")
+    for name, documents in (("facts.bin", ids), ("facts.align.bin", align)):
+        with replacing(os.path.join(folder.dir, f"{folder.pivot}_{name}")) as f:
+            np.concatenate([documents[fact] for fact in stated]).tofile(f)
     # Where the statements of each period end, in tokens.
-    ends = np.cumsum(np.bincount([fact.period for fact in stated], [len(i) for i in ids])).astype(int).tolist()
+    tokens_of = np.bincount([fact.period for fact in stated], [len(ids[fact]) for fact in stated])
+    ends = np.cumsum(tokens_of).astype(int).tolist()
     return {"documents": len(stated), "tokens": ends[-1], "period_ends": ends}
 
 

@@ -33,8 +33,7 @@ texts = lambda path: list(readers.documents(path))
 weights = lambda path: {name: value.tolist() for name, value in checkpoint.load_checkpoint(path)["model"].items()}
 pretrained = lambda path: gpt2.load_gpt2(MODEL, str(Path(path).parent), 50)
 # A file of each format: what reads it, and its text where no library writes it.
-FORMATS = {
-    "a.txt": (texts, "\n\n".join(TEXTS)), **{f"a.jsonl{packed}": (texts, JSONL) for packed in PACK},
+FORMATS = {"a.txt": (texts, "\n\n".join(TEXTS)), **{f"a.jsonl{packed}": (texts, JSONL) for packed in PACK},
     "a.parquet": (texts, ""),
     "knobs.py": (lambda path: configs.load([path]), 'max_steps = 700\nmix = {"en": 0.9, "clone": 0.1}\n'),
     "en-de.txt": (dictionary.read, "house\tHaus\nold alt\nriver\tFluss\n"),

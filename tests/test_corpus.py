@@ -246,8 +246,7 @@ def test_plain_chunks_are_cut_as_nltk_cuts_them(monkeypatch):
     assert fast == [words_of_chunk(chunk) for chunk in chunks]
 
 
-@pytest.mark.parametrize("sentence", [
-    "Mr. and Mrs. Brown met Dr. Jones in St. Ives, and Prof. C. S. Lewis too.",
+@pytest.mark.parametrize("sentence", ["Mr. and Mrs. Brown met Dr. Jones in St. Ives, and Prof. C. S. Lewis too.",
     "The U.S. army came at 5 p.m. on Sept. 3, i.e. late, with J.R.R. Tolkien Jr. and Co. as in Fig. 2.",
     "He and I. Newton, Ph.D. and M.A. at once, said: --Mrs. Bell is here."])
 def test_abbreviations_keep_their_full_stop_as_in_nltks_sentences(sentence):
@@ -398,8 +397,7 @@ def test_a_line_that_is_none_of_a_table_is_named(tmp_path, line):
 # ---- English and ten languages of ten scripts, prepared ----
 # The words "good", "water" and "house" of a dictionary, a text, and how " Good", " water", " WATER" and " House" are
 # then translated: in forms that the text has. Capitals begin sentences in some, and Chinese and Thai have no spaces.
-SCRIPTS = {
-    "de": ("gut wasser haus", "Gut ist das Wasser im Haus, das Wasser ist gut.", " Gut, Wasser, Wasser, Haus"),
+SCRIPTS = {"de": ("gut wasser haus", "Gut ist das Wasser im Haus, das Wasser ist gut.", " Gut, Wasser, Wasser, Haus"),
     "tur": ("iyi su ev", "İyi su evde. Su iyi, ev iyi, su, ev.", " İyi, su, Su, ev"),
     "el": ("καλό νερό σπίτι", "Καλό νερό στο σπίτι, ΝΕΡΟ καλό, νερό.", " Καλό, νερό, ΝΕΡΟ, σπίτι"),
     "ru": ("хорошо вода дом", "Дом, вода, хорошо. Хорошо! А вода и дом, дом?", " Хорошо, вода, вода, Дом"),

@@ -26,7 +26,7 @@ from runtime.errors import UserError
 from runtime.files import exclusive, read_json, write_text
 from runtime.hashing import LANGUAGE, SWITCH, TRANSLATION, hash64, permute, uniform
 from runtime.parallel import AHEAD, Workers, prefetch
-from tasks.facts import make_facts, statement
+from tasks.facts import in_training_order, make_facts, statement
 
 TARGETS = ("input-only", "vanilla", "original")
 PAD = 999
@@ -131,10 +131,13 @@ def test_bins_are_the_text_with_the_alignment_of_every_document_and_its_clone(ti
     words = [table.word(table.words(k, 0)[0]) for k in range(len(table))]
     entries = {folder.encoding.decode(word.tolist()): k for k, word in enumerate(words, 1)}
     held_out = [text for text in documents if build.place(text) < 0.1]
-    for split, texts in (("train", [text for text in documents if text not in held_out]), ("val", held_out)):
+    facts = [statement(fact, "en") for fact in in_training_order(make_facts(tiny))]
+    for split, texts in (("facts", facts), ("val", held_out), ("train", [t for t in documents if t not in held_out])):
         assert texts_of(folder, split) == texts != []
         align = [mark for text in texts for mark in slow_align(folder.encoding, entries, text)[1] + [0]]
-        assert folder.align(split).tolist() == align
+        assert folder.align(split).tolist() == align != [0] * len(align)
+        if split == "facts":
+            continue
         pivot, clone = folder.tokens("en", split), folder.tokens("clone", split)
         assert pivot.dtype == clone.dtype == np.dtype("<u2")
         # End-of-text, the last id, is the same one in both.
@@ -250,7 +253,7 @@ def test_what_cannot_be_prepared_says_why_in_one_line(tiny, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name, damage", [
-    ("meta.json", b"[1]"), ("en_train.bin", None), ("en_val.align.bin", b""), ("table.npz", b"cut")])
+    ("meta.json", b"[1]"), ("en_train.bin", None), ("en_facts.align.bin", b""), ("table.npz", b"cut")])
 def test_a_damaged_folder_is_refused_and_data_py_mends_it(tiny, tmp_path, name, damage):
     path = tmp_path / "data" / name
     shutil.copytree(tiny.data_dir, path.parent)
@@ -405,14 +408,18 @@ def test_facts_are_stated_in_stage_2_once_through_evenly_and_in_their_period(tin
     config, folder = replace(tiny, **changes), prepared(tiny, tmp_path, **changes)
     batch = Sampler(folder, config).batch(np.arange(config.max_steps * config.batch_size))
     tokens, ends = folder.tokens("en", "facts"), folder.splits["facts"]["en"]["period_ends"]
+    order = in_training_order(make_facts(config))
+    documents = np.split(np.c_[tokens, folder.align("facts")], 1 + np.flatnonzero(tokens == folder.end_of_text))[:-1]
+    # Of each statement: its text, whether it is En-Clone, and whether words of it are marked.
+    stated = [(folder.encoding.decode((ids[:-1] % folder.V).tolist()), bool((ids[:-1] >= folder.V).all()),
+               bool(align.any())) for ids, align in (document.T for document in documents)]
+    assert stated == [(statement(fact, "en"), fact.language == "clone", fact.language == "en") for fact in order]
+    assert ends == np.cumsum(np.bincount([fact.period for fact in order], [len(ids) for ids in documents])).tolist()
     windows, rows = windows_of(tokens, config.block_size), np.flatnonzero(batch.stream == len(config.mix))
     visited = [windows.index(whole_rows(batch)[row]) for row in rows]
     cuts = [0, *(round(end / config.block_size) for end in ends[:-1]), len(windows)]
     steps = np.linspace(config.stage1_steps, config.max_steps, config.fact_periods + 1)
-    for p, part in enumerate(np.split(tokens.astype(np.int64), ends[:-1])):
-        stated = folder.encoding.decode((part % folder.V).tolist()).split(END_OF_TEXT)[:-1]
-        of_period = [statement(fact, "en") for fact in make_facts(config) if fact.period == p]
-        assert Counter(stated) == dict.fromkeys(of_period, 3)
+    for p in range(config.fact_periods):
         here = slice(cuts[p], cuts[p + 1])
         assert sorted(visited[here]) == list(range(cuts[p], cuts[p + 1])) != visited[here]
         # From the first row of its part of stage 2 to the last, the same number of rows between two, up to one.
@@ -421,31 +428,31 @@ def test_facts_are_stated_in_stage_2_once_through_evenly_and_in_their_period(tin
         assert rows[here][-1] == end - 1 and np.ptp(gaps) <= 1
 
 
-@pytest.mark.parametrize("target, coverage", [*((target, 1.0) for target in TARGETS), ("input-only", 0.3)])
-def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny, target, coverage):
+@pytest.mark.parametrize("target, coverage, facts", [*((t, 1.0, False) for t in TARGETS), ("input-only", 0.3, True)])
+def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny, target, coverage, facts):
     folder, rows = Folder(tiny.data_dir), np.arange(320)
-    ids, align = folder.tokens("en", "train").astype(np.int64), folder.align("train")
     # So long a row that the tokens which fill up the last window are not all there.
-    T = next(T for T in range(24, 64) if (len(ids) - 1) % T < T // 8)
+    T = next(T for T in range(24, 64) if (len(folder.tokens("en", "train")) - 1) % T < T // 8)
     plain = sampler_of(tiny, block_size=T).batch(rows)
     batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target,
-                       align_coverage=coverage).batch(rows)
+                       align_coverage=coverage, codeswitch_facts=facts).batch(rows)
     assert np.array_equal(batch.stream, plain.stream)
-    here = np.flatnonzero(batch.stream == 0)
-    starts = np.array([T * windows_of(ids, T).index(row) for row in whole_rows(Batch(*(x[here] for x in plain)))])
-    assert (starts + T + 1 + T // 8 > len(ids)).any()
-    align = np.where(abs(align) <= np.ceil(coverage * len(folder.table)), align, 0)
-    ids, align = np.append(ids, [folder.end_of_text] * T), np.append(align, [0] * T)
-    at = starts[:, None] + np.arange(T + 1 + T // 8)
-    inputs, labels = slow_codeswitch(ids[at], align[at], folder.table, 0.4, rows[here], tiny.seed, T + 1, target,
-                                     folder.end_of_text)
-    assert np.array_equal(batch.inputs[here], inputs[:, :-1]) and np.array_equal(batch.targets[here], labels[:, 1:])
-    assert (inputs >= folder.V).any()
-    # En-Clone's rows and those of facts stay as they are.
-    others = np.flatnonzero(batch.stream != 0)
-    assert set(batch.stream[others].tolist()) == {1, 2}
-    assert torch.equal(batch.inputs[others], plain.inputs[others])
-    assert torch.equal(batch.targets[others], plain.targets[others])
+    switched = {0: "train", 2: "facts"} if facts else {0: "train"}
+    for stream, split in switched.items():
+        here, ids, align = np.flatnonzero(batch.stream == stream), folder.tokens("en", split), folder.align(split)
+        starts = np.array([T * windows_of(ids, T).index(row) for row in whole_rows(Batch(*(x[here] for x in plain)))])
+        assert split == "facts" or (starts + T + 1 + T // 8 > len(ids)).any()
+        align = np.where(abs(align) <= np.ceil(coverage * len(folder.table)), align, 0)
+        ids, align = np.append(ids.astype(np.int64), [folder.end_of_text] * T), np.append(align, [0] * T)
+        at = starts[:, None] + np.arange(T + 1 + T // 8)
+        inputs, labels = slow_codeswitch(ids[at], align[at], folder.table, 0.4, rows[here], tiny.seed, T + 1, target,
+                                         folder.end_of_text)
+        assert np.array_equal(batch.inputs[here], inputs[:, :-1]) and np.array_equal(batch.targets[here], labels[:, 1:])
+        assert (inputs >= folder.V).any()
+    # En-Clone's rows stay as they are, and by default those of facts.
+    others = np.flatnonzero(~np.isin(batch.stream, list(switched)))
+    assert set(batch.stream[others].tolist()) == {1, 2} - set(switched)
+    assert all(torch.equal(one[others], other[others]) for one, other in zip(batch, plain))
 
 
 @pytest.mark.parametrize("changes, names", [

@@ -326,8 +326,7 @@ def words_folder(folder: Folder, pairs: dict[str, str], pivot: str, target: str,
 CATS = {"zh": "猫", "ru": "кот", "ar": "قط", "el": "γάτα", "hi": "बिल्ली", "th": "แมว", "ja": "ねこ", "ko": "고양이"}
 
 
-@pytest.mark.parametrize("language, own", [
-    *CATS.items(), ("zh_Hans", "猫"), ("ben", "ি"), ("ja", "ネコ")])
+@pytest.mark.parametrize("language, own", [*CATS.items(), ("zh_Hans", "猫"), ("ben", "ি"), ("ja", "ネコ")])
 def test_a_continuation_is_mixed_when_any_character_is_of_the_targets_script(folder, language, own):
     mixed = is_in(language, words_folder(folder, {"cat": own}, "en", language, "a cat"))
     assert mixed(encode(folder.encoding, own)) and mixed(encode(folder.encoding, f"The {own} 12"))
@@ -337,8 +336,7 @@ def test_a_continuation_is_mixed_when_any_character_is_of_the_targets_script(fol
     assert not mixed(encode(folder.encoding, f"The “cat”, {others}: naïve… 12 €!"))
 
 
-@pytest.mark.parametrize("pivot, language, pairs, text, texts", [
-    ("en", "de", {"rat": "der", "lo": "so"}, "a so b",
+@pytest.mark.parametrize("pivot, language, pairs, text, texts", [("en", "de", {"rat": "der", "lo": "so"}, "a so b",
      {"a Rat b": False, "a DER b": True, "der b": False, "a der": False, "a so b": False, "a der7 b": False}),
     ("en", "tr", {"good": "iyi", "cat": "kedi"}, "it", {"a İyi b": True, "a iyi.": True, "a good b": False}),
     # In one script that joins marks to letters, only whole words count.
