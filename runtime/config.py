@@ -155,7 +155,8 @@ class Config:
         """The config of stage 1's own run."""
         # The knobs of stage 2 are at their defaults, so that one stage 1 serves every method.
         return replace(self, method=self.stage1_method, init_from=self.init_from if self.pretrained else "scratch",
-                       align_when="all", codeswitch_ratio=0.0, codeswitch_target=Config.codeswitch_target, only="")
+                       align_when="all", codeswitch_ratio=0.0, codeswitch_facts=Config.codeswitch_facts,
+                       codeswitch_target=Config.codeswitch_target, only="")
 
     def plain(self) -> dict:
         """As JSON would give it back (tuples are lists): what is stored, and compared with what was stored."""

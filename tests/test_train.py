@@ -24,7 +24,7 @@ from runtime.config import Config
 from runtime.errors import UserError
 from train import aligns, learning_rate, train
 
-PREALIGN = dict(method="prealign", init_from="align", codeswitch_ratio=0.3)
+PREALIGN = dict(method="prealign", init_from="align", codeswitch_ratio=0.3, codeswitch_facts=True)
 
 
 # ---- the slow way ----
