@@ -144,16 +144,16 @@ def write_bin(stated: list[Fact], folder: Folder, encoder: Callable[[str], tuple
     """
     ids, align = {}, {}
     for fact in dict.fromkeys(stated):
-        tokens, entries = encoder(statement(fact, text_language(fact.language, folder.pivot)))
+        tokens, marks = encoder(statement(fact, text_language(fact.language, folder.pivot)))
         ids[fact] = folder.to_language(np.append(tokens, folder.end_of_text), fact.language).astype(folder.dtype)
         # Facts stated in another language are no text of the pivot: nothing of them is codeswitched.
-        align[fact] = np.append(entries * (fact.language == folder.pivot), 0).astype("<i4")
+        align[fact] = np.append(marks * (fact.language == folder.pivot), 0).astype("<i4")
     for name, documents in (("facts.bin", ids), ("facts.align.bin", align)):
         with replacing(os.path.join(folder.dir, f"{folder.pivot}_{name}")) as f:
             np.concatenate([documents[fact] for fact in stated]).tofile(f)
     # Where the statements of each period end, in tokens.
-    tokens_of = np.bincount([fact.period for fact in stated], [len(ids[fact]) for fact in stated])
-    ends = np.cumsum(tokens_of).astype(int).tolist()
+    lengths = [len(ids[fact]) for fact in stated]
+    ends = np.cumsum(np.bincount([fact.period for fact in stated], lengths)).astype(int).tolist()
     return {"documents": len(stated), "tokens": ends[-1], "period_ends": ends}
 
 

@@ -1,6 +1,4 @@
-"""
-Text to bins and bins to rows. Slow readings first: each vectorised routine is compared with one that goes word by word.
-"""
+"""Text to bins and bins to rows. Slow readings first: vectorised routines are compared with ones that go by words."""
 
 import os
 import random
@@ -253,7 +251,8 @@ def test_what_cannot_be_prepared_says_why_in_one_line(tiny, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name, damage", [
-    ("meta.json", b"[1]"), ("en_train.bin", None), ("en_facts.align.bin", b""), ("table.npz", b"cut")])
+    ("meta.json", b"[1]"), ("en_train.bin", None), ("en_val.align.bin", b""), ("en_facts.align.bin", None),
+    ("table.npz", b"cut")])
 def test_a_damaged_folder_is_refused_and_data_py_mends_it(tiny, tmp_path, name, damage):
     path = tmp_path / "data" / name
     shutil.copytree(tiny.data_dir, path.parent)
@@ -428,14 +427,14 @@ def test_facts_are_stated_in_stage_2_once_through_evenly_and_in_their_period(tin
         assert rows[here][-1] == end - 1 and np.ptp(gaps) <= 1
 
 
-@pytest.mark.parametrize("target, coverage, facts", [*((t, 1.0, False) for t in TARGETS), ("input-only", 0.3, True)])
+@pytest.mark.parametrize("target, coverage, facts", [(t, c, f) for t in TARGETS for c in (1.0, 0.3) for f in (0, 1)])
 def test_the_sampler_codeswitches_as_the_slow_one_does_and_the_pivot_alone(tiny, target, coverage, facts):
     folder, rows = Folder(tiny.data_dir), np.arange(320)
     # So long a row that the tokens which fill up the last window are not all there.
     T = next(T for T in range(24, 64) if (len(folder.tokens("en", "train")) - 1) % T < T // 8)
     plain = sampler_of(tiny, block_size=T).batch(rows)
     batch = sampler_of(tiny, block_size=T, codeswitch_ratio=0.4, codeswitch_target=target,
-                       align_coverage=coverage, codeswitch_facts=facts).batch(rows)
+                       align_coverage=coverage, codeswitch_facts=bool(facts)).batch(rows)
     assert np.array_equal(batch.stream, plain.stream)
     switched = {0: "train", 2: "facts"} if facts else {0: "train"}
     for stream, split in switched.items():
