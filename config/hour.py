@@ -9,7 +9,7 @@ Reads English text from texts/en/; 28M tokens (75 MB) are read 3.1 times. What d
   fact_frequencies    2% of the tokens; each fact is stated twice as often as in the demo.
   fact_objects  the default, nouns of prose.
   codeswitch_facts    as facts are part of the English text, all of which is codeswitched; the paper leaves it open.
-                With False CLKA is 55%, not 95%.
+                With False the CLKA of PreAlign is 55%, not 95% (one seed).
   embedding_init_std  half as large: every perplexity is lower by it, after joint training too.
   stage1_steps, align_entries  every entry about six times, as in the demo, in less than 3% of the steps.
 """

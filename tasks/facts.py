@@ -26,9 +26,9 @@ from runtime.hashing import permute
 # A name must fit as it is, so no sentence asks for a case ending of it or knows its gender. The object comes last: the
 # statements that are compared are the same up to it.
 RELATIONS = os.path.join(os.path.dirname(__file__), "relations.tsv")
-# Names and objects are in Latin script in every language, with a space before them in Chinese too, so that they are the
-# same tokens everywhere, and it is the sentence around them that must transfer. A name is consonant, vowel, l/n/r,
-# consonant, vowel, and an ending: "Velko" + "lo" is a given, "Velko" + "sk" a family name.
+# Names and objects are in Latin script in every language, with a space before an object, in Chinese too, so that it is
+# the same tokens everywhere, and the sentence around it must transfer. A name is consonant, vowel, l/n/r, consonant,
+# vowel, and an ending: "Velko" + "lo" is a given, "Velko" + "sk" a family name.
 SOUNDS = ("B Br D Dr F Fl G Gl Gr H K Kl Kr L M N P Pl R T Tr V Z".split(), "aeiou", "lnr", "bfgkmpvz", "aeiou")
 NAMES = 200   # given names, and as many family names, that subjects are made of
 # An object is a word that the text has often: a language that has hardly learned to say it can hardly state the fact.
