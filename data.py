@@ -65,7 +65,7 @@ _encoder: Encoder  # of a worker process
 
 
 def encoder_of(folder: Folder) -> Encoder:
-    """The one with the folder's vocabulary and the words of its table."""
+    """An encoder with the folder's vocabulary and the words of its table."""
     table, decode = folder.table, folder.encoding.decode
     return Encoder(folder.encoding, [decode(table.word(table.words(k, 0)[0]).tolist()) for k in range(len(table))])
 
