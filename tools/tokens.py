@@ -1,5 +1,5 @@
 """
-When PreAlign pays, and when joint training is enough: what both reach, by En-Clone's tokens for each id.
+When PreAlign pays: what it and joint training reach, by En-Clone's tokens for each id.
 
     bash runs/tokens.sh && python -m tools.tokens out/demo/tokens      # every OUT_DIR/SHARE/METHOD/seedN in it
 
