@@ -31,7 +31,7 @@ from corpus.languages import code_of
 from corpus.tokenizer import encode, token_byte_lengths
 from model import ANY_SHAPE, GPT, linear_cross_entropy
 from prealign import draw_keys, padded, word_representations
-from report.results import TOKEN_KINDS
+from report.results import TOKEN_KINDS, has_read
 from report.tables import report_tables
 from runtime.checkpoint import FIXED, check_matches, load_trained
 from runtime.config import Config, load
@@ -40,8 +40,8 @@ from runtime.files import is_newer, read_json, write_json
 from runtime.hardware import Hardware, open_device, start
 from tasks import nli
 from tasks.analysis import (continuations, layers_of, mixed_script, parallel_passages, precision_at_1, running_text,
-                            statement_rows, text_tokens, token_kinds)
-from tasks.facts import Fact, make_facts
+                            text_tokens, token_kinds)
+from tasks.facts import Fact, make_facts, statement_rows
 from train import learning_rate
 
 
@@ -252,14 +252,14 @@ def xnli(config: Config, folder: Folder) -> dict[str, Any]:
 
 # ---- Similarity of aligned words ------------------------------------------------------------------------------------
 @torch.no_grad()
-def word_vectors(model: GPT, folder: Folder, config: Config, languages: Sequence[int], count: int) -> torch.Tensor:
-    """Representations (L + 2, len(languages), n, C) of the first word of n <= `count` entries in these languages."""
-    table, columns = folder.table, np.array(languages)[:, None]
+def word_vectors(model: GPT, folder: Folder, config: Config, language: int) -> torch.Tensor:
+    """Representations (L + 2, 2, n, C) of n <= eval_words entries: the pivot's word and its first translation."""
+    table, columns = folder.table, np.array([[0], [language]])
     L = len(table.languages)
     # By frequency as in stage 1, but the same for every run.
     drawn = np.argsort(draw_keys(table, replace(config, seed=0), step=2**62))
-    entries = drawn[(np.diff(table.groups)[drawn * L + columns] > 0).all(0)][:count]
-    words = table.groups[entries * L + columns]  # (len(languages), n)
+    entries = drawn[(np.diff(table.groups)[drawn * L + columns] > 0).all(0)][:config.eval_words]
+    words = table.groups[entries * L + columns]  # (2, n)
     if not words.size:
         return torch.empty(config.n_layer + 2, len(words), 0, config.n_embd)
     ids, length = padded(table, words.ravel())
@@ -271,7 +271,7 @@ def similarity(model: GPT, folder: Folder, config: Config) -> list[dict]:
     """Mean cosine between a pivot word and its first translation, per target and layer."""
     rows = []
     for l, language in enumerate(folder.table.languages[1:], 1):
-        pivot, target = word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)  # each (L + 2, n, C)
+        pivot, target = word_vectors(model, folder, config, l).unbind(1)  # each (L + 2, n, C)
         if not pivot.shape[1]:
             continue
         # `words`: encoded alone, as stage 1 sees them.
@@ -288,7 +288,7 @@ def retrieval(model: GPT, folder: Folder, config: Config) -> list[dict]:
     """How many words and passages have their own translation as the nearest one, per target, kind and layer."""
     rows = []
     for l, language in enumerate(folder.table.languages[1:], 1):
-        found = {"words": [*word_vectors(model, folder, config, (0, l), config.eval_words).unbind(1)]}
+        found = {"words": [*word_vectors(model, folder, config, l).unbind(1)]}
         for kind, sides in parallel_passages(folder, language, config).items():
             # Each is encoded alone and averaged over its tokens, as a word is.
             found[kind] = [word_representations(model, pad(side), torch.tensor([len(ids) for ids in side]))
@@ -309,16 +309,16 @@ def load_run(config: Config, folder: Folder, device: torch.device | str = "cpu")
 
 def measure(config: Config, folder: Folder) -> dict:
     """All that eval.json says of a finished run, measured in float32."""
-    # Mixed script needs continuations of the pivot's text, and so a run that has read some.
     model, state = load_run(config, folder, open_device(config))
     facts, texts = make_facts(folder.settings), folder.languages if config.eval_text else ()
     whole = clka(model, folder, facts, config)
+    # Mixed script needs continuations of the pivot's text, and so a run that has read some.
     return {"method": config.method, "seed": config.seed, "tokens": state["tokens"],
             "lm": {l: language_model(model, folder, l, config) for l in folder.languages},
             "text": {l: perplexity(model, folder, l, text_tokens(folder, l, config), config) for l in texts},
             "clka": whole, "clka_parts": clka_parts(model, folder, facts, whole, config),
             "similarity": similarity(model, folder, config), "retrieval": retrieval(model, folder, config),
-            "mixed": mixed_script(model, folder, config) if config.mix.get(folder.pivot) and not config.only else {}}
+            "mixed": mixed_script(model, folder, config) if has_read({"config": config.plain()}, folder.pivot) else {}}
 
 
 def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = ("eval_", "sample_"),
@@ -332,7 +332,7 @@ def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = (
         # Beside the knobs that make the run, these begin with `knobs`. The size of a batch changes no result.
         matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob != "eval_batch_size"]
         if result.get("data") == folder.fingerprint and all(then[knob] == now[knob] for knob in matter):
-            print(f"{path} is up to date")
+            print(f"{path} is up to date; delete it to measure again")
             return result
     result = measured(config, folder) | {"config": config.plain(), "data": folder.fingerprint}
     write_json(path, result)

@@ -219,7 +219,7 @@ def main(arguments: list[str]) -> None:
     config = load(arguments, __doc__)
     if config.stage1_steps == 0:
         raise UserError("stage1_steps is 0: there is no stage 1 to run")
-    train(config.stage1(), 0, config.stage1_steps, Alignment)
+    train(config.stage1(), config.stage1_steps, Alignment)
 
 
 if __name__ == "__main__":

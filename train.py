@@ -72,12 +72,11 @@ class Training:
     scaler: torch.amp.GradScaler
     objective: Any
     totals: Totals
-    step: int = 0    # steps made so far, in the numbers of the data's rows
-    tokens: int = 0  # that the weights have seen, in stage 1 or in the run that they are from too
+    step: int = 0  # steps made so far, stage 1's included
 
     def batch(self, step: int) -> tuple[Batch, Any]:
         """This process's rows of a step, and in a step that aligns the objective's batch."""
-        words = self.objective.words(step) if self.objective and aligns(step, self.config) else None
+        words = self.objective.words(step) if aligns(step, self.config) else None
         rows = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
         batch = self.sampler.batch(np.array_split(rows, self.hardware.world)[self.hardware.rank])
         # A GPU copies from pinned memory while the CPU goes on.
@@ -106,7 +105,7 @@ def aligns(step: int, config: Config) -> bool:
     return step >= first[config.align_when]
 
 
-def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT, objective: MakeObjective = None) -> Training:
+def set_up(config: Config, hardware: Hardware, data: Folder, model: GPT, objective: MakeObjective) -> Training:
     """Model, optimizer and loss scale on the device, nothing of them from a checkpoint yet."""
     model.to(hardware.device)
     groups = model.parameter_groups(config.weight_decay)
@@ -133,7 +132,7 @@ def take_step(training: Training, step: int, batch: Batch, words: Any, predicted
         group["lr"] = learning_rate(step, config)
 
     # The contrastive loss over all layers (Eq. 3). Its gradients are summed over processes with the last micro-batch's.
-    if training.objective is not None and words is not None:
+    if words is not None:
         with no_sync():
             align_loss = training.objective.loss(training.model, words)
             scaler.scale(config.align_weight * hardware.world * align_loss).backward()
@@ -174,40 +173,40 @@ def check_fits(config: Config, hardware: Hardware, data: Folder) -> None:
                         f"{config.block_size}; use a larger vocab_size or block_size")
 
 
-def resume(config: Config, first_step: int, last_step: int, hardware: Hardware,
-           objective: MakeObjective) -> Training | None:
+def resume(config: Config, last_step: int, hardware: Hardware, objective: MakeObjective) -> Training | None:
     """The run as its checkpoint left it, or as init_from says that it begins. None when it is finished."""
     torch.manual_seed(config.seed)
     data = Folder(config.data_dir)
     check_fits(config, hardware, data)
     model = make_model(config, data.vocab_size)
-    state, path = None, os.path.join(config.run_dir, "checkpoint.pt")
+    state: dict | None
+    path = os.path.join(config.run_dir, "checkpoint.pt")
     if os.path.exists(path):
         state = load_checkpoint(path)
         check_matches(state, path, config, data, FIXED)
         if state["step"] == last_step:
             return None
         model.load_state_dict(state["model"])
-    origin = state or initial_state(model, config, data)
+    else:
+        state = initial_state(model, config, data)
     training = set_up(config, hardware, data, model, objective)
-    training.step = state["step"] if state else first_step
-    if origin:
-        training.tokens = origin["tokens"]
-    # Stage 2 goes on with stage 1's optimizer; other runs that begin with a model have one of their own.
-    if origin and (state or config.init_from == "align"):
-        training.optimizer.load_state_dict(origin["optimizer"])
-        training.scaler.load_state_dict(origin["scaler"])
+    # Stage 2 goes on where stage 1 stopped, with its optimizer. What else a run may begin from is weights alone. Steps
+    # number the rows of the data: at the same step every method sees the same rows.
+    if state:
+        training.step = state["step"]
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.scaler.load_state_dict(state["scaler"])
     return training
 
 
 def state_of(training: Training, last_step: int) -> dict:
     """What a checkpoint holds; `data` is the folder's fingerprint."""
     # No state of random numbers: after the weights are drawn, every choice is a hash of the seed and where it is made.
-    data = training.sampler.folder
+    config, data = training.config, training.sampler.folder
     return {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(),
             "scaler": training.scaler.state_dict(), "step": training.step, "last_step": last_step,
-            "tokens": training.tokens, "config": training.config.plain(), "data": data.fingerprint,
-            "vocab_size": data.vocab_size}
+            "tokens": training.step * config.batch_size * config.block_size, "config": config.plain(),
+            "data": data.fingerprint, "vocab_size": data.vocab_size}
 
 
 def share_counts(batch: Batch, asked: bool, hardware: Hardware) -> tuple[int, bool]:
@@ -271,9 +270,9 @@ def check_finite(training: Training, path: str, save: bool) -> None:
                     + (", or --dtype=bf16" if scaler.is_enabled() else ""))
 
 
-def run(config: Config, first_step: int, last_step: int, hardware: Hardware, objective: MakeObjective) -> int:
+def run(config: Config, last_step: int, hardware: Hardware, objective: MakeObjective) -> int:
     """`train` in one of its processes. Returns the exit code: 0, or the code of the signal that stopped the run."""
-    training = resume(config, first_step, last_step, hardware, objective)
+    training = resume(config, last_step, hardware, objective)
     if training is None:
         if hardware.rank == 0:
             print(f"{config.run_dir} is finished ({last_step} steps)")
@@ -290,7 +289,6 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
         predicted, stopping = share_counts(batch, stop.asked, hardware)
         take_step(training, training.step, batch, words, predicted)
         training.step = step = training.step + 1
-        training.tokens += config.batch_size * config.block_size
         save = step % config.checkpoint_interval == 0 or step == last_step or stopping
         snapshot = config.snapshot_interval > 0 and step % config.snapshot_interval == 0
         measure = config.eval_interval > 0 and step % config.eval_interval == 0
@@ -322,13 +320,11 @@ def run(config: Config, first_step: int, last_step: int, hardware: Hardware, obj
     return 0 if step == last_step else stop.exit_code or 128 + signal.SIGTERM
 
 
-def train(config: Config, first_step: int, last_step: int, objective: MakeObjective = None) -> None:
-    """Makes steps first_step..last_step - 1 of a run, or those still missing; SystemExit when a signal stops it."""
-    # Steps number the rows of the data: stage 2 begins where stage 1 stopped, and at the same step every method sees
-    # the same rows.
+def train(config: Config, last_step: int, objective: MakeObjective = None) -> None:
+    """Makes the steps of a run that are missing before `last_step`; SystemExit when a signal stops it."""
     hardware = start(config)
     with exclusive(config.run_dir) if hardware.rank == 0 else contextlib.nullcontext():
-        exit_code = run(config, first_step, last_step, hardware, objective)
+        exit_code = run(config, last_step, hardware, objective)
     # Not after an error: NCCL would wait for the other processes here, and the message would never be seen.
     if hardware.distributed:
         dist.destroy_process_group()
@@ -340,9 +336,7 @@ def main(arguments: list[str]) -> None:
     config = load(arguments, __doc__)
     # prealign.py imports this file for the loop. Its objective is looked up, so that imports run one way.
     objective = importlib.import_module("prealign").Alignment if config.align_when != "none" else None
-    # Stage 1's tokens are part of the budget.
-    first_step = config.stage1_steps if config.init_from == "align" else 0
-    train(config, first_step, config.max_steps, objective)
+    train(config, config.max_steps, objective)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ for each method, evaluation included (results/gpu). The regime is config/demo.py
   stage1_steps, align_entries  every entry about eight times.
   init_std, embedding_init_std  demo.py's, scaled by the square root of the width.
   beta2               a memory of 3M tokens, as in small.py.
-  eval_tokens, sample_count, checkpoint_interval  what takes seconds and not a minute.
+  sample_count, checkpoint_interval  what takes seconds and not a minute.
 """
 
 data_dir = "bins/gpu"
@@ -49,6 +49,5 @@ align_power = 0.5
 
 log_interval = 50
 checkpoint_interval = 3000
-eval_tokens = 200_000
 eval_batch_size = 128
 sample_count = 128

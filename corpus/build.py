@@ -135,8 +135,10 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
         rows = [(surface, language, translation) for surface in aligned_surfaces(surfaces, config.min_count)
                 for language in config.targets
                 for translation in dictionary.translations(surface, language, common.get(language, {}), config.pivot)]
+    if not rows and config.table:
+        raise UserError(f"{config.table}: none of its words stands in the text")
     if not rows:
-        found_in = f" and stands in {config.table or config.dictionary}" if targets or config.table else ""
+        found_in = f" and stands in {config.dictionary}" if targets else ""
         raise UserError(f"no word of the corpus is seen more than min_count={config.min_count} times{found_in}; use a "
                         "larger corpus or a smaller --min_count, or look whether a dictionary is the right way round")
     path = os.path.join(folder, "tokenizer.tiktoken")

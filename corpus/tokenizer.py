@@ -25,8 +25,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str) -> None:
     """Train a byte-pair vocabulary of `vocab_size` tokens (end-of-text included) and save it in tiktoken's format."""
     import rustbpe
 
-    if vocab_size < 257:
-        raise UserError(f"vocab_size must be at least 257 (256 bytes and end-of-text), found {vocab_size}")
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(texts, vocab_size - 1, pattern=PATTERN)
     ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])

@@ -73,8 +73,8 @@ def cosines_in(measured: dict) -> list[tuple[str, str, str, float]]:
             for s in measured["similarity"] for kind in last if s[kind] is not None]
 
 
-# Without repetition, in the order in which they come.
 def distinct(values: Iterable[Any]) -> list[Any]:
+    """Without repetition, in the order in which they come."""
     return list(dict.fromkeys(values))
 
 
@@ -82,15 +82,14 @@ def by_method(runs: list[dict]) -> dict[str, list[dict]]:
     return {method: [r for r in runs if r["method"] == method] for method in distinct(r["method"] for r in runs)}
 
 
-# Of a language that it has not read, a run's perplexity says nothing.
 def has_read(run: dict, language: str) -> bool:
-    """Whether a language's text was in a run's mix."""
+    """Whether a language's text was in a run's mix: of another, its perplexity says nothing."""
     config = run["config"]
     return language == config["only"] if config["only"] else config["mix"].get(language, 0) > 0
 
 
-# TOKEN_KINDS -> {"ppl", "tokens"}.
 def kinds_of(run: dict, language: str) -> dict[str, dict]:
+    """TOKEN_KINDS -> {"ppl", "tokens"}, or nothing for a language that the run has not read."""
     return run["lm"].get(language, {}).get("kinds", {}) if has_read(run, language) else {}
 
 

@@ -14,9 +14,10 @@ from runtime.gpt2 import load_gpt2
 
 # What every checkpoint holds.
 STATE = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
-# Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
-FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
-        "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
+# Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed. So may the names
+# of files that the data is made from, as their content is in the data's fingerprint.
+FREE = ("data_dir", "source", "dictionary", "table", "out_dir", "workers", "micro_batch_size", "device", "compile",
+        "log_interval", "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
         *(k for k in FIELDS if k.startswith(("eval_", "sample_", "nli_", "llm_"))))
 FIXED = tuple(k for k in FIELDS if k not in FREE)
 
@@ -105,7 +106,7 @@ def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
         return load_gpt2(model, config.pretrained, data.V)
     path = os.path.join(config.stage1_dir, "checkpoint.pt")
     state = load_checkpoint(path, finished=True)
-    # Where stage 1 itself began is its own affair.
+    # Here init_from is "align"; stage 1 began from scratch or from a model of Hugging Face's.
     check_matches(state, path, config.stage1(), data, tuple(k for k in FIXED if k != "init_from"))
     model.load_state_dict(state["model"])
     return state

@@ -261,6 +261,7 @@ def _checked(c: Config) -> Config:
     rules = [
         ("max_steps stage1_steps", c.max_steps > c.stage1_steps, "max_steps counts stage1_steps, and must be more"),
         ("align_when stage1_steps", c.align_when != "last" or c.stage1_steps, "the last stage1_steps steps align"),
+        ("tokenizer vocab_size", c.tokenizer != "train" or c.vocab_size > 256, "a trained vocabulary has at least 257"),
         ("n_embd n_head", c.n_embd % c.n_head == 0, "n_embd must be a multiple of n_head"),
         ("pivot targets", all(map(name.fullmatch, languages)) and len(set(languages)) == len(languages),
          "expected different names of letters, digits, hyphens and _"),

@@ -45,7 +45,7 @@ def load_gpt2(model: GPT, folder: str, V: int) -> None:
         theirs["n_inner"] = theirs["n_inner"] or ours["n_inner"]
         for key, value in ours.items():
             fits = theirs[key] >= value if key in larger else theirs[key] == value
-            # Many rows more are no padding, or En-Clone's, but another tokenizer's.
+            # So many rows more are neither padding nor En-Clone's: the tokenizer is another one.
             if not fits or key == "vocab_size" and V + 1024 <= theirs[key] != 2 * V:
                 raise ValueError(f"{key}={theirs[key]!r} (here {value!r})")
         # A config of our own, as other keys of theirs could ask transformers for other code.

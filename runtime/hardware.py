@@ -14,7 +14,7 @@ from model import GPT, linear_cross_entropy
 from runtime.config import Config
 from runtime.errors import UserError, is_out_of_memory
 
-# Of mallopt(3), in bytes.
+# Parameters of mallopt(3), whose values are bytes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 

@@ -1,6 +1,6 @@
 """
-What is looked at beside the paper's three metrics: samples and mixed script (Table 4), kinds of token (Fig. 6), facts
-of which parts are in different languages, and how alike a text and its translation are.
+What is looked at beside the paper's three metrics: samples and mixed script (Table 4), kinds of token (Fig. 6), and how
+alike a text and its translation are.
 """
 
 import itertools
@@ -19,7 +19,6 @@ from corpus.tokenizer import encode, token_byte_lengths
 from model import GPT
 from report.results import TOKEN_KINDS
 from runtime.config import Config
-from tasks.facts import Fact, statement
 
 PASSAGE = 32         # tokens of held-out text
 MOST_PASSAGES = 500
@@ -153,25 +152,6 @@ def precision_at_1(pivot: torch.Tensor, target: torch.Tensor) -> list[float]:
     # A word that has the same translation as another one ties with it.
     return [(cosine.diagonal() >= cosine.amax(1) - 1e-6).double().mean().item()
             for cosine in (of_pivot @ of_target.T for of_pivot, of_target in zip(pivot, target))]  # each (n, n)
-
-
-def statement_rows(folder: Folder, fact: Fact, parts: tuple[str, str, str]) -> list[np.ndarray]:
-    """Token ids of a fact's four statements, the true one first, each after end-of-text."""
-    # Subject, sentence and object are in the ids of the languages `parts`.
-    rows, (_, language, _) = [], parts
-    for name in (fact.object, *fact.distractors):
-        text = statement(fact, text_language(language, folder.pivot), name)
-        ids = encode(folder.encoding, text)
-        row = folder.to_language(ids, language)
-        end = np.cumsum([len(folder.encoding.decode_single_token_bytes(i)) for i in ids.tolist()])  # in bytes
-        for part, its_language in ((fact.subject, parts[0]), (name, parts[2])):
-            # The tokens that end within a name or the space before it, which may be a token of its own.
-            at = text.rindex(part)
-            start, stop = len(text[:at].rstrip().encode()), len(text[:at + len(part)].encode())
-            inside = (start < end) & (end <= stop)
-            row[inside] = folder.to_language(ids[inside], its_language)
-        rows.append(np.append(folder.end_of_text, row))
-    return rows
 
 
 def token_kinds(folder: Folder) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from corpus.folder import Folder, text_language
 from corpus.languages import code_of
+from corpus.tokenizer import encode
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.files import replacing
@@ -87,7 +88,7 @@ def _name(rng: random.Random, ending: str, taken: set[str]) -> str:
             return name
 
 
-def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
+def make_facts(settings: Config) -> list[Fact]:
     """The facts of a data folder with these settings, of every frequency, language and period in turn."""
     # They belong to the data, not to a run: every seed of every method is asked the same ones.
     count, frequencies, objects = settings.fact_count, settings.fact_frequencies, OBJECTS[settings.fact_objects]
@@ -101,8 +102,7 @@ def make_facts(settings: Config, seed: int = 0) -> list[Fact]:
     # The file begins with sentences of the commonest words: small sets of facts depend on few others.
     relations = read_relations()[:max(1, count // max(FACTS_PER_OBJECT * MAX_OBJECTS, minimum))]
     n_object = MAX_OBJECTS if count >= MAX_OBJECTS * len(relations) * len(kinds) else CHOICES
-    # A string, because -1 and 1 would be the same seed.
-    rng, taken = random.Random(f"clka facts {seed}"), set[str]()
+    rng, taken = random.Random("clka facts 0"), set[str]()
     given, family = ([_name(rng, ending, taken) for _ in range(NAMES)] for ending in ("lo", "sk"))
     # A model that ignores the subject can only prefer some objects to others. Facts are therefore made in fours of one
     # kind that have the same four choices: each is the answer of one of them, so that such a model is right once in
@@ -128,6 +128,25 @@ def statement(fact: Fact, language: str, object: str | None = None) -> str:
         raise UserError(f"{RELATIONS}: expected a column {code_of(language)!r} with sentences that state facts; "
                         "add it, or use fact_count=0")
     return sentence.replace("{subject}", fact.subject).replace("{object}", object or fact.object)
+
+
+def statement_rows(folder: Folder, fact: Fact, parts: tuple[str, str, str]) -> list[np.ndarray]:
+    """Token ids of a fact's four statements, the true one first, each after end-of-text."""
+    # Subject, sentence and object are in the ids of the languages `parts`.
+    rows, (_, language, _) = [], parts
+    for name in (fact.object, *fact.distractors):
+        text = statement(fact, text_language(language, folder.pivot), name)
+        ids = encode(folder.encoding, text)
+        row = folder.to_language(ids, language)
+        end = np.cumsum([len(folder.encoding.decode_single_token_bytes(i)) for i in ids.tolist()])  # in bytes
+        for part, its_language in ((fact.subject, parts[0]), (name, parts[2])):
+            # The tokens that end within a name or the space before it, which may be a token of its own.
+            at = text.rindex(part)
+            start, stop = len(text[:at].rstrip().encode()), len(text[:at + len(part)].encode())
+            inside = (start < end) & (end <= stop)
+            row[inside] = folder.to_language(ids[inside], its_language)
+        rows.append(np.append(folder.end_of_text, row))
+    return rows
 
 
 def in_training_order(facts: Sequence[Fact]) -> list[Fact]:
@@ -164,8 +183,9 @@ def rows_of_facts(config: Config, windows: int, period_ends: list[int], *keys: i
     if windows > n // 2:
         raise UserError(f"the facts fill {windows} rows of the {n} that stage 2 has; use fewer facts, lower "
                         "fact_frequencies or more max_steps")
-    # Each period has an equal part of these rows, and begins at the window next to where its facts begin.
-    starts = first - -n * np.arange(len(period_ends) + 1) // len(period_ends)
+    # Each period has an equal part of these rows, rounded up, and begins at the window next to where its facts begin.
+    P = len(period_ends)
+    starts = first + (n * np.arange(P + 1) + P - 1) // P
     cuts = [0, *(min(windows, round(end / config.block_size)) for end in period_ends[:-1]), windows]
     rows, order = [], []
     for p, count in enumerate(np.diff(cuts)):

@@ -502,7 +502,9 @@ def test_both_stages_and_the_evaluation_run_on_several_targets(world, tmp_path):
 
 def test_a_language_without_text_or_dictionary_is_an_error_and_an_unknown_one_is_reported(world, capsys):
     rare = {"data_dir": world.data_dir + "3", "min_count": 1_000_000}
-    for name, changes in (("source", {"source": "builtin"}), ("dictionary", {"dictionary": ""}), ("min_count", rare)):
+    table = write(Path(world.data_dir + ".tsv"), '1\t9\t"no such word"\tde\t"x"\n')
+    for name, changes in (("source", {"source": "builtin"}), ("dictionary", {"dictionary": ""}), ("min_count", rare),
+                          ("none of its words", {"table": str(table), "data_dir": world.data_dir + "4"})):
         assert name in error(prepare, replace(world, **changes))
     assert "ISO 639" not in capsys.readouterr().out
     write(Path(world.source_of("klingon")), "Qapla' je.\n\nQapla'!")

@@ -237,7 +237,6 @@ def test_an_interrupted_preparation_goes_on_with_what_is_whole(tiny, tmp_path, m
     ("The same.\n\nThe same.\n\nThe same.", {}, "text.txt"),
     ("a" * 10**6, {}, "text.txt"),
     (make_text(4), {"min_count": 10**6}, "min_count"),
-    (make_text(4), {"vocab_size": 256}, "vocab_size"),
     (make_text(4), {"tokenizer": "gpt3"}, "tokenizer"),
     (make_text(4), {"targets": ("de",)}, "targets"),
     (make_text(4), {"source": "no/such/text.txt"}, "no/such/text.txt"),

@@ -139,7 +139,7 @@ def is_known(model: GPT, data: Folder, fact: Fact, parts: tuple[str, str, str]) 
 
 @pytest.mark.parametrize("parts", [("clone", "en", "en"), ("en", "clone", "en"), ("en", "en", "clone")])
 def test_statements_are_scored_as_whole_sentences(tiny, data, parts):
-    config, facts = replace(tiny, block_size=64), make_facts(Config(fact_count=24), seed=3)
+    config, facts = replace(tiny, block_size=64), make_facts(Config(fact_count=24))
     model = untrained(config, data)
     known = [is_known(model, data, fact, parts) for fact in facts]
     assert [clka_in(model, data, [fact], parts, config)["accuracy"] == 1 for fact in facts] == known
@@ -167,7 +167,8 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_similarity_of_words_entry_by_entry(tiny, tie):
     torch.manual_seed(0)
     model = make_model(replace(tiny, tie_embeddings=tie, init_std=0.3, embedding_init_std=0.5), 30)
-    assert word_vectors(model, SimpleNamespace(table=TABLE), tiny, (0, 2), count=2).shape == (4, 2, 2, tiny.n_embd)
+    few = word_vectors(model, SimpleNamespace(table=TABLE), replace(tiny, eval_words=2), 2)
+    assert few.shape == (4, 2, 2, tiny.n_embd)
     got = similarity(model, SimpleNamespace(table=TABLE), replace(tiny, eval_words=50))
     layers = ("word embedding", "block 1", "block 2", "output embedding")
     assert [(row["language"], row["layer"]) for row in got] == [*itertools.product(("de", "zh"), layers)]
@@ -226,7 +227,7 @@ def test_retrieval_of_words_and_passages_one_by_one(tiny, data, tmp_path):
         sides = [[slow_representation(model, data.to_language(row, l)) for row in rows] for l in LANGUAGES]
         expected = [nearest_is_own(*([vectors[layer] for vectors in side] for side in sides)) for layer in range(4)]
         assert [row["share"] for row in got if row["kind"] == kind] == pytest.approx(expected)
-    drawn = word_vectors(model, data, config, (0, 1), 12)
+    drawn = word_vectors(model, data, config, 1)
     assert [row["share"] for row in got[:4]] == pytest.approx([nearest_is_own(*map(list, layer)) for layer in drawn])
     # Texts of different length are no translations of each other: this one has one line, and the English one three.
     (tmp_path / "de.txt").write_text("Lo ba.", "utf-8")

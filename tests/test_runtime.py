@@ -51,7 +51,7 @@ def test_an_argument_has_the_type_of_its_knob(argument, value):
     "--dtype=fp8", "--batch_size=0", "--batch_size=-1", "--n_embd=130", "--codeswitch_ratio=1.01", "--only=fr",
     "--learning_rate=1e999", "--learning_rate=1" + 400 * "0", "--targets=en", "--targets=../x", "--mix={'fr': 1}",
     "--mix={'en': 2, 'clone': -1}", "--mix={'en': 0}", "--method=a/b", "--max_steps=9", "--init_from=joint",
-    "--align_when=last --stage1_steps=0", "--eval_tokens=1"])
+    "--align_when=last --stage1_steps=0", "--eval_tokens=1", "--vocab_size=256"])
 def test_a_wrong_value_is_an_error_that_names_the_knob(argument):
     assert argument[2:].partition("=")[0] in error(load, re.split(" (?=--)", argument))
 
@@ -90,7 +90,7 @@ def test_a_command_ends_in_one_line_or_by_its_signal(raised, code):
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory) -> Config:
     config = replace(tiny, out_dir=str(tmp_path_factory.mktemp("out")), max_steps=9, stage1_steps=2)
-    train(config, 0, 9)
+    train(config, 9)
     return config
 
 

@@ -28,9 +28,9 @@ SCRIPTS = {"en": r"[A-Za-z -]", "de": r"[A-Za-zÄÖÜäöüß ]", "zh": r"[\u4e0
            "ar": r"[\u0621-\u0652 ]"}
 
 
-def facts_of(count: int, frequencies: tuple[int, ...] = (1,), languages=("en",), periods=1, seed=0) -> list[Fact]:
+def facts_of(count: int, frequencies: tuple[int, ...] = (1,), languages=("en",), periods=1) -> list[Fact]:
     return make_facts(Config(fact_count=count, fact_frequencies=frequencies, fact_languages=languages,
-                             fact_periods=periods), seed)
+                             fact_periods=periods))
 
 
 def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_words_of_their_own():
@@ -46,12 +46,10 @@ def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_w
 
 
 def test_the_same_facts_everywhere():
-    facts = facts_of(64, (1, 4), seed=1)
-    assert facts[0].subject == "Glerzilo Tulbisk"
-    assert (facts[0].object, facts[0].distractors) == ("time", ("day", "way", "man"))
-    software = make_facts(Config(fact_count=64, fact_frequencies=(1, 4), fact_objects="software"), 1)
-    assert (software[0].object, statement(software[-1], "en")) == ("name", "Birbolo Holbesk works for tree.")
-    assert len({facts_of(64, (1, 4), seed=seed)[0].subject for seed in (1, 2, -1, 0)}) == 4
+    facts = facts_of(64, (1, 4))
+    assert (facts[0].subject, facts[0].object, facts[0].distractors) == ("Ganbulo Bonbisk", "time", ("day", "way", "man"))
+    software = make_facts(Config(fact_count=64, fact_frequencies=(1, 4), fact_objects="software"))
+    assert (software[0].object, statement(software[-1], "en")) == ("name", "Dangilo Trenzusk works for tree.")
 
 
 # One and several frequencies, 4 and 8 objects, few and all relations, several languages and periods, uneven shares.
@@ -59,7 +57,7 @@ def test_the_same_facts_everywhere():
     (4, (1,), ("en",), 1), (101, (1, 4, 16), ("en",), 1), (192, (1, 5), ("en", "clone"), 3),
     (1003, (1, 2, 3, 4, 5), ("en",), 1)])
 def test_facts_of_every_kind_have_their_objects_equally_often(count, frequencies, languages, periods):
-    facts = facts_of(count, frequencies, languages, periods, seed=3)
+    facts = facts_of(count, frequencies, languages, periods)
     kinds = list(itertools.product(range(periods), languages, frequencies))
     assert [(f.period, f.language, f.frequency) for f in facts] == [kinds[i % len(kinds)] for i in range(count)]
     assert len({fact.subject for fact in facts}) == count
@@ -76,13 +74,13 @@ def test_facts_of_every_kind_have_their_objects_equally_often(count, frequencies
 
 
 def test_no_two_names_are_a_letter_apart_and_small_sets_of_facts_share_no_part_of_a_subject():
-    facts = facts_of(300, seed=6)
+    facts = facts_of(300)
     words = {word for fact in facts for word in fact.subject.split()}
     assert len(words) == 400 and all(re.fullmatch(r"[A-Z][a-z]{4,6}(lo|sk)", word) for word in words)
     near = Counter(shape for word in words for shape in {word} | {word[:i] + word[i + 1:] for i in range(len(word))})
     assert max(near.values()) == 1
     # As many as there are parts of names.
-    few = [fact.subject.split() for fact in facts_of(200, seed=7)]
+    few = [fact.subject.split() for fact in facts_of(200)]
     assert len({given for given, _ in few}) == len({family for _, family in few}) == 200
 
 
@@ -179,6 +177,7 @@ def test_pairs_of_each_language(tmp_path):
     for test, targets, why in (("builtin", ("de",), "nli_test=builtin"), (english, ("de",), "put {language} into"),
                                (paws, ("clone",), "labels of nli_train")):
         assert why in error(load, replace(config, nli_test=test), ("en", *targets))
+    assert "nli_train=builtin" in error(load, replace(config, pivot="de"), ("de", "en"))
 
 
 # ---- inference: the built-in pairs ----

@@ -118,7 +118,7 @@ def test_learning_rate_by_hand():
 def test_gradient_of_a_step_is_that_of_equation_4(small):
     config = replace(small, seed=2, stage1_steps=0, align_when="all", align_tau=0.5, codeswitch_ratio=0.3,
                      micro_batch_size=3, grad_clip=0.5)
-    train(config, 0, 1, Alignment)
+    train(config, 1, Alignment)
     model = initial(config)
     losses, line = slow_step(config, model), metrics_of(config)[0]
     assert {name: line[name] for name in line if "loss" in name} == pytest.approx(losses, rel=1e-5)
@@ -298,5 +298,5 @@ def test_stage_2_needs_a_finished_stage_1_with_the_same_knobs(small, monkeypatch
     for knob, value in (("n_embd", 16), ("stage1_steps", 4), ("align_tau", 0.5), ("mix", {"en": 1.0})):
         assert f"another {knob} " in refused(**{knob: value})
     assert "another align_tau " in error(lambda: stage1(small, align_tau=0.5))
-    # It serves every method.
-    stage2(small, **PREALIGN, codeswitch_target="vanilla", only="en")
+    # It serves every method, wherever the text now lies.
+    stage2(small, **PREALIGN, codeswitch_target="vanilla", only="en", source="moved.txt")
