@@ -46,8 +46,8 @@ def test_sentences_are_in_their_script_alone_with_the_object_last_and_names_as_w
 
 
 def test_the_same_facts_everywhere():
-    facts = facts_of(64, (1, 4))
-    assert (facts[0].subject, facts[0].object, facts[0].distractors) == ("Ganbulo Bonbisk", "time", ("day", "way", "man"))
+    first = facts_of(64, (1, 4))[0]
+    assert (first.subject, first.object, first.distractors) == ("Ganbulo Bonbisk", "time", ("day", "way", "man"))
     software = make_facts(Config(fact_count=64, fact_frequencies=(1, 4), fact_objects="software"))
     assert (software[0].object, statement(software[-1], "en")) == ("name", "Dangilo Trenzusk works for tree.")
 
