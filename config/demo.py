@@ -13,7 +13,7 @@ scale, and why:
   stage1_steps        5% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
-  fact_frequencies    every fact so often that it is learned early: facts that are stated less often are shared less.
+  fact_frequencies    every fact so often that it is learned early.
   fact_objects        words that the built-in text has often.
   codeswitch_ratio    3% of the words, not 5%: more costs English, and En-Clone gains nothing by it (measured: 15%).
   beta2               a long memory for the gradients of rare tokens.

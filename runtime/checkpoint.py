@@ -14,10 +14,9 @@ from runtime.gpt2 import load_gpt2
 
 # What every checkpoint holds.
 STATE = {"model", "optimizer", "scaler", "step", "last_step", "tokens", "config", "data", "vocab_size"}
-# Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed. So may the names
-# of files that the data is made from, as their content is in the data's fingerprint.
-FREE = ("data_dir", "source", "dictionary", "table", "out_dir", "workers", "micro_batch_size", "device", "compile",
-        "log_interval", "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
+# Knobs that change how a run is carried out, not what it computes: they may differ when it is resumed.
+FREE = ("data_dir", "out_dir", "workers", "micro_batch_size", "device", "compile", "log_interval",
+        "checkpoint_interval", "snapshot_interval", "wandb", "prompt", "dry_run",
         *(k for k in FIELDS if k.startswith(("eval_", "sample_", "nli_", "llm_"))))
 FIXED = tuple(k for k in FIELDS if k not in FREE)
 

@@ -183,7 +183,8 @@ def rows_of_facts(config: Config, windows: int, period_ends: list[int], *keys: i
     if windows > n // 2:
         raise UserError(f"the facts fill {windows} rows of the {n} that stage 2 has; use fewer facts, lower "
                         "fact_frequencies or more max_steps")
-    # Each period has an equal part of these rows, rounded up, and begins at the window next to where its facts begin.
+    # Each period has an equal part of these rows (its first one rounded up), and begins at the window next to where
+    # its facts begin.
     P = len(period_ends)
     starts = first + (n * np.arange(P + 1) + P - 1) // P
     cuts = [0, *(min(windows, round(end / config.block_size)) for end in period_ends[:-1]), windows]

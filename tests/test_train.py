@@ -298,5 +298,5 @@ def test_stage_2_needs_a_finished_stage_1_with_the_same_knobs(small, monkeypatch
     for knob, value in (("n_embd", 16), ("stage1_steps", 4), ("align_tau", 0.5), ("mix", {"en": 1.0})):
         assert f"another {knob} " in refused(**{knob: value})
     assert "another align_tau " in error(lambda: stage1(small, align_tau=0.5))
-    # It serves every method, wherever the text now lies.
-    stage2(small, **PREALIGN, codeswitch_target="vanilla", only="en", source="moved.txt")
+    # It serves every method.
+    stage2(small, **PREALIGN, codeswitch_target="vanilla", only="en")
