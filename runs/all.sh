@@ -7,8 +7,10 @@ for script in table1 table2 table3 table4 table5; do
     REPORT=no bash "runs/$script.sh" "$@"
 done
 bash runs/figures.sh "$@"  # whose report is of them all
-# These scales have none.
-missing=$([[ ${1:-} != @(hour|gpu) ]] || echo " config/table6/$1.py")
+missing=
+scale=${1:-demo}
+# A size is laid on the paper's.
+[ -f "config/table6/$scale.py" ] || [ -f "config/size/$scale.py" ] || missing+=" config/table6/$scale.py"
 for language in en de zh ru ar; do
     [ -d "texts/$language" ] || missing+=" texts/$language/"
     [ "$language" = en ] || [ -f "dictionaries/en-$language.txt" ] || missing+=" dictionaries/en-$language.txt"

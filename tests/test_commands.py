@@ -66,7 +66,8 @@ def calls(command: str) -> list[tuple[str, Config]]:
     return called
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "all.sh 1.3b", "figures.sh hour", "tokens.sh", "table6.sh small"])
+@pytest.mark.parametrize("script", [
+    "demo.sh", "all.sh 1.3b", "figures.sh small", "figures.sh hour", "tokens.sh", "table6.sh small"])
 def test_scripts_prepare_and_align_before_they_train(project, script):
     prepared, aligned, trained = set(), set(), set()
     for program, config in calls(f'SEEDS="1 2" bash runs/{script}'):
