@@ -97,8 +97,7 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
     with contextlib.ExitStack() as stack:
         bins = {name: stack.enter_context(replacing(os.path.join(folder.dir, name))) for name in names}
         # When the budget is reached, only documents that are held out are read on.
-        odd: list[str] = []
-        texts = (text for text in build.documents(config, language, f"tokens {language}", odd)
+        texts = (text for text in build.documents(config, language, f"tokens {language}")
                  if counts["train"]["tokens"] < budget or build.place(text) < held_out)
         work = functools.partial(encode_documents, aligned=is_pivot, held_out=held_out)
         for ids, align, n_bytes, split in itertools.chain.from_iterable(workers.map(work, build.text_batches(texts))):
@@ -114,9 +113,6 @@ def write_bins(language: str, config: Config, folder: Folder, workers: Workers) 
     train, val = counts["train"], counts["val"]
     print(f"{language}: {train['documents']:,} documents, {train['bytes'] / 1e6:,.1f} MB, "
           f"{train['tokens']:,} training tokens; {val['tokens']:,} tokens held out")
-    if odd:
-        print(f"{language}: left out {len(odd)} documents with {build.MOST_IN_A_ROW:,} letters or spaces in a row, as "
-              f"{odd[0]!r}")
     return counts
 
 

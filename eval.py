@@ -91,7 +91,7 @@ def perplexity(model: GPT, folder: Folder, language: str, tokens: np.ndarray, co
             losses[each].append(linear_cross_entropy(hidden, its_weight, its_target)[1][0].cpu())
     # In the order of the text, as windows has it. A byte is the same for every vocabulary, a token is not.
     nats, *own_nats = (torch.cat(part).double().numpy() for part in losses.values())  # each (n - 1,)
-    n_bytes = int(token_byte_lengths(folder.encoding)[tokens[1:] % folder.V].sum())
+    n_bytes = int(token_byte_lengths(folder.encoding)[tokens[1:].astype(np.int64) % folder.V].sum())
     predicting = {each: math.exp(x.mean()) for each, x in zip(same_text, own_nats)}
     result = {"ppl": math.exp(nats.mean()), "bpb": nats.sum() / math.log(2) / n_bytes,
               "tokens": len(nats), "predicting": predicting}

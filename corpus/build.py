@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import regex
-
 from corpus import dictionary, readers
 from corpus.folder import FORMAT, Folder
 from corpus.languages import is_known
@@ -32,26 +30,13 @@ SETTINGS = ("budget", "pivot", "targets", "dictionary_translations", "translatio
 MOST_CHARACTERS_PER_TOKEN = 8  # on average, in any language
 MAX_COUNTED = 20_000_000       # different words in memory: about 3 GB
 BATCH_CHARACTERS = 500_000     # enough work for a process at a time
-MOST_IN_A_ROW = 100_000        # letters or spaces; patterns of tokenizers fail at a million
-RUN = regex.compile(r"[\p{L}\p{M}]+|[^\S\n]+")
 
 
-def is_odd(text: str) -> bool:
-    """Whether letters, or spaces, go on for so long that the patterns of tokenizers give up."""
-    # A run of twice MOST_IN_A_ROW has one of these blocks in it, wherever it begins.
-    blocks = range(0, len(text) - MOST_IN_A_ROW + 1, MOST_IN_A_ROW)
-    return any(RUN.fullmatch(text, at, at + MOST_IN_A_ROW) for at in blocks)
-
-
-def documents(config: Config, language: str, progress: str = "", odd: list[str] | None = None) -> Iterator[str]:
-    """A language's documents, without odd ones: of these the beginnings are added to `odd`."""
-    # No more of them than the budget can need, with those that will be held out.
+def documents(config: Config, language: str, progress: str = "") -> Iterator[str]:
+    """A language's documents, no more than its budget can need, with those that will be held out."""
     room = config.budget.get(language, math.inf) * MOST_CHARACTERS_PER_TOKEN / max(1 - config.val_fraction, 1e-9)
     for text in readers.documents(config.source_of(language), progress, config.workers):
-        if not is_odd(text):
-            yield text
-        elif odd is not None:
-            odd.append(text[:20])
+        yield text
         room -= len(text)
         if room < 0:
             return
@@ -78,12 +63,11 @@ def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def count_training(config: Config, language: str, count: Callable[[list[str]], Counter]) -> tuple[Counter, float]:
     """`count` of a language's documents that are not held out, and the place below which they are."""
-    places, lengths = array("d"), array("q")
+    places = array("d")
 
     def training() -> Iterator[str]:
         for text in documents(config, language, f"words {language}"):
             places.append(place(text))
-            lengths.append(len(text))
             if places[-1] >= config.val_fraction:
                 yield text
 
@@ -100,12 +84,7 @@ def count_training(config: Config, language: str, count: Callable[[list[str]], C
                         "to hold out (blank lines end a document in .txt)")
     # In a small text val_fraction may hold out nothing, or all: then at least the first document by place is held out,
     # though its words are counted, and at least the last is trained on.
-    held_out = min(max(config.val_fraction, math.nextafter(smallest, 1)), largest)
-    share = sum(length for at, length in zip(places, lengths) if at < held_out) / sum(lengths)
-    if share > max(0.1, 2 * config.val_fraction):
-        print(f"{language}: {share:.0%} of the text is held out, though val_fraction is {config.val_fraction:.0%}: the "
-              f"{len(places)} documents are few, or some are very long (blank lines end a document in .txt)")
-    return total, held_out
+    return total, min(max(config.val_fraction, math.nextafter(smallest, 1)), largest)
 
 
 def make_table(config: Config, statements: list[str], folder: str) -> dict:
@@ -150,12 +129,10 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     encoding = load_tokenizer(config.tokenizer, path)
     # What is added to an id of the vocabulary in each language: En-Clone has ids of its own.
     first_id = {language: encoding.n_vocab if language == "clone" else 0 for language in (pivot, *config.targets)}
-    short = keep_short(rows, encoding, config.translation_tokens)
-    entries = write_table(short, surfaces, encoding, first_id, folder)
-    coverage = {}
-    for language, book in books.items():
-        coverage[language] = dictionary.coverage(language, rows, short, surfaces, book, common[language])
-        share, never = coverage[language]["running_words"], coverage[language].get("pairs_never_in_the_text")
+    rows = keep_short(rows, encoding, config.translation_tokens)
+    entries = write_table(rows, surfaces, encoding, first_id, folder)
+    coverage = {language: dictionary.coverage(language, rows, surfaces, common[language]) for language in books}
+    for language, (share, never) in zip(books, map(dict.values, coverage.values())):
         print(f"{100 * share:.0f}% of {pivot}'s running words have an entry in {language}"
               + (f"; {never} translations never stand in its text: another spelling or kind of text?" if never else ""))
     return {"V": encoding.n_vocab, "vocab_size": encoding.n_vocab + max(first_id.values()), "first_id": first_id,

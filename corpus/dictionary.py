@@ -170,21 +170,12 @@ def translations(surface: str, language: str, entries: dict[str, list[Translatio
     return list(dict.fromkeys(space + translation.forms[form] for translation in found))
 
 
-def coverage(language: str, rows: list[Row], short: list[Row], counts: Counter, entries: Entries,
-             common: dict[str, list[Translation]]) -> dict:
+def coverage(language: str, rows: list[Row], counts: Counter, common: dict[str, list[Translation]]) -> dict:
     """
-    The share of the pivot's running words (with a letter in them) that have an entry; how many `short` rows the table
-    has, and how many longer ones were left out; how many of the dictionary's pairs were left out for more `common`
-    ones, and how many were not, though the text never has their translation.
+    The share of the pivot's running words (with a letter in them) that have an entry, and how many of the dictionary's
+    `common` pairs have a translation that the text never has.
     """
     running = Counter({surface: count for surface, count in counts.items() if any(map(str.isalpha, surface))})
-    with_entry = {surface for surface, target, _ in short if target == language}
-    result = {"running_words": sum(running[surface] for surface in with_entry) / max(1, running.total())}
-    # A table made by hand has no dictionary behind it.
-    if entries:
-        made, in_table = (sum(target == language for _, target, _ in table) for table in (rows, short))
-        pairs = [pair for found in common.values() for pair in found]
-        result |= {"rows_in_the_table": in_table, "longer_rows_left_out": made - in_table,
-                   "rarer_pairs_left_out": sum(map(len, entries.values())) - len(pairs),
-                   "pairs_never_in_the_text": sum(not pair.seen for pair in pairs)}
-    return result
+    with_entry = {surface for surface, target, _ in rows if target == language}
+    return {"running_words": sum(running[surface] for surface in with_entry) / max(1, running.total()),
+            "pairs_never_in_the_text": sum(not pair.seen for found in common.values() for pair in found)}

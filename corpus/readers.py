@@ -32,6 +32,8 @@ from runtime.hashing import file_digest
 HIDDEN = "\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
 NO_TEXT = regex.compile(rf"[{HIDDEN}]|(?<=[\p{{Latin}}\p{{Greek}}\p{{Cyrillic}}])[\u200c\u200d]")
 LINE_END = re.compile("\r\n?|[\x85\u2028\u2029]")
+# The patterns of tokenizers fail at a million spaces in a row. So many are no text.
+GAP = re.compile(r"\s{1000,}")
 ODD = re.compile(f"[{HIDDEN}\u200c\u200d\r\x85\u2028\u2029]")
 
 
@@ -40,7 +42,7 @@ def normalise(text: str) -> str:
     # Whatever becomes tokens passes here: words of a dictionary are then the same characters as in text.
     if ODD.search(text):
         text = NO_TEXT.sub("", LINE_END.sub("\n", text))
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", GAP.sub(" ", text))
 
 
 def _open_zst(file: BinaryIO) -> Any:

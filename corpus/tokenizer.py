@@ -51,11 +51,7 @@ def load_tokenizer(name: str, path: str) -> tiktoken.Encoding:
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """Token ids (n,) int64 of a text; special tokens written out in it are ordinary text."""
-    try:
-        return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
-    # Its pattern gives up after so many letters or spaces in a row that they are no text.
-    except ValueError as e:
-        raise UserError(f"the text {text[:20]!r}... cannot be cut into tokens ({e}); leave it out") from e
+    return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
 
 
 def token_byte_lengths(encoding: tiktoken.Encoding) -> np.ndarray:

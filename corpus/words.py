@@ -3,9 +3,9 @@ Words as they stand in text. A word's *surface form* carries the space before it
 are different token sequences, so they are different entries, each with the translation that can stand in its place.
 """
 
+import functools
 import itertools
 import re
-from array import array
 from collections import Counter
 
 import numpy as np
@@ -13,7 +13,6 @@ import regex
 from nltk.tokenize import NLTKWordTokenizer
 
 from corpus.languages import LETTERS
-from corpus.table import ranges
 
 # Words are NLTK's (paper, appendix A), found one chunk at a time, so that no sentence splitter has to be downloaded and
 # each distinct chunk is cut once. Every character falls in exactly one chunk.
@@ -36,7 +35,7 @@ SHORTENED = ("Mr Mrs Ms Mme Mlle Messrs Dr St Mt Rev Hon Prof Gen Col Capt Lt Sg
 ABBREVIATED = regex.compile(rf"(?:\b(?:{'|'.join(SHORTENED)})|(?:^|[ \"“„(\[])[A-HJ-Z]|\.[A-Za-z])\.$")
 NLTK = NLTKWordTokenizer()
 # So many chunks whose words a process remembers take about 130 MB.
-MAX_CHUNKS = 1_000_000
+MAX_CHUNKS = 400_000
 # What goes on for longer without a space is no text, and is one word: patterns take time by the square of its length.
 LONGEST_CHUNK = 10_000
 
@@ -100,40 +99,22 @@ def aligned_surfaces(surfaces: Counter, min_count: int) -> list[str]:
     return sorted((s for s in surfaces if s.removeprefix(" ") in words), key=lambda s: (-surfaces[s], s))
 
 
-class WordIndex(dict[str, int]):
-    """The number of every chunk of text met, and as flat arrays the words of a table that stand in each."""
+class WordIndex:
+    """Where the words of a table stand in text. What stands in a chunk is remembered."""
 
     def __init__(self, surfaces: list[str]):
-        super().__init__()
         self.entry = {surface: k for k, surface in enumerate(surfaces, 1)}
-        self.clear()
+        self.spans = functools.lru_cache(MAX_CHUNKS)(self._spans)
 
-    def clear(self) -> None:
-        super().clear()
-        self.length = array("q")      # (chunks,) in bytes
-        self.words = array("q", [0])  # (chunks + 1,) how many words all chunks before have
-        self.spans = array("q")       # (words * 3,) first byte in the chunk, byte after the last, entry
-
-    def __missing__(self, chunk: str) -> int:
-        for first, end, surface in words_of_chunk(chunk):
-            if surface in self.entry:
-                self.spans.extend((first, end, self.entry[surface]))
-        self.length.append(len(chunk.encode()))
-        self.words.append(len(self.spans) // 3)
-        self[chunk] = len(self)
-        return self[chunk]
+    def _spans(self, chunk: str) -> tuple[int, list[tuple[int, int, int]]]:
+        """How many bytes a chunk has, and first byte, byte after the last and entry of its words in the table."""
+        return len(chunk.encode()), [(first, end, self.entry[surface]) for first, end, surface in words_of_chunk(chunk)
+                                     if surface in self.entry]
 
     def spans_of(self, text: str) -> np.ndarray:
         """(words, 3) int64: first byte, byte after the last, and entry of every word of a text that is in the table."""
-        if len(self) > MAX_CHUNKS:
-            self.clear()
-        chunks = CHUNK.findall(text)
-        number = np.fromiter(map(self.__getitem__, chunks), np.int64, len(chunks))
-        # Arrays that share the memory of the flat ones.
-        length, words, spans = map(np.asarray, (self.length, self.words, self.spans))
-        count = words[number + 1] - words[number]           # (chunks of the text,)
-        start = np.cumsum(length[number]) - length[number]  # of each chunk in the text
-        # From bytes of the chunk to bytes of the text.
-        spans = spans.reshape(-1, 3)[ranges(words[number], count)]
-        spans[:, :2] += np.repeat(start, count)[:, None]
-        return spans
+        spans, start = [], 0
+        for length, words in map(self.spans, CHUNK.findall(text)):
+            spans += [(start + first, start + end, entry) for first, end, entry in words]
+            start += length
+        return np.array(spans, dtype=np.int64).reshape(-1, 3)

@@ -48,7 +48,7 @@ def decoder(folder: Folder) -> Callable[[np.ndarray], str]:
     stands_for_text = token_byte_lengths(folder.encoding) > 0
     # Some encodings have ids that stand for nothing. End-of-text is shown.
     stands_for_text[folder.end_of_text] = True
-    return lambda ids: folder.encoding.decode([i for i in (ids % folder.V).tolist() if stands_for_text[i]])
+    return lambda ids: folder.encoding.decode([i % folder.V for i in ids.tolist() if stands_for_text[i % folder.V]])
 
 
 def continuations(model: GPT, folder: Folder, config: Config) -> list[str]:

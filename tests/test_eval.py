@@ -21,15 +21,15 @@ import train as training
 from conftest import overrides
 from corpus.folder import Folder
 from corpus.tokenizer import encode
-from eval import (Classifier, accuracy, clka_in, encode_pairs, evaluate, fine_tune, language_model, retrieval,
-                  similarity, windows, word_vectors)
+from eval import (Classifier, accuracy, clka_in, encode_pairs, evaluate, fine_tune, language_model, perplexity,
+                  retrieval, similarity, windows, word_vectors)
 from model import GPT
 from report.tables import report_tables
 from runtime.checkpoint import load_trained, make_model
 from runtime.config import Config
 from runtime.errors import UserError
 from runtime.hardware import start
-from tasks.analysis import continuations, parallel_passages, precision_at_1, text_tokens
+from tasks.analysis import continuations, decoder, parallel_passages, precision_at_1, text_tokens
 from tasks.facts import Fact, make_facts
 from tasks.nli import Pair
 from test_prealign import TABLE, slow_representation
@@ -100,6 +100,15 @@ def nats_of_every_token(model: GPT, tokens, predicted, block_size: int, only: np
             start += block_size // 2
         nats -= log_p(model, tokens[start:p].tolist(), only)[predicted[p]].item()
     return nats
+
+
+def test_a_vocabulary_may_fill_the_two_bytes_of_a_bin(tiny, data):
+    """NumPy takes no uint16 modulo 65,536."""
+    tokens = data.tokens("en", "val")[:20]
+    full = SimpleNamespace(V=2**16, languages=("en",), pivot="en", encoding=data.encoding,
+                           end_of_text=data.end_of_text, ids_of=lambda _: np.arange(2**16))
+    assert tokens.dtype == np.uint16 and decoder(full)(tokens) == decoder(data)(tokens)
+    assert perplexity(GPT(2**16, tiny.block_size, 1, 1, 8), full, "en", tokens, tiny)["tokens"] == 19
 
 
 @pytest.mark.parametrize("language, number, batch_size", [("en", 100, 32), ("clone", 100, 2), ("en", 12, 1)])
