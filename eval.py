@@ -329,8 +329,9 @@ def evaluate(config: Config, name: str = "eval.json", knobs: tuple[str, ...] = (
         result = read_json(path, "delete it and run the same command again")
         # A knob that is newer than the file had its default then.
         then, now = Config().plain() | result["config"], config.plain()
-        # Beside the knobs that make the run, these begin with `knobs`. The size of a batch changes no result.
-        matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob != "eval_batch_size"]
+        # Beside the knobs that make the run, these begin with `knobs`. Two that do change no result.
+        others = ("eval_batch_size", "eval_interval")
+        matter = [knob for knob in now if knob in FIXED or knob.startswith(knobs) and knob not in others]
         if result.get("data") == folder.fingerprint and all(then[knob] == now[knob] for knob in matter):
             print(f"{path} is up to date; delete it to measure again")
             return result

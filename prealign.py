@@ -106,49 +106,23 @@ def word_representations(model: GPT, ids: torch.Tensor, length: torch.Tensor) ->
     return torch.cat(parts, dim=1)[:, to_device(torch.cat(order).argsort(), device)]
 
 
-class SupervisedContrastive(torch.autograd.Function):
+def layer_loss(anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, positives: torch.Tensor, first: int,
+               tau: float) -> torch.Tensor:
     """
-    Eq. 2, one layer's loss, summed over some of its rows, with the gradient taken in the same pass.
+    Eq. 2, the loss of one layer, summed over some of its rows, in nats.
 
     anchors (A, C) and rows (R, C) are L2-normalised float32; anchor a is row first + a. entry (R,) numbers the entries
     of the batch from 0, positives (R,) float32 says how many other words the entry of each row has.
     """
-
-    # One matrix of similarities is held, and none outlives its layer. The positives of a word come in by their sum, not
-    # pair by pair.
-    @staticmethod
-    def forward(ctx: Any, anchors: torch.Tensor, rows: torch.Tensor, entry: torch.Tensor, positives: torch.Tensor,
-                first: int, tau: float) -> torch.Tensor:
-        mine = slice(first, first + len(anchors))
-        # Only other words stand in the denominator. The lowest number and not -inf: a word alone then has no NaN.
-        similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
-        similarity.diagonal(first).fill_(torch.finfo(rows.dtype).min)
-        largest = similarity.amax(1, keepdim=True)
-        # Divided by their total, these are the softmax. In place.
-        p = similarity.sub_(largest).exp_()
-        total = p.sum(1, keepdim=True)
-        log_denominator = largest + total.log()  # (A, 1)
-        number = positives[mine, None]  # (A, 1)
-
-        def sum_of_entry(words: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-            return words.new_zeros(len(rows), words.shape[1]).index_add_(0, of, words)  # (R, C): R entries at most
-
-        # -sum over positives of log(exp(s_p) / denominator) = number * log_denominator - sum over positives of s_p
-        others = sum_of_entry(rows, entry)[entry[mine]] - anchors  # (A, C) the sum of each anchor's positives
-        loss = (number * log_denominator).sum() - (anchors * others).sum() / tau
-        # The gradient of an anchor: (number * mean of the rows, weighted by the softmax, - sum of its positives) / tau.
-        # That of a row is the same with the roles exchanged.
-        grad_anchors = (number / total * (p @ rows) - others) / tau
-        grad_rows = p.T @ (number / total * anchors) - sum_of_entry(anchors, entry[mine])[entry]
-        # A row is no positive of itself.
-        grad_rows[mine] += anchors
-        ctx.save_for_backward(grad_anchors, grad_rows.div_(tau))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_anchors, grad_rows = ctx.saved_tensors
-        return grad_anchors * upstream, grad_rows * upstream, None, None, None, None
+    mine = slice(first, first + len(anchors))
+    # Only other words stand in the denominator. The lowest number and not -inf: a word alone then has no NaN.
+    similarity = (anchors / tau) @ rows.T  # (A, R) cosines over tau
+    similarity.diagonal(first).fill_(torch.finfo(rows.dtype).min)
+    log_denominator = similarity.logsumexp(1)  # (A,)
+    # The positives of a word come in by their sum, not pair by pair: all words of its entry, without itself.
+    others = torch.zeros_like(rows).index_add(0, entry, rows)[entry[mine]] - anchors  # (A, C)
+    # -sum over positives of log(exp(s_p) / denominator) = number * log_denominator - sum over positives of s_p
+    return (positives[mine] * log_denominator).sum() - (anchors * others).sum() / tau
 
 
 class GatherRows(torch.autograd.Function):
@@ -189,9 +163,10 @@ def contrastive_loss(representations: torch.Tensor, entry: torch.Tensor, tau: fl
     entry_there, positives_there = to_device(index, device), to_device(positives.to(anchors.dtype), device)
     # At tau = 0.1 a cosine's rounding error counts ten times: float32.
     with torch.autocast(device.type, enabled=False):
-        # unbind: the gradient of indexing a layer would be zeros for all the others, once for each layer.
-        total = sum(SupervisedContrastive.apply(a, r, entry_there, positives_there, first, tau)
-                    for a, r in zip(anchors.unbind(), rows.unbind()))
+        # unbind: the gradient of indexing a layer would be zeros for all the others, once for each layer. A layer's
+        # similarities are computed again in the backward pass: those of one layer are held at a time.
+        total = sum(checkpoint(layer_loss, a, r, entry_there, positives_there, first, tau, use_reentrant=False,
+                               preserve_rng_state=False) for a, r in zip(anchors.unbind(), rows.unbind()))
     # Over the number of (word, positive) pairs, which Eq. 2 lacks: align_weight then means the same for every batch.
     return total / max(1, positives.sum().item())
 

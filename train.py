@@ -312,6 +312,7 @@ def run(config: Config, last_step: int, hardware: Hardware, objective: MakeObjec
         if stopping:
             break
     batches.close()
+    stop.close()
     if log:
         log.close()
         if step < last_step:

@@ -18,7 +18,7 @@ done
 if [ -z "$missing" ]; then
     own=()  # its text and folders are its own
     for argument in "$@"; do
-        [[ $argument == --@(source|data_dir|out_dir)=* ]] || own+=("$argument")
+        case $argument in --source=* | --data_dir=* | --out_dir=*) ;; *) own+=("$argument") ;; esac
     done
     bash runs/table6.sh ${own[@]+"${own[@]}"}
 else

@@ -16,19 +16,8 @@ SEEDS=${SEEDS:-1}
 KNOBS=("$@")
 
 configs() {  # configs [EXPERIMENT]: sets CONFIGS, the scale's config, what the experiment changes in it, and the size
-    local file
     CONFIGS=("config/$BASE.py" ${1:+"config/$1/$BASE.py"})
-    for file in "${CONFIGS[@]}"; do
-        if [ ! -f "$file" ]; then
-            echo "error: there is no $file; the first argument is a scale: $(scales "${1:-}")" >&2
-            exit 1
-        fi
-    done
     if [ "$BASE" != "$SCALE" ]; then CONFIGS+=("config/size/$SCALE.py"); fi
-}
-
-scales() {  # scales [EXPERIMENT]: the scales that there are
-    ls "config/${1:-.}"/*.py config/size/*.py | xargs -n 1 basename -s .py | grep -v bench | paste -sd ' ' -
 }
 
 knob() {  # knob NAME ARGUMENT ...: its value where a command has these arguments

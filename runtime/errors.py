@@ -21,14 +21,18 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked, self.exit_code = False, 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _ask(self, number: int, _: object) -> None:
         self.asked, self.exit_code = True, 128 + number
         # A second Ctrl-C does not wait for the step. SIGTERM often comes twice, from a scheduler and from torchrun.
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
+
+    def close(self) -> None:
+        """Signals do again what they did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:

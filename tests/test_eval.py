@@ -326,10 +326,10 @@ def test_a_result_is_used_again_if_it_is_newer_than_its_run_and_of_the_same_knob
     made: list[int] = []
 
     def times_measured(**changes) -> int:
-        evaluate(replace(config, **changes), "eval.json", ("eval_words",), lambda *_: made.append(1) or {})
+        evaluate(replace(config, **changes), "eval.json", ("eval_",), lambda *_: made.append(1) or {})
         return len(made)
 
-    assert times_measured() == times_measured(eval_tokens=5) == 0
+    assert times_measured() == times_measured(nli_epochs=5, eval_batch_size=5, eval_interval=5) == 0
     assert times_measured(eval_words=5) == times_measured(eval_words=5) == 1
     os.utime(Path(config.run_dir, "eval.json"), (0, 0))
     assert times_measured(eval_words=5) == 2

@@ -86,6 +86,14 @@ def test_a_command_ends_in_one_line_or_by_its_signal(raised, code):
     assert str(stopped.value.code).startswith(code)
 
 
+def test_signals_that_a_training_remembers_do_again_what_they_did_before_it():
+    before = signal.getsignal(signal.SIGTERM)
+    stop = errors.StopSignal()
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.close()
+    assert stop.asked and stop.exit_code == 143 and signal.getsignal(signal.SIGTERM) == before
+
+
 # ---- checkpoints ----
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory) -> Config:
