@@ -33,7 +33,7 @@ HIDDEN = "\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\uf
 NO_TEXT = regex.compile(rf"[{HIDDEN}]|(?<=[\p{{Latin}}\p{{Greek}}\p{{Cyrillic}}])[\u200c\u200d]")
 LINE_END = re.compile("\r\n?|[\x85\u2028\u2029]")
 # The patterns of tokenizers fail at a million spaces in a row. So many are no text.
-GAP = re.compile(r"\s{1000,}")
+GAP = re.compile(r"(?<![^\S\n])[^\S\n]{1000,}")
 ODD = re.compile(f"[{HIDDEN}\u200c\u200d\r\x85\u2028\u2029]")
 
 

@@ -74,7 +74,10 @@ muse() {
 
 culturax() {  # culturax LANGUAGE NUMBER
     local i file option
-    [ ! -d "texts/$1_published" ] || return 0  # texts/$1 was made of it
+    if [ -d "texts/$1_published" ]; then
+        echo "texts/$1 was made of texts/$1_published, and is left as it is"
+        return
+    fi
     command -v hf > /dev/null || fail "there is no hf: pip install huggingface_hub, then hf auth login"
     # First how large they are, then the files.
     for option in --dry-run ""; do
