@@ -132,7 +132,8 @@ def make_table(config: Config, statements: list[str], folder: str) -> dict:
     rows = keep_short(rows, encoding, config.translation_tokens)
     entries = write_table(rows, surfaces, encoding, first_id, folder)
     coverage = {language: dictionary.coverage(language, rows, surfaces, common[language]) for language in books}
-    for language, (share, never) in zip(books, map(dict.values, coverage.values())):
+    for language, numbers in coverage.items():
+        share, never = numbers.values()
         print(f"{100 * share:.0f}% of {pivot}'s running words have an entry in {language}"
               + (f"; {never} translations never stand in its text: another spelling or kind of text?" if never else ""))
     return {"V": encoding.n_vocab, "vocab_size": encoding.n_vocab + max(first_id.values()), "first_id": first_id,
