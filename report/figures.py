@@ -25,7 +25,7 @@ def curves(points: Sequence[tuple[str, str, str, float, float]], xlabel: str, wi
     size = (width * len(columns) + 1, height * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False,
                                 layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0.9, 0, len(lines)))
+    colours = plt.get_cmap("turbo")(np.linspace(0.95, 0.05, len(lines)))
     for axis, (row, column) in zip(axes.flat, itertools.product(rows, columns)):
         for line, colour in zip(lines, colours):
             at: dict[float, list[float]] = {}
@@ -35,7 +35,7 @@ def curves(points: Sequence[tuple[str, str, str, float, float]], xlabel: str, wi
             # What others are compared with is dashed: joint training, and the last layer.
             dashed = line in ("joint", "output embedding", "final hidden state")
             if at:
-                axis.plot(sorted(at), [np.mean(at[x]) for x in sorted(at)], color=colour, label=line, marker=".",
+                axis.plot(sorted(at), [np.mean(at[x]) for x in sorted(at)], color=colour, label=line, marker=".", markersize=3,
                           linestyle="--" if dashed else "-")
     # The names of rows and columns stand at the margins.
     for panels, row in zip(axes, rows):
@@ -57,13 +57,14 @@ def log_scale(axis: plt.Axes) -> None:
 
 
 def figure_loss(runs: list[dict]) -> Drawn:
+    # Without the first tenth, where the loss falls so far that methods cannot be told apart later.
     points = [("held-out loss, nats per token", language, run["method"], step, loss)
-              for run in runs for step, losses in run["held_out"].items()
+              for run in runs for step, losses in run["held_out"].items() if step >= max(run["held_out"]) / 10
               for language, loss in losses.items() if has_read(run, language)]
     if not points:
         return None
     return curves(points, "training step", 3.6, 3)[0], "Held-out loss during training", (
-        "A run with stage 1 begins at its end.")
+        "Without the first tenth of the steps.")
 
 
 def figure_4(dynamics: list[dict]) -> Drawn:
