@@ -1,5 +1,5 @@
 """
-English to En-Clone with the paper's tokens for each parameter and id, an hour and a quarter a method on one core.
+English to En-Clone with the paper's tokens for each parameter and id, an hour and a half a method on one core.
 
 Reads English text from texts/en/; 28M tokens (75 MB) are read 3.1 times. What differs from config/demo.py, and why:
   mix, max_steps  90M tokens are 68 for each parameter of the blocks (67 in the paper); 2.5% of En-Clone among 1,024 ids
