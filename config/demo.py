@@ -3,7 +3,7 @@ English to En-Clone on a laptop: a quarter of an hour on two cores, no GPU, no d
 
 Scaled down from the paper: 0.9M parameters (without embeddings) for 150M, 11.3M tokens for 10.1B. What changes with the
 scale, and why:
-  vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 1,000 target tokens for each id, half of the
+  vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 929 target tokens for each id, half of the
                       paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone: after stage 1
                       its output embeddings are learned from target text alone, and with 24 tokens for each id half of
                       the gap to English stays open.
