@@ -3,13 +3,13 @@ English to En-Clone on a laptop: a quarter of an hour on two cores, no GPU, no d
 
 Scaled down from the paper: 0.9M parameters (without embeddings) for 150M, 11.3M tokens for 10.1B. What changes with the
 scale, and why:
-  vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 929 target tokens for each id, half of the
+  vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 1,022 target tokens for each id, half of the
                       paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone: after stage 1
                       its output embeddings are learned from target text alone, and with 24 tokens for each id half of
                       the gap to English stays open.
   n_layer             2, so that there is time for 11M tokens: English's loss after stage 1 needs them to come down.
-  tie_embeddings      off: with half as many tokens tied ones cost English. With these they are better in single runs
-                      (docs/results.md, "What mattered"); the tables were measured without.
+  tie_embeddings      off: with half as many tokens tied ones cost English. With these they are better, by two seeds
+                      (docs/results.md, "What mattered"), but the tables were measured without.
   stage1_steps        5% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.

@@ -35,8 +35,8 @@ def curves(points: Sequence[tuple[str, str, str, float, float]], xlabel: str, wi
             # What others are compared with is dashed: joint training, and the last layer.
             dashed = line in ("joint", "output embedding", "final hidden state")
             if at:
-                axis.plot(sorted(at), [np.mean(at[x]) for x in sorted(at)], color=colour, label=line, marker=".", markersize=3,
-                          linestyle="--" if dashed else "-")
+                axis.plot(sorted(at), [np.mean(at[x]) for x in sorted(at)], color=colour, label=line, marker=".",
+                          markersize=3, linestyle="--" if dashed else "-")
     # The names of rows and columns stand at the margins.
     for panels, row in zip(axes, rows):
         panels[0].set_ylabel(row)
