@@ -8,8 +8,6 @@ scale, and why:
                       its output embeddings are learned from target text alone, and with 24 tokens for each id half of
                       the gap to English stays open.
   n_layer             2, so that there is time for 11M tokens: English's loss after stage 1 needs them to come down.
-  tie_embeddings      off: with half as many tokens tied ones cost English. With these they are better, by two seeds
-                      (docs/results.md, "What mattered"), but the tables were measured without.
   stage1_steps        5% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
@@ -37,7 +35,6 @@ codeswitch_ratio = 0.03
 n_layer = 2
 n_head = 4
 n_embd = 192
-tie_embeddings = False
 init_std = 0.05
 embedding_init_std = 0.1
 

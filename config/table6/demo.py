@@ -10,7 +10,7 @@ Beside the languages and the number of steps, what differs from config/demo.py, 
   min_count, align_entries  what stage 1 has the steps for: some 5,000 words, each about 20 times.
   fact_objects    words that such text has often.
   codeswitch_ratio  the paper's 5%.
-  n_layer, n_embd, block_size, tie_embeddings  four narrower blocks, longer rows and one matrix, as it was tuned with.
+  n_layer, n_embd, block_size  four narrower blocks and longer rows, as it was tuned with.
 The rest has not been tuned.
 """
 
@@ -35,7 +35,6 @@ block_size = 256
 codeswitch_ratio = 0.05
 n_layer = 4
 n_embd = 128
-tie_embeddings = True
 max_steps = 1200
 stage1_steps = 200
 align_weight = 0.5
