@@ -49,7 +49,7 @@ def points_in(out_dir: str) -> list[tuple[str, int, dict[str, float | None]]]:
         for run in runs:
             # Joint training itself closes nothing; without it there is no gap.
             closed = gap_closed(run, joint[run["seed"]]) if run["seed"] in joint else None
-            values = {column: value(run, column) for column in ("CLKA en->clone", *SIDES)}
+            values = {column: value(run, column) for column in ("ppl en", "ppl clone", "CLKA en->clone", *SIDES)}
             found.append((run["method"], tokens_per_id(run), {"gap closed": closed} | values))
     if not found:
         raise UserError(f"no evaluated run in {out_dir}; expected SHARE/METHOD/seedN/eval.json, of runs/tokens.sh")
