@@ -4,9 +4,9 @@ English to En-Clone on a laptop: a quarter of an hour on two cores, no GPU, no d
 Scaled down from the paper: 0.9M parameters (without embeddings) for 150M, 11.3M tokens for 10.1B. What changes with the
 scale, and why:
   vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 1,022 target tokens for each id, half of the
-                      paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone: after stage 1
-                      its output embeddings are learned from target text alone, and with 24 tokens for each id half of
-                      the gap to English stays open.
+                      paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone, its own text
+                      alone does: with 19 tokens for each id nearly half of the gap to English stays open
+                      (docs/results.md, "When PreAlign pays").
   n_layer             2, so that there is time for 11M tokens: English's loss after stage 1 needs them to come down.
   stage1_steps        5% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.

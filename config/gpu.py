@@ -2,6 +2,7 @@
 English to En-Clone on one GPU: Tables 1, 3 and 4 in minutes (bash runs/gpu.sh reproduce), 28 to 65 seconds of an H100
 for each method, evaluation included (results/gpu). The regime is config/demo.py's. What differs from it, and why:
   n_layer, n_embd     7.1M parameters without embeddings. 384 is three tiles of a GPU's matrix product.
+  tie_embeddings      off, as it was measured; in the demo tied ones are better (docs/results.md, "What mattered").
   max_steps, batch_size  2,400 steps of 32,768 tokens, 79M tokens. A step of half as many takes as long (docs/speed.md).
   block_size          256: attention is a fourteenth of the operations, and a page of a novel is context enough.
   vocab_size, mix     4% of En-Clone, facts aside, among 4,096 ids is 730 target tokens for each id.
