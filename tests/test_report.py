@@ -187,7 +187,7 @@ def test_what_is_reached_by_tokens_for_each_id(tmp_path, capsys, monkeypatch):
     sweep.main([str(tmp_path)])
     ((_, *rows),) = tables_of(capsys.readouterr().out)
     assert [row[:3] for row in rows] == [[m, n, "2"] for m in ("joint", "prealign") for n in ("20", "60")]
-    assert rows[2][3:] == ["15.0 ± 7.1", *(f"{y}.0 ± 0.0" for y in (50, 20, 50, 60, 40))]
+    assert rows[2][3:] == ["15.0 ± 7.1", "20.0 ± 0.0", "145.0 ± 49.5", *(f"{y}.0 ± 0.0" for y in (50, 20, 50, 60, 40))]
     assert "(figures/tokens.png)" in (tmp_path / "report.md").read_text()
 
 
