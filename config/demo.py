@@ -5,9 +5,9 @@ Scaled down from the paper: 0.9M parameters (without embeddings) for 150M, 11.3M
 scale, and why:
   vocab_size, mix     10% of En-Clone, facts aside, among 1,024 ids is 1,022 target tokens for each id, half of the
                       paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone, its own text
-                      alone does: with 19 tokens for each id nearly half of the gap to English stays open
+                      alone does: with 19 tokens for each id 38% of the gap to English stay open
                       (docs/results.md, "When PreAlign pays").
-  n_layer             2, so that there is time for 11M tokens: English's loss after stage 1 needs them to come down.
+  n_layer             2, so that there is time for 11M tokens: English needs that many to recover from stage 1.
   stage1_steps        5% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
