@@ -113,7 +113,7 @@ def initial_state(model: GPT, config: Config, data: Any) -> dict | None:
 
 @torch.no_grad()
 def make_golden(model: GPT, data: Any) -> None:
-    """Gives every token of En-Clone the embeddings of its English twin: the upper bound of stage 1."""
+    """Gives every token of En-Clone the embeddings of its English twin, meant as the upper bound of stage 1."""
     if "clone" not in data.languages:
         raise UserError(f"init_from=golden copies English's embeddings to En-Clone's, and {data.dir} has no En-Clone")
     # The two are one where embeddings are tied.
