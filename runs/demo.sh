@@ -6,9 +6,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 OUT_DIR=${OUT_DIR:-out/demo}
-# As they can be pasted into a shell.
-knobs=$([ $# -eq 0 ] || printf " %q" "$@")
 set -- "$@" --out_dir="$OUT_DIR"
+# For the commands printed at the end: quoted, to be pasted into a shell.
+knobs=$(printf " %q" "$@")
 
 # Joint training runs beside PreAlign, each on half of the cores: for so small a model more threads are hardly faster.
 cores=$(getconf _NPROCESSORS_ONLN)
@@ -42,9 +42,9 @@ Everything is in $OUT_DIR: report.md with figures, report.json, and for every ru
 versions), metrics.jsonl (the curves), checkpoint.pt and eval.json. The data is in data_dir (bins/demo); table.tsv is
 its alignment table.
 Next:
-    SEEDS="1 2 3" OUT_DIR=$OUT_DIR bash runs/demo.sh$knobs   # three seeds, mean and standard deviation
-    .venv/bin/python train.py config/demo.py config/method/prealign.py$knobs --out_dir=$OUT_DIR --method=my_idea --codeswitch_ratio=0.2
-    .venv/bin/python eval.py  config/demo.py config/method/prealign.py$knobs --out_dir=$OUT_DIR --method=my_idea --codeswitch_ratio=0.2
-    .venv/bin/python -m report $OUT_DIR   # your row beside the others
+    SEEDS="1 2 3" OUT_DIR="$OUT_DIR" bash runs/demo.sh$knobs   # three seeds, mean and standard deviation
+    .venv/bin/python train.py config/demo.py config/method/prealign.py$knobs --method=my_idea --codeswitch_ratio=0.2
+    .venv/bin/python eval.py  config/demo.py config/method/prealign.py$knobs --method=my_idea --codeswitch_ratio=0.2
+    .venv/bin/python -m report "$OUT_DIR"   # your row beside the others
     .venv/bin/python train.py --help            # every knob
 END

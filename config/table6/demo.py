@@ -10,8 +10,8 @@ Beside the languages and the number of steps, what differs from config/demo.py, 
   min_count, align_entries  what stage 1 has the steps for: some 5,000 words, each about 20 times.
   fact_objects    words that such text has often.
   codeswitch_ratio  the paper's 5%.
-  n_layer, n_embd, block_size  four narrower blocks and longer rows, as these were chosen with.
-Nothing else here was tuned.
+  n_layer, n_embd, block_size  four narrower blocks and longer rows: the knobs above were chosen with these.
+The rest has not been tuned.
 """
 
 data_dir = "bins/table6_demo"
