@@ -7,7 +7,7 @@ scale, and why:
                       paper's 2,000 (1% among 50,000). Input-only codeswitching never predicts En-Clone, its own text
                       alone does: with 19 tokens for each id 38% of the gap to English stay open
                       (docs/results.md, "When PreAlign pays").
-  n_layer             2, so that there is time for 11M tokens: English needs that many to recover from stage 1.
+  n_layer             2, so that there is time for 11M tokens.
   stage1_steps        5% of the steps, not 2%: stage 1 has to bring every entry together, and steps are few.
   min_count           5, not 20: in 6 MB of text, words seen 20 times leave a quarter of the tokens without an entry.
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
