@@ -3,7 +3,7 @@ On top of config/demo.py: English to German, Chinese, Russian and Arabic at once
 
 Reads the folders texts/LANGUAGE (en, de, zh, ru, ar) and dictionaries/en-LANGUAGE*.txt: MUSE, and what is beside it.
 Beside the languages and the number of steps, what differs from config/demo.py, and why:
-  vocab_size, tokenizer_share  for five languages, so that as many translations as can be are one token in each.
+  vocab_size, tokenizer_share  for five languages, so that many translations are one token in each.
   translation_tokens  only translations of one token are aligned: of a longer one every token is pulled to the word's
                   meaning, and in a model this small the tokens that many words share do not recover from it
                   (results/table6_demo has the experiment).
@@ -12,7 +12,7 @@ Beside the languages and the number of steps, what differs from config/demo.py, 
   codeswitch_facts  facts are part of the English text, and are codeswitched like the rest of it.
   codeswitch_ratio  the paper's 5%.
   n_layer, n_embd, block_size  four narrower blocks and longer rows: the knobs above were chosen with these.
-  tie_embeddings  off: one matrix for five languages costs English 6%, and the targets gain less (results/table6_demo).
+  tie_embeddings  off: with one matrix for five languages English is 5 to 6% worse (results/table6_demo).
 The rest has not been tuned.
 """
 
