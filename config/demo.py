@@ -13,7 +13,7 @@ scale, and why:
   init_std, embedding_init_std  larger than GPT-2's 0.02, which is for rows 4 to 8 times as wide.
   fact_frequencies    every fact so often that it is learned early.
   fact_objects        words that the built-in text has often.
-  codeswitch_ratio    3% of the words, not 5%: more costs English, and En-Clone gains nothing by it (measured: 15%).
+  codeswitch_ratio    3% of the words; the paper's 5% does as well, 15% costs English (docs/results.md).
   beta2               a long memory for the gradients of rare tokens.
 """
 
